@@ -1,0 +1,1 @@
+"""Adapters of convsv to frameworks, model formats and the command line."""

@@ -1,0 +1,376 @@
+"""The commands of `convsv`. Results go to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from convsv_adapters import _table
+from convsv_adapters.parameters import one_line
+from convsv_core.analysis import Row, analyse, certify, read_model
+from convsv_core.backend import Backend
+from convsv_core.conv import Conv
+from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.plugins import backends, get_backend
+
+BUNDLED = "digits.onnx"
+PLOT_FORMATS = (".png", ".pdf", ".svg")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="convsv")
+def convsv() -> None:
+    """Exact singular values of convolutional layers."""
+
+
+# ---- options -----------------------------------------------------------------------------------------
+
+
+class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """``3,224,224`` or ``name=1,3,224,224``: a name, which may be empty, and a shape."""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+        """Parse one option."""
+        if isinstance(value, tuple):
+            return value
+        name, _, numbers = value.rpartition("=")
+        try:
+            shape = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            self.fail(f"{value!r}: wanted positive integers as in 3,224,224 or name=1,3,224,224", param, ctx)
+        return name, shape
+
+
+def _check_layout(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        try:
+            Conv(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
+def _check_output(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse at once what could not be written after minutes of work."""
+    if value is None or str(value) == "-":
+        return value
+    if value.is_dir():
+        raise click.BadParameter(f"{value} is a directory")
+    if not value.absolute().parent.is_dir():
+        raise click.BadParameter(f"{value}: there is no directory {value.parent}")
+    if param.name == "plot" and value.suffix.lower() not in PLOT_FORMATS:
+        raise click.BadParameter(f"{value}: wanted a name that ends in {', '.join(PLOT_FORMATS)}")
+    return value
+
+
+def _check_positive(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not 0 < value < math.inf:  # NaN too, which click.FloatRange lets pass
+        raise click.BadParameter(f"{value}: wanted a positive number")
+    return value
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+R = TypeVar("R", bound=Row)
+InputShapes: TypeAlias = Sequence[tuple[str, tuple[int, ...]]]
+
+
+def _model_options(view: _table.View) -> Callable[[Command], Command]:
+    """What every command takes that looks at a network; gathered in a `Request`, and `sort` for its table."""
+    options = (
+        click.argument("model", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+        click.option(
+            "--input-shape",
+            "input_shapes",
+            type=InputShape(),
+            multiple=True,
+            help="Shape of the network's input, as 3,224,224 or name=1,3,48,320; once for each input. For files "
+            "that hold only weights: extents of every layer, or of the layer named.",
+        ),
+        click.option(
+            "--layout", callback=_check_layout, help="Layout of kernels in files that do not fix it, as HWIO."
+        ),
+        click.option("--backend", "backend_name", default="numpy", show_default=True, help="Array library."),
+        click.option("--device", help="Where to compute, as cuda:0."),
+        click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: float64 if stored so."),
+        click.option(
+            "--json",
+            "json_path",
+            type=click.Path(path_type=Path, allow_dash=True),
+            callback=_check_output,
+            help="Write the figures to a file, or with - to stdout in place of the table.",
+        ),
+        click.option(
+            "--sort",
+            type=click.Choice(list(view.sort_keys)),
+            default="depth",
+            show_default=True,
+            help="Order of the table: from the input on, or the most remarkable first.",
+        ),
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options that commands share, checked: a network, and the library to look at it with."""
+
+    model: Path | None
+    backend: Backend
+    device: str | None
+    dtype: str | None
+    read_options: ReadOptions
+
+    @classmethod
+    def of(
+        cls,
+        model: Path | None,
+        input_shapes: InputShapes,
+        layout: str | None,
+        backend_name: str,
+        device: str | None,
+        dtype: str | None,
+    ) -> Request:
+        """From the values of `_model_options`."""
+        names = [name for name, _ in input_shapes]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise click.UsageError(f"--input-shape is given twice for {min(repeated) or 'the first input'}")
+        backend = _backend(backend_name, device, dtype)
+        return cls(model, backend, device, dtype, ReadOptions(dict(input_shapes), layout))
+
+    @property
+    def label(self) -> str:
+        """The model, as in titles."""
+        return self.model.name if self.model is not None else f"{BUNDLED} (comes with convsv)"
+
+    def layers(self) -> list[Layer]:
+        """Every convolution of the network, of which there is one at least."""
+        with _model_file(self.model) as path:
+            try:
+                layers = read_model(path, self.read_options)
+            except ModelError as error:
+                raise click.ClickException(str(error)) from None
+        if not layers:
+            raise click.ClickException(f"{self.label}: no convolution found")
+        return layers
+
+    def publish(
+        self,
+        reports: Sequence[Row],
+        fields: Sequence[str],
+        view: _table.View,
+        sort: str,
+        json_path: Path | None,
+        files: Mapping[Path, Callable[[], bytes]] | None = None,
+    ) -> None:
+        """Write the files, the table or the JSON, and leave with the exit status that the reports call for."""
+        model = str(self.model) if self.model is not None else BUNDLED
+        document = as_json(model, self.backend.name, reports, fields)
+        to_stdout = json_path is not None and str(json_path) == "-"
+        try:
+            if json_path is not None and not to_stdout:
+                write_whole(json_path, f"{document}\n".encode())
+            for path, content in (files or {}).items():
+                write_whole(path, content())
+        except OSError as error:
+            raise click.ClickException(f"{error.filename}: {error.strerror or error}") from None
+        if to_stdout:
+            click.echo(document)
+        else:
+            _table.show(reports, f"{self.label}, with {self.backend.name}", view, sort)
+        without = sum(report.norm is None for report in reports)
+        if without:
+            click.echo(f"{without} of {len(reports)} convolutions have no figures; their notes say why.", err=True)
+        if without == len(reports):
+            raise click.exceptions.Exit(1)
+
+
+def _with_progress(rows: Iterable[R], total: int) -> list[R]:
+    """All rows, with a bar on a terminal's stderr as they come."""
+    messages = Console(stderr=True)
+    found = []
+    with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        for row in rows:
+            found.append(row)
+            progress.advance(task)
+    return found
+
+
+# ---- convsv spectrum, convsv norm ------------------------------------------------------------------------
+
+
+@convsv.command()
+@_model_options(_table.SPECTRUM)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    callback=_check_output,
+    help=f"Write the singular values as a figure ({', '.join(PLOT_FORMATS)}).",
+)
+def spectrum(json_path: Path | None, sort: str, plot: Path | None, **options: Any) -> None:
+    """Singular values of every convolution of a trained network.
+
+    MODEL is an ONNX model, a PyTorch state dict, a safetensors file or an .npz archive; without it, a small
+    network that comes with convsv. The operator is the circular one at the layer's extents.
+
+    The exit status is 0 if some layer has figures, 1 if none has or something failed, 2 for a wrong call.
+    """
+    request = Request.of(**options)
+    if plot is not None:
+        try:
+            from convsv_adapters import _plot
+        except ModuleNotFoundError as error:
+            raise click.ClickException(f"--plot needs {error.name}: pip install 'convsv[cli]'") from None
+    layers = request.layers()
+    rows = analyse(layers, request.backend, dtype=request.dtype, device=request.device)
+    reports = _with_progress(rows, len(layers))
+    files = {}
+    if plot is not None:
+        files[plot] = lambda: _plot.draw(reports, request.label, plot.suffix[1:].lower())
+    request.publish(reports, SPECTRUM_FIELDS, _table.SPECTRUM, sort, json_path, files)
+
+
+@convsv.command()
+@_model_options(_table.NORM)
+@click.option(
+    "--rtol",
+    type=float,
+    callback=_check_positive,
+    default=1e-3,
+    show_default=True,
+    help="Relative gap between the bounds.",
+)
+def norm(json_path: Path | None, sort: str, rtol: float, **options: Any) -> None:
+    """Certified bounds of the norm of every convolution, for every input size.
+
+    MODEL is as for `convsv spectrum`. The bounds hold for zero, valid and circular padding; a layer that repeats
+    pixels in another way is listed without them. An input shape matters to no bound; it is needed only where a
+    model must be run to find its layers.
+
+    The exit status is 0 if some layer has figures, 1 if none has or something failed, 2 for a wrong call.
+    """
+    request = Request.of(**options)
+    layers = request.layers()
+    rows = certify(layers, request.backend, rtol=rtol, dtype=request.dtype, device=request.device)
+    request.publish(_with_progress(rows, len(layers)), NORM_FIELDS, _table.NORM, sort, json_path)
+
+
+def _backend(name: str, device: str | None, dtype: str | None) -> Backend:
+    try:
+        backend = get_backend(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--backend") from None
+    if reason := backend.unavailable():
+        raise click.ClickException(f"the backend {name} is not available: {reason}")
+    try:
+        backend.asarray(np.zeros(1, np.float32), device=device)
+    except Exception as error:  # each library has an exception of its own for a device that it lacks
+        raise click.BadParameter(f"{name} on {device}: {one_line(error)}", param_hint="--device") from None
+    if dtype is not None and dtype not in (known := backend.dtypes(device)):
+        raise click.BadParameter(f"{name} has {', '.join(known)} here, not {dtype}", param_hint="--dtype")
+    return backend
+
+
+@contextlib.contextmanager
+def _model_file(model: Path | None) -> Iterator[Path]:
+    if model is not None:
+        yield model
+    else:
+        bundled = importlib.resources.files("convsv_adapters") / "data" / BUNDLED
+        with importlib.resources.as_file(bundled) as path:
+            yield path
+
+
+GEOMETRY_FIELDS = ("name", "kernel_shape", "layout", "stride", "dilation", "groups")
+SPECTRUM_FIELDS = (
+    *GEOMETRY_FIELDS,
+    "input_shape",
+    "operator_norm",
+    "smallest_singular_value",
+    "condition_number",
+    "stable_rank",
+    "reshaped_norm",
+    "note",
+)
+NORM_FIELDS = (
+    *GEOMETRY_FIELDS,
+    "lower",
+    "upper",
+    "frequency",
+    "evaluations",
+    "converged",
+    "reshaped_norm",
+    "note",
+)
+
+
+def as_json(model: str, backend: str, reports: Sequence[Row], fields: Sequence[str]) -> str:
+    """Write the named fields of reports as JSON, with null for a figure that could not be had or that is infinite.
+
+    JSON has no infinity. A condition number is infinite if and only if `smallest_singular_value` is 0,
+    and the note then says that the operator is singular.
+    A transposed convolution has `transposed` in its note.
+    """
+    rows = [{field: _json_value(getattr(report, field)) for field in fields} for report in reports]
+    for report, row in zip(reports, rows, strict=True):
+        if report.transposed:
+            row["note"] = "; ".join(filter(None, ("transposed", report.note)))
+    return json.dumps({"model": model, "backend": backend, "layers": rows}, indent=2, allow_nan=False)
+
+
+def _json_value(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that another program sees the old content or the new one, never a part."""
+    target = path.resolve()
+    if target.exists() and not target.is_file():  # such as /dev/null
+        target.write_bytes(content)
+        return
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ---- convsv backends, convsv conformance -----------------------------------------------------------------
+
+
+@convsv.command("backends")
+def list_backends() -> None:
+    """Array libraries that a plugin brings, and which of them can be used here."""
+    _table.show_backends(backends())
+
+
+@convsv.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def conformance(arguments: tuple[str, ...]) -> None:
+    """Check backends against the dense matrix; see convsv conformance --help."""
+    from convsv_conformance.__main__ import main
+
+    main(args=list(arguments), prog_name="convsv conformance")

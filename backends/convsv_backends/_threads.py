@@ -1,0 +1,86 @@
+"""Blocks of frequencies over threads, while the library's own threading is held to one thread a call.
+
+The decompositions of small matrices that this project asks for gain nothing from the threads inside LAPACK, and
+on some sizes lose most of their time to them; one matrix a thread gains nearly all that there is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from convsv_core.backend import Array, BlockFunction, split_rows
+
+SMALL_BYTES = 1 << 22
+"""Work of fewer bytes than this is done by the caller's thread: starting others would cost more."""
+
+BLOCKS_PER_THREAD = 4
+"""Enough for the threads to end at about one time, few enough for each block to be worth its start."""
+
+
+class SharedLimit:
+    """A limit that is one for the whole process, held while any thread needs it.
+
+    The first thread in sets the limit and the last one out restores it, whichever threads they are: with a
+    context of its own for each, the limit would outlive the calls or end too early.
+
+    Parameters
+    ----------
+    limit : callable
+        Sets the limit. Returns how many threads the user's own limit left, and a function that restores it.
+    """
+
+    def __init__(self, limit: Callable[[], tuple[int, Callable[[], object]]]) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._threads = 1
+        self._restore: Callable[[], object] = lambda: None
+
+    def __enter__(self) -> int:
+        with self._lock:
+            if self._holders == 0:
+                threads, self._restore = self._limit()
+                self._threads = max(1, min(threads, usable_processors()))
+            self._holders += 1
+            return self._threads
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._restore()
+
+
+def usable_processors() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def worth_threads(rows: Any, row_bytes: int) -> bool:
+    """Whether there is enough work for more than one thread."""
+    return len(rows) > 1 and len(rows) * row_bytes >= SMALL_BYTES
+
+
+def map_in_threads(
+    function: BlockFunction,
+    rows: Any,
+    threads: int,
+    *,
+    row_bytes: int,
+    budget: int,
+    initializer: Callable[[], object] | None = None,
+) -> list[Array | tuple[Array, ...]]:
+    """Results of `function` on consecutive blocks of `rows`, in order; the threads share `budget` bytes."""
+    affordable = max(1, budget // threads // max(1, row_bytes))
+    balanced = -(-len(rows) // (BLOCKS_PER_THREAD * threads))
+    with ThreadPoolExecutor(threads, thread_name_prefix="convsv", initializer=initializer) as pool:
+        return list(pool.map(function, split_rows(rows, min(affordable, balanced))))

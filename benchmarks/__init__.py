@@ -1,0 +1,1 @@
+"""Benchmarks of `convsv`: ``python -m benchmarks --help``, from a checkout with the ``cli`` extra."""

@@ -1,0 +1,24 @@
+"""Entry point of ``python -m benchmarks``: one subcommand a question."""
+
+from __future__ import annotations
+
+import click
+
+from benchmarks.certify import certify
+from benchmarks.memory import peak_memory
+from benchmarks.norm import norm
+from benchmarks.spectrum import spectrum
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def benchmarks() -> None:
+    """Measure convsv against what it replaces, alternately in one process."""
+
+
+benchmarks.add_command(spectrum)
+benchmarks.add_command(norm)
+benchmarks.add_command(certify)
+benchmarks.add_command(peak_memory)
+
+if __name__ == "__main__":
+    benchmarks(prog_name="python -m benchmarks")

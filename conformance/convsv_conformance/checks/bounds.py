@@ -1,0 +1,283 @@
+"""Certified bounds of the norm: never violated, attained where they say, and not misled where searches are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import convsv_core as convsv
+from convsv_conformance.cases import Case, make_case
+from convsv_conformance.checks.spectrum import VALUE_FACTOR
+from convsv_conformance.dense import Array, same_pads
+from convsv_conformance.target import UNITS_IN_LAST_PLACE, Ledger, Target
+
+REFERENCE_FACTOR = 16.0
+"""Error of the reference's own norms, in units of the rounding of double precision: all that the bounds are allowed."""
+
+ATTAINED_FACTOR = 300.0
+"""Most that `lower` may stay below the norm at the frequency that it names, in units of eps times that norm.
+
+What rounding can have added to the squared norm is taken off `lower`: some units for each of the sums that make it,
+as a share of the sum of the moduli of its terms.
+"""
+
+RTOL = 1e-3
+TIGHT = {"float32": 1e-6, "float64": 1e-8}
+"""Relative gap asked for where no gap shall hide the rounding, by dtype of the answer."""
+
+TIGHT_EVALUATIONS = 4000
+"""Budget there: in 32 bits the gap may be out of reach, which the answer then has to say."""
+
+POINTS, STARTS = 24, 8
+"""The reference looks for a supremum from the best few of so many points an axis."""
+
+
+# ---- the table of cases ----------------------------------------------------------------------------------
+
+
+def of_one_size(target: Target, case: Case, ledger: Ledger) -> None:
+    """With an input shape: the largest singular value of the dense matrix lies between the bounds."""
+    kernel, truth = target.kernel(case)
+    bounds = convsv.norm_bounds(kernel, case.conv, input_shape=case.input_shape, rtol=RTOL)
+    lower, upper = _consistent(target, case, truth.values, bounds, RTOL, ledger)
+    _not_above(ledger, f"the upper bound {upper} is violated", truth.norm, upper)
+    _not_above(ledger, "the lower bound is violated", lower, truth.norm)
+    turns = np.asarray(bounds.frequency) * case.grid / (2 * math.pi)
+    on_grid = np.abs(turns - np.rint(turns)) <= 2 * UNITS_IN_LAST_PLACE["float64"] * np.maximum(turns, 1)
+    ledger.true(f"norm_bounds: frequency={bounds.frequency} is not on the grid {case.grid}", bool(on_grid.all()))
+    ledger.true("norm_bounds did not converge", bounds.converged)
+
+
+def of_every_size(target: Target, case: Case, ledger: Ledger) -> None:
+    """Without one: neither the circular nor the zero-padded layer goes beyond `upper`, and `lower` is attained."""
+    kernel, truth = target.kernel(case)
+    bounds = convsv.norm_bounds(kernel, case.conv, rtol=RTOL)
+    _, upper = _consistent(target, case, truth.values, bounds, RTOL, ledger)
+    _not_above(ledger, f"the circular layer's norm is beyond {upper}", truth.norm, upper)
+    _not_above(ledger, f"the zero-padded layer's norm is beyond {upper}", truth.zero_padded_norm, upper)
+    ledger.true("norm_bounds did not converge", bounds.converged)
+
+
+def of_flat_symbols(target: Target, case: Case, ledger: Ledger) -> None:
+    """Norms that are the same at every frequency: no gap hides the rounding, and none must be left."""
+    kernel, truth = target.kernel(case)
+    rtol = TIGHT[target.answer]
+    bounds = convsv.norm_bounds(kernel, case.conv, rtol=rtol, max_evaluations=TIGHT_EVALUATIONS)
+    _, upper = _consistent(target, case, truth.values, bounds, rtol, ledger)
+    _not_above(ledger, f"the circular layer's norm is beyond {upper}", truth.norm, upper)
+    ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
+
+
+# ---- kernels that mislead a search -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Peak:
+    """A kernel whose norm stands at a frequency where others do not look.
+
+    Parameters
+    ----------
+    case : Case
+        Its geometry.
+    kernel : array, float64
+    mistake : str
+        What others do.
+    mistaken : callable
+        The norm by that mistake; it must be less than the right one by more than a twentieth, or the kernel would
+        not tell them apart.
+    norm : float or None
+        The supremum, where the construction tells it; else the reference searches for it.
+    """
+
+    case: Case
+    kernel: Array
+    mistake: str
+    mistaken: Callable[[Case, Array], float]
+    norm: float | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the case."""
+        return self.case.name
+
+
+def of_peaks(target: Target, peak: Peak, ledger: Ledger) -> None:
+    """The supremum, found from many starts, lies below `upper`, though a usual search stays well below it."""
+    kernel, case = target.array(peak.kernel), peak.case
+    values = target.exact(kernel)
+    rtol = TIGHT[target.answer]
+    bounds = convsv.norm_bounds(kernel, case.conv, rtol=rtol, max_evaluations=TIGHT_EVALUATIONS)
+    lower, upper = _consistent(target, case, values, bounds, rtol, ledger)
+    truth = _climbed_from(case, values, POINTS, STARTS)
+    wrong = peak.mistaken(case, values)
+    ledger.true(f"{peak.mistake}: the kernel does not tell, {wrong} for {truth}", wrong < 0.95 * truth)
+    if peak.norm is not None:
+        ledger.close("the reference's own search", truth, peak.norm, scale=peak.norm, factor=VALUE_FACTOR)
+    _not_above(ledger, f"the supremum is beyond {upper}", truth, upper)
+    _not_above(ledger, "the lower bound is violated", lower, truth)
+    ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
+
+
+def _climbed(case: Case, values: Array) -> float:
+    """A local search from the best of as many points as taps."""
+    return _climbed_from(case, values, max(case.taps), 1)
+
+
+def _sampled(case: Case, values: Array) -> float:
+    """The largest norm on the grid of the case."""
+    return float(_norms(case, values, _grid(case.grid[0], len(case.taps))).max())
+
+
+def _reshaped(case: Case, values: Array) -> float:
+    return float(np.linalg.norm(values.reshape(values.shape[0], -1), 2))
+
+
+def _gaussian(seed: int) -> Peak:
+    case = make_case(f"local-optimum-{seed}", (2, 2), (3, 3), (8, 8))
+    kernel = np.random.default_rng(seed).standard_normal((2, 2, 3, 3))
+    return Peak(case, kernel, "a search that stops at a local optimum", _climbed)
+
+
+def _wave(taps: int, angles: tuple[float, ...], height: float) -> Array:
+    """Real kernel of two channels that turns them: its norm is `height` at plus and minus `angles`, and less elsewhere.
+
+    Rotations by t commute and have the eigenvalues ``exp(+-i t)``, so the symbol is normal and its values are two
+    Dirichlet kernels.
+    """
+    turns: Array = np.zeros((taps,) * len(angles))
+    for place in np.ndindex(turns.shape):
+        turns[place] = sum(angle * t for angle, t in zip(angles, place, strict=True))
+    rotations = np.array([[np.cos(turns), -np.sin(turns)], [np.sin(turns), np.cos(turns)]])
+    return rotations * (height / turns.size)
+
+
+def _two_blocks() -> Peak:
+    """The higher peak stands between the points of a search, the lower one on one of them."""
+    kernel: Array = np.zeros((4, 4, 3, 3))
+    kernel[:2, :2] = _wave(3, (2 * math.pi / 3, 0.0), 1.0)
+    kernel[2:, 2:] = _wave(3, (math.pi / 3, math.pi), 1.2)
+    case = make_case("two-blocks", (4, 4), (3, 3), (8, 8))
+    return Peak(case, kernel, "a search that stops at a local optimum", _climbed, 1.2)
+
+
+PEAKS = (
+    *map(_gaussian, (5, 54, 63, 90)),  # found among 150
+    _two_blocks(),
+    Peak(
+        make_case("between-grid-points", (2, 2), (5,), (8,)),
+        _wave(5, (3 * math.pi / 8,), 5.0),
+        "the symbol sampled",
+        _sampled,
+        5.0,
+    ),
+    Peak(
+        make_case("ones", (4, 3), (3, 3), (8, 8)),
+        np.ones((4, 3, 3, 3)),
+        "the kernel reshaped to a matrix",
+        _reshaped,
+        9 * math.sqrt(12),
+    ),
+)
+
+
+# ---- what holds of any bounds ----------------------------------------------------------------------------
+
+
+def _consistent(
+    target: Target, case: Case, values: Array, bounds: convsv.NormBounds, rtol: float, ledger: Ledger
+) -> tuple[float, float]:
+    """Lower and upper bound, once they are of the right kind, in order, and attained where they say."""
+    lower = float(target.fetch("norm_bounds: lower", bounds.lower, ()))
+    upper = float(target.fetch("norm_bounds: upper", bounds.upper, ()))
+    ledger.true(f"norm_bounds: lower={lower}, upper={upper}", 0 <= lower <= upper < math.inf)
+    ledger.true(
+        f"norm_bounds: converged={bounds.converged} with lower={lower}, upper={upper}, rtol={rtol}",
+        bounds.converged is (upper <= (1 + rtol) * lower),
+    )
+    ledger.true(f"norm_bounds: evaluations={bounds.evaluations}", bounds.evaluations >= 1)
+    ledger.true(
+        f"norm_bounds: frequency={bounds.frequency}",
+        len(bounds.frequency) == len(case.taps) and all(type(angle) is float for angle in bounds.frequency),
+    )
+    matrices = symbol_at(case, values, np.asarray([bounds.frequency]))[0]
+    norm = float(np.linalg.norm(matrices, 2, axis=(-2, -1)).max())
+    _not_above(ledger, f"at the frequency {bounds.frequency} the lower bound is not attained", lower, norm)
+    ledger.close("norm_bounds: lower", lower, norm, scale=norm, factor=ATTAINED_FACTOR)
+    rows, columns = case.block
+    left = target.fetch("norm_bounds: left", bounds.left, (case.groups, rows), target.complex_answer)
+    right = target.fetch("norm_bounds: right", bounds.right, (case.groups, columns), target.complex_answer)
+    factor = VALUE_FACTOR * min(case.block)
+    attained = np.linalg.norm(left, axis=-1)  # of each group: 1 for one that attains the norm, 0 for the others
+    ledger.true("norm_bounds: left is not a vector of one group", int(np.rint(attained).sum()) == 1)
+    for what, got, expected, scale in (
+        ("A right = norm left", np.einsum("grc,gc->gr", matrices, right), norm * left, norm),
+        ("A* left = norm right", np.einsum("grc,gr->gc", matrices.conj(), left), norm * right, norm),
+        ("left* left", attained, np.rint(attained) > 0, 1.0),
+        ("right* right", np.linalg.norm(right, axis=-1), np.rint(attained) > 0, 1.0),
+    ):
+        ledger.close(f"norm_bounds: {what}", got, expected, scale=scale, factor=factor)
+    return lower, upper
+
+
+def _not_above(ledger: Ledger, what: str, value: float, limit: float) -> None:
+    """Raise `Failure` unless ``value <= limit``, but for the reference's own error."""
+    room = REFERENCE_FACTOR * UNITS_IN_LAST_PLACE["float64"] * abs(value)
+    ledger.true(f"norm_bounds: {what}: {value} is more than {limit}", value <= limit + room)
+
+
+# ---- the symbol at any frequency, from its definition ----------------------------------------------------
+
+
+def symbol_at(case: Case, values: Array, angles: Array) -> Array:
+    """Matrices of the symbol at each row of `angles`: shape (len(angles), groups, rows, columns).
+
+    A tap reads the pixel at ``tap * dilation - padding`` from the output's, which is a residue modulo the stride and
+    an offset in units of it; the offset gives the phase.
+    """
+    layout, stride = case.layout, case.stride
+    spatial = [axis for axis, letter in enumerate(layout) if letter not in "OI"]
+    order = [layout.index(letter) for letter in ("IO" if case.transposed else "OI")] + spatial
+    weights = values.transpose(order).astype(complex)
+    weights = weights.conj() if case.transposed else weights  # a transpose is the adjoint of the conjugate
+    outputs, inputs, *taps = weights.shape
+    weights = weights.reshape(case.groups, outputs // case.groups, inputs, *taps)
+    pads = same_pads(case.taps, stride, case.dilation) if case.padding is None else case.padding
+    found = np.zeros((len(angles), *weights.shape[:2], math.prod(stride), inputs), complex)
+    for tap in np.ndindex(*taps):
+        read = [t * d - before for t, d, (before, _) in zip(tap, case.dilation, pads, strict=True)]
+        offset, residue = zip(*map(divmod, read, stride), strict=True)
+        phases = np.exp(1j * angles @ np.asarray(offset, float))
+        found[:, :, :, np.ravel_multi_index(residue, stride)] += phases[:, None, None, None] * weights[..., *tap]
+    matrices = found.reshape(*found.shape[:3], -1)
+    return matrices.conj().swapaxes(-1, -2) if case.transposed else matrices
+
+
+def _norms(case: Case, values: Array, angles: Array) -> Array:
+    norms: Array = np.linalg.norm(symbol_at(case, values, angles), 2, axis=(-2, -1)).max(axis=-1)
+    return norms
+
+
+def _grid(points: int, ndim: int) -> Array:
+    return np.indices((points,) * ndim).reshape(ndim, -1).T * (2 * math.pi / points)
+
+
+def _climbed_from(case: Case, values: Array, points: int, starts: int) -> float:
+    """The highest of the local maxima near the best `starts` of `points` an axis."""
+    ndim = len(case.taps)
+    places = _grid(points, ndim)
+    norms = _norms(case, values, places)
+    best = np.argsort(norms)[-starts:]
+    places, norms, step = places[best], norms[best], 0.2
+    moves = np.asarray(list(itertools.product((-1, 0, 1), repeat=ndim)), float)
+    while step > 1e-9:
+        tried = places[:, None] + step * moves
+        found = _norms(case, values, tried.reshape(-1, ndim)).reshape(tried.shape[:2])
+        better = found.max(axis=1) > norms
+        places = np.where(better[:, None], tried[np.arange(len(tried)), found.argmax(axis=1)], places)
+        norms = np.maximum(norms, found.max(axis=1))
+        step = step if better.any() else step / 4
+    return float(norms.max())

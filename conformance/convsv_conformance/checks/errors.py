@@ -1,0 +1,182 @@
+"""Bad input: the right exception, with a message that says what was passed and what is wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import convsv_core as convsv
+from convsv_conformance.target import Ledger, Target
+
+Arrays = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong call.
+
+    Parameters
+    ----------
+    name : str
+    call : callable
+        Given a function from a shape (and optionally a fill value or dtype) to an array of the library.
+    error : type of exception
+    words : tuple of str
+        What the message must contain.
+    """
+
+    name: str
+    call: Callable[[Arrays], object]
+    error: type[Exception]
+    words: tuple[str, ...]
+
+
+_CONV = convsv.Conv("OIHW")
+_TEXT: Any = "OIHW"
+_PUBLIC = {
+    "singular_values": convsv.singular_values,
+    "frequency_singular_values": convsv.frequency_singular_values,
+    "symbol": convsv.symbol,
+    "svd": convsv.svd,
+    "operator_norm": convsv.operator_norm,
+    "frobenius_norm": convsv.frobenius_norm,
+    "stable_rank": convsv.stable_rank,
+    "condition_number": convsv.condition_number,
+    "log_abs_det": convsv.log_abs_det,
+    "clip": lambda kernel, shape, conv: convsv.clip(kernel, shape, conv, 1.0),
+}
+
+
+def _values(shape: tuple[int, ...], input_shape: Any, conv: Any = _CONV, **options: Any) -> Callable[[Arrays], object]:
+    return lambda make: convsv.singular_values(make(shape), input_shape, conv, **options)
+
+
+def _of_all(name: str, make_arguments: Callable[[Arrays], tuple[Any, ...]], *rest: Any) -> tuple[Mistake, ...]:
+    """The same mistake in a call of each public function."""
+
+    def call(function: Any) -> Callable[[Arrays], object]:
+        return lambda make: function(*make_arguments(make))
+
+    return tuple(Mistake(f"{name}-{public}", call(function), *rest) for public, function in _PUBLIC.items())
+
+
+MISTAKES = (
+    *_of_all("nan", lambda make: (make((2, 2, 3, 3), math.nan), (4, 4), _CONV), ValueError, ("kernel", "NaN")),
+    *_of_all("list", lambda make: ([[[[1.0]]]], (4, 4), _CONV), TypeError, ("kernel", "list", "numpy.asarray")),
+    *_of_all("rank", lambda make: (make((2, 2, 3)), (4, 4), _CONV), ValueError, ("(2, 2, 3)", "'OIHW'", "layout")),
+    Mistake(
+        "infinity",
+        lambda make: convsv.operator_norm(make((2, 2, 3, 3), math.inf), (4, 4), _CONV),
+        ValueError,
+        ("kernel", "infinity"),
+    ),
+    Mistake(
+        "integers",
+        lambda make: convsv.operator_norm(make((2, 2, 3, 3), dtype="int32"), (4, 4), _CONV),
+        TypeError,
+        ("kernel", "int32", "float32"),
+    ),
+    Mistake(
+        "booleans",
+        lambda make: convsv.operator_norm(make((2, 2, 3, 3), dtype="bool"), (4, 4), _CONV),
+        TypeError,
+        ("kernel", "bool", "float32"),
+    ),
+    Mistake("number", lambda make: convsv.operator_norm(1.0, (4, 4), _CONV), TypeError, ("kernel", "float")),
+    Mistake(
+        "layout-for-conv",
+        lambda make: convsv.operator_norm(make((2, 2, 3, 3)), (4, 4), _TEXT),
+        TypeError,
+        ("conv", "'OIHW'", "Conv"),
+    ),
+    Mistake(
+        "groups",
+        _values((3, 2, 3, 3), (4, 4), convsv.Conv("OIHW", groups=2)),
+        ValueError,
+        ("groups=2", "3", "(3, 2, 3, 3)"),
+    ),
+    Mistake(
+        "groups-transposed",
+        _values((3, 2, 3, 3), (4, 4), convsv.Conv("IOHW", groups=2, transposed=True)),
+        ValueError,
+        ("groups=2", "3"),
+    ),
+    Mistake("no-channels", _values((0, 2, 3, 3), (4, 4)), ValueError, ("kernel", "0")),
+    Mistake("no-taps", _values((2, 2, 0, 3), (4, 4)), ValueError, ("kernel", "0")),
+    Mistake("stride", _values((2, 2, 3, 3), (4, 5), convsv.Conv("OIHW", stride=2)), ValueError, ("stride", "2", "5")),
+    Mistake("empty-input", _values((2, 2, 3, 3), (4, 0)), ValueError, ("input_shape", "0")),
+    Mistake("negative-input", _values((2, 2, 3, 3), (-4, 4)), ValueError, ("input_shape", "-4")),
+    Mistake("float-input", _values((2, 2, 3, 3), (4.0, 4.0)), TypeError, ("input_shape", "4.0", "integer")),
+    Mistake("channels-in-input", _values((2, 2, 3, 3), (2, 4, 4)), ValueError, ("input_shape", "(2, 4, 4)")),
+    Mistake("method", _values((2, 2, 3, 3), (4, 4), method="qr"), ValueError, ("method", "'qr'", "gram")),
+    Mistake(
+        "valid",
+        _values((2, 2, 3, 3), (4, 4), convsv.Conv("OIHW", padding="valid")),
+        NotImplementedError,
+        ("padding", "'valid'", "circular"),
+    ),
+    Mistake(
+        "half-of-even",
+        _values((2, 2, 4, 4), (4, 4), convsv.Conv("OIHW", padding=2)),
+        NotImplementedError,
+        ("padding", "5 outputs", "same"),
+    ),
+    *(
+        Mistake(
+            f"mode-{mode}",
+            _values((2, 2, 3, 3), (4, 4), convsv.Conv("OIHW", padding_mode=mode)),
+            NotImplementedError,
+            ("padding_mode", f"'{mode}'", "circular"),
+        )
+        for mode in ("zeros", "reflect", "replicate")
+    ),
+    Mistake(
+        "negative-bound",
+        lambda make: convsv.clip(make((2, 2, 3, 3)), (4, 4), _CONV, -1.0),
+        ValueError,
+        ("bound", "-1.0"),
+    ),
+    Mistake(
+        "nan-bound", lambda make: convsv.clip(make((2, 2, 3, 3)), (4, 4), _CONV, math.nan), ValueError, ("bound", "nan")
+    ),
+    Mistake(
+        "text-bound", lambda make: convsv.clip(make((2, 2, 3, 3)), (4, 4), _CONV, "1"), TypeError, ("bound", "'1'")
+    ),
+    Mistake(
+        "determinant",
+        lambda make: convsv.log_abs_det(make((3, 2, 3, 3)), (4, 4), _CONV),
+        ValueError,
+        ("not square", "(3, 2, 3, 3)"),
+    ),
+    Mistake(
+        "vector-beyond",
+        lambda make: convsv.svd(make((2, 2, 3, 3)), (4, 4), _CONV).singular_vectors(32),
+        IndexError,
+        ("index=32", "32 singular values"),
+    ),
+)
+
+
+def mistakes(target: Target, mistake: Mistake, ledger: Ledger) -> None:
+    """The exception's kind, and words that its message must hold."""
+
+    def make(shape: tuple[int, ...], last: float = 1.0, dtype: str | None = None) -> Any:
+        values = np.ones(shape)
+        if values.size:
+            values[(-1,) * values.ndim] = last
+        return target.backend.asarray(values, dtype=dtype or target.dtype, device=target.device)
+
+    try:
+        result = mistake.call(make)
+    except mistake.error as error:
+        message = str(error)
+        missing = [word for word in mistake.words if word.lower() not in message.lower()]
+        ledger.true(f"the message {message!r} does not say {missing}", not missing)
+    except Exception as error:
+        ledger.true(f"{type(error).__name__}: {error}, wanted {mistake.error.__name__}", False)
+    else:
+        ledger.true(f"no error but {result!r}, wanted {mistake.error.__name__}", False)

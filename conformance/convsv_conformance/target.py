@@ -1,0 +1,152 @@
+"""What is under test, one library on one device in one dtype, and the record of what was compared."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from convsv_conformance.cases import Case, Truth
+from convsv_conformance.dense import Array
+from convsv_core.backend import Backend
+
+REAL_ANSWERS = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
+    "complex64": "float32",
+    "complex128": "float64",
+}
+"""The dtype that real results are given in, for each dtype of a kernel."""
+
+COMPLEX_ANSWERS = {"float32": "complex64", "float64": "complex128"}
+
+UNITS_IN_LAST_PLACE = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+class Failure(AssertionError):
+    """A result that is not what the dense reference, or the public face, says it must be."""
+
+
+class Ledger:
+    """What was compared, and the worst of it in units of eps times the scale of the result."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+        self.cases = 0
+        self.largest = 0.0
+
+    def close(self, what: str, actual: Array | float, expected: Array | float, *, scale: float, factor: float) -> None:
+        """Raise `Failure` unless ``|actual - expected| <= factor * eps * scale`` everywhere.
+
+        Infinities must be equal, and a NaN is never close to anything.
+        """
+        got, wanted = np.asarray(actual), np.asarray(expected)
+        if got.shape != wanted.shape:
+            raise Failure(f"{what}: shape {got.shape}, wanted {wanted.shape}")
+        if not got.size:
+            return
+        with np.errstate(invalid="ignore"):
+            error = np.where(got == wanted, 0.0, np.abs(got - wanted))
+        worst = float(np.max(error))  # NaN where there is one
+        unit = self.eps * scale
+        units = worst / unit if unit else (0.0 if worst == 0 else math.inf)
+        if not units <= factor:
+            place = np.unravel_index(int(np.argmax(np.where(np.isnan(error), np.inf, error))), got.shape)
+            where = f" at {tuple(int(i) for i in place)}" if got.ndim else ""
+            raise Failure(
+                f"{what}: {got[place]!r}{where}, wanted {wanted[place]!r}; the error {error[place]:.3g} is "
+                f"{units:.3g} units of eps * scale = {unit:.3g}, allowed {factor:g}"
+            )
+        self.largest = max(self.largest, units)
+
+    def true(self, what: str, condition: bool) -> None:
+        """Raise `Failure` unless `condition` holds."""
+        if not condition:
+            raise Failure(what)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One library on one device in one dtype."""
+
+    backend: Backend = field(repr=False)
+    device: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """As in ids and reports: ``torch-cpu-float32``."""
+        return f"{self.backend.name}-{self.device}-{self.dtype}"
+
+    @property
+    def answer(self) -> str:
+        """Name of the dtype of real results."""
+        return REAL_ANSWERS[self.dtype]
+
+    @property
+    def eps(self) -> float:
+        """Unit of rounding of real results."""
+        return UNITS_IN_LAST_PLACE[self.answer]
+
+    @property
+    def kernel_eps(self) -> float:
+        """Unit of rounding of the kernel itself."""
+        return UNITS_IN_LAST_PLACE.get(self.dtype, self.eps)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether kernels are complex."""
+        return self.dtype.startswith("complex")
+
+    def array(self, values: Array, dtype: str | None = None) -> Any:
+        """`values` as an array of the library, on the device; in the target's dtype unless another is given."""
+        dtype = dtype or self.dtype
+        made = self.backend.asarray(values, dtype=dtype, device=self.device)
+        exact = self.backend.to_numpy(made)
+        eps = UNITS_IN_LAST_PLACE.get(dtype, UNITS_IN_LAST_PLACE[REAL_ANSWERS[dtype]])
+        if exact.shape != values.shape or not np.all(np.abs(exact - values) <= eps * np.max(np.abs(values))):
+            raise Failure(f"{self.backend.name}: asarray and to_numpy do not give back the values put in")
+        return made
+
+    def kernel(self, case: Case) -> tuple[Any, Truth]:
+        """The kernel of `case` as an array of the library, and the truth about its values as rounded."""
+        kernel = self.array(case.values(self.dtype))
+        return kernel, case.truth(self.exact(kernel))
+
+    def exact(self, array: Any) -> Array:
+        """The values of an array of the library, in double precision on the host."""
+        host = self.backend.to_numpy(array)
+        return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
+
+    def fetch(self, what: str, result: Any, shape: tuple[int, ...], dtype: str | None = None) -> Array:
+        """Values of a result of the library under test, once library, shape, dtype and device are right.
+
+        `dtype` is that of real results unless given.
+        """
+        like = self.backend.asarray(np.zeros(1), dtype=dtype or self.answer, device=self.device)
+        # The namespace, not the type: NumPy's own reductions give a scalar where others give a 0-d array.
+        if not array_api_compat.is_array_api_obj(result) or _namespace(result) != _namespace(like):
+            raise Failure(f"{what}: a {type(result).__name__}, not an array of {self.backend.name}")
+        if tuple(result.shape) != shape:
+            raise Failure(f"{what}: shape {tuple(result.shape)}, wanted {shape}")
+        if result.dtype != like.dtype:
+            raise Failure(f"{what}: dtype {result.dtype}, wanted {like.dtype}")
+        there, wanted = array_api_compat.device(result), array_api_compat.device(like)
+        if there != wanted:
+            raise Failure(f"{what}: on {there}, wanted {wanted}")
+        return self.exact(result)
+
+    @property
+    def complex_answer(self) -> str:
+        """Name of the dtype of complex results."""
+        return COMPLEX_ANSWERS[self.answer]
+
+
+def _namespace(array: Any) -> str:
+    name: str = array_api_compat.array_namespace(array).__name__
+    return name

@@ -1,0 +1,7 @@
+"""What holds for every test of the repository."""
+
+import os
+
+# JAX reads this when it is imported. Without it there is no double precision to test; one test of the suite runs
+# JAX in its default mode.
+os.environ.setdefault("JAX_ENABLE_X64", "1")

@@ -1,0 +1,51 @@
+"""Exact singular values of convolutional layers, on the arrays of any library.
+
+The layer is described by a `Conv`, the weights are an array, and every function takes the spatial extents of
+the layer's input. Results come back in the caller's array library, on the caller's device.
+
+>>> import numpy as np
+>>> import convsv_core as convsv
+>>> kernel = np.random.default_rng(0).normal(size=(8, 4, 3, 3))
+>>> convsv.singular_values(kernel, (16, 16), convsv.Conv("OIHW")).shape
+(1024,)
+"""
+
+from convsv_core.backend import Backend
+from convsv_core.bounds import NormBounds, norm_bounds
+from convsv_core.clipping import clip
+from convsv_core.conv import Conv
+from convsv_core.plugins import BackendInfo, backends, hookimpl
+from convsv_core.spectrum import (
+    condition_number,
+    frequency_singular_values,
+    frobenius_norm,
+    log_abs_det,
+    operator_norm,
+    singular_values,
+    stable_rank,
+)
+from convsv_core.symbol import symbol
+from convsv_core.vectors import SVD, svd
+
+__all__ = [
+    "SVD",
+    "Backend",
+    "BackendInfo",
+    "Conv",
+    "NormBounds",
+    "backends",
+    "clip",
+    "condition_number",
+    "frequency_singular_values",
+    "frobenius_norm",
+    "hookimpl",
+    "log_abs_det",
+    "norm_bounds",
+    "operator_norm",
+    "singular_values",
+    "stable_rank",
+    "svd",
+    "symbol",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,349 @@
+"""From the layers of a network to the rows of a report: the figures of `convsv spectrum` and `convsv norm`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from convsv_core.backend import Array, Backend
+from convsv_core.bounds import norm_bounds
+from convsv_core.conv import Conv
+from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.plugins import plugins
+from convsv_core.spectrum import frobenius_norm, singular_values
+
+CURVE_POINTS = 512
+
+# Among them NumPy's and PyTorch's LinAlgError, and what the libraries raise when a device is out of memory.
+COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What any report knows of one convolution. A figure that could not be had is None, and `note` says why.
+
+    Attributes
+    ----------
+    name : str
+    kernel_shape, stride, dilation : tuple of int or None
+    layout : str or None
+    groups : int or None
+    transposed : bool
+    reshaped_norm : float or None
+        Norm of the kernel reshaped into a matrix of O rows: see `reshaped_norm`.
+    note : str
+    """
+
+    name: str
+    kernel_shape: tuple[int, ...] | None = None
+    layout: str | None = None
+    stride: tuple[int, ...] | None = None
+    dilation: tuple[int, ...] | None = None
+    groups: int | None = None
+    transposed: bool = False
+    reshaped_norm: float | None = None
+    note: str = ""
+
+    @property
+    def norm(self) -> float | None:
+        """The operator's norm, as exactly as the report has it."""
+        raise NotImplementedError
+
+    @property
+    def factor(self) -> float | None:
+        """How many times larger the operator's norm is than `reshaped_norm`; None if that is 0 or unknown."""
+        if self.norm is None or not self.reshaped_norm:
+            return None
+        return self.norm / self.reshaped_norm
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReport(Row):
+    """The figures of one convolution, from all of its singular values.
+
+    The operator is the circular one of stride `stride` on an input of extents `input_shape`, whatever
+    padding the layer has itself.
+
+    Attributes
+    ----------
+    input_shape : tuple of int or None
+        The layer's own extents, or where a stride does not divide them the next multiples, which `note`
+        then says.
+    operator_norm, smallest_singular_value : float or None
+    condition_number : float or None
+        Their quotient; infinite if the smallest value is 0.
+    stable_rank : float or None
+        ``|A|_F^2 / |A|_2^2``.
+    curve : numpy.ndarray or None
+        The singular values, descending, at `CURVE_POINTS` ranks that are equally spaced from the first to
+        the last; all of them if they are no more.
+    """
+
+    input_shape: tuple[int, ...] | None = None
+    operator_norm: float | None = None
+    smallest_singular_value: float | None = None
+    condition_number: float | None = None
+    stable_rank: float | None = None
+    curve: np.ndarray[Any, Any] | None = None
+
+    @property
+    def norm(self) -> float | None:
+        """The largest singular value."""
+        return self.operator_norm
+
+
+@dataclass(frozen=True, eq=False)
+class BoundsReport(Row):
+    """Certified bounds of the norm of one convolution, for every input size: see `norm_bounds`.
+
+    Attributes
+    ----------
+    lower, upper : float or None
+    frequency : tuple of float or None
+        Angles at which `lower` is attained, one an axis.
+    evaluations : int or None
+    converged : bool or None
+        Whether the gap asked for was reached.
+    """
+
+    lower: float | None = None
+    upper: float | None = None
+    frequency: tuple[float, ...] | None = None
+    evaluations: int | None = None
+    converged: bool | None = None
+
+    @property
+    def norm(self) -> float | None:
+        """The lower bound, which some frequency attains."""
+        return self.lower
+
+
+R = TypeVar("R", bound=Row)
+
+
+def read_model(path: Path, options: ReadOptions | None = None) -> list[Layer]:
+    """Read every convolution of a trained network with the first reader that knows its format.
+
+    Parameters
+    ----------
+    path : Path
+    options : ReadOptions, optional
+        Shapes of the network's inputs, and what else the file may leave open.
+
+    Returns
+    -------
+    list of Layer
+        In the order of the network, from its input on.
+
+    Raises
+    ------
+    ModelError
+        No reader knows the format, or the file cannot be read. One line.
+    """
+    loaded = plugins()
+    try:
+        layers = loaded.manager.hook.convsv_read_model(path=path, options=options or ReadOptions())
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from None
+    if layers is None:
+        known = [name for name, _ in loaded.manager.list_name_plugin() if name.startswith("convsv.readers:")]
+        readers = ", ".join(sorted(name.partition(":")[2] for name in known))
+        raise ModelError(f"{path}: in no format that is known here ({readers or 'no reader is installed'})")
+    return list(layers)
+
+
+def analyse(
+    layers: Iterable[Layer], backend: Backend, *, dtype: str | None = None, device: str | None = None
+) -> Iterator[LayerReport]:
+    """Yield the report of each layer, in turn.
+
+    A layer that cannot be handled gives a report whose note says why, and the next ones follow.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+    backend : Backend
+        The library to compute with.
+    dtype : str, optional
+        Such as "float64". By default float64 for kernels stored so where the library has it, else float32;
+        complex kernels stay as they are.
+    device : str, optional
+        Such as "cuda:0"; the library's default if not given.
+    """
+    for layer in layers:
+        report = describe(layer)
+        if report.input_shape is not None:
+            report = _measured(report, layer, _spectrum, backend, dtype, device)
+        yield report
+
+
+def certify(
+    layers: Iterable[Layer],
+    backend: Backend,
+    *,
+    rtol: float = 1e-3,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Iterator[BoundsReport]:
+    """Yield certified bounds of each layer's norm for every input size, in turn; see `analyse`.
+
+    They hold for zero, "valid" and circular padding. A layer whose padding repeats pixels beyond that gets a note
+    in place of them.
+
+    Parameters
+    ----------
+    layers, backend, dtype, device
+        As for `analyse`.
+    rtol : float, default 1e-3
+        Relative gap to reach.
+    """
+    for layer in layers:
+        report = BoundsReport(layer.name, **_geometry(layer), note=layer.note)
+        if reason := _repeats_pixels(layer):
+            yield replace(report, note=_join(report.note, reason))
+        else:
+            yield _measured(report, layer, functools.partial(_bounds, rtol=rtol), backend, dtype, device)
+
+
+def describe(layer: Layer) -> LayerReport:
+    """Report a layer's geometry, with no figures."""
+    conv, extents, note = layer.conv, layer.input_shape, layer.note
+    if conv is not None and not conv.transposed and extents is not None and len(extents) == conv.ndim:
+        rounded = tuple(-(-n // s) * s for n, s in zip(extents, conv.strides, strict=True))
+        if rounded != extents:
+            change = f"extents {_by(extents)} taken as {_by(rounded)}, a multiple of the stride"
+            note = _join(change, note)
+        extents = rounded
+    return LayerReport(layer.name, **_geometry(layer), input_shape=extents, note=note)
+
+
+def reshaped_norm(backend: Backend, kernel: Array, layout: str) -> Array:
+    """Norm of the kernel as a matrix with a row for each index of the axis O, and all else in columns.
+
+    It is what frameworks call the spectral norm of a layer: PyTorch's `spectral_norm` for `Conv` (its
+    ``dim=0``) as for `ConvTranspose` (``dim=1``), and Keras's `SpectralNormalization`. It is not the norm
+    of the convolution, and bounds it from neither side.
+
+    Parameters
+    ----------
+    backend : Backend
+        Of `kernel`.
+    kernel : array
+    layout : str
+        As in `Conv`.
+
+    Returns
+    -------
+    0-d array, real
+    """
+    xp = backend.namespace(kernel)
+    rows = xp.moveaxis(kernel, layout.index("O"), 0)
+    return backend.svdvals(xp.reshape(rows, (rows.shape[0], -1)))[0]
+
+
+def _geometry(layer: Layer) -> dict[str, Any]:
+    """What a `Row` says of the layer's shape."""
+    conv = layer.conv
+    known = {} if layer.kernel is None else {"kernel_shape": tuple(layer.kernel.shape)}
+    if conv is None:
+        return known
+    return {
+        **known,
+        "layout": conv.layout,
+        "stride": conv.strides,
+        "dilation": conv.dilations,
+        "groups": conv.groups,
+        "transposed": conv.transposed,
+    }
+
+
+def _repeats_pixels(layer: Layer) -> str:
+    """Why bounds for every input size do not hold for the layer's own padding, or ""."""
+    conv = layer.conv
+    if conv is None or layer.kernel is None or conv.padding_mode == "zeros":
+        return ""
+    if conv.padding_mode != "circular":
+        return (
+            f"{conv.padding_mode} padding repeats pixels: its norm depends on the extents and can exceed any bound here"
+        )
+    taps = [layer.kernel.shape[conv.layout.index(letter)] for letter in conv.spatial]
+    reach = [d * (k - 1) for k, d in zip(taps, conv.dilations, strict=True)]
+    pads = conv.pads(tuple(taps))
+    if any(sum(pad) > r for pad, r in zip(pads, reach, strict=True)):
+        return f"circular padding {pads} gives more outputs than inputs: its norm can exceed any bound here"
+    return ""
+
+
+def _measured(
+    report: R,
+    layer: Layer,
+    measure: Callable[[R, Array, Conv, Backend], R],
+    backend: Backend,
+    dtype: str | None,
+    device: str | None,
+) -> R:
+    """The report with its figures, or with a note that says why there are none."""
+    if layer.kernel is None or layer.conv is None:
+        return report
+    try:
+        chosen = dtype or _default_dtype(layer.kernel, "float64" in backend.dtypes(device))
+        kernel = backend.asarray(layer.kernel, dtype=chosen, device=device)
+        report = measure(report, kernel, layer.conv, backend)
+        norm = float(backend.to_numpy(reshaped_norm(backend, kernel, layer.conv.layout)))
+        return replace(report, reshaped_norm=norm)
+    except COMPUTING_FAILS as error:
+        return replace(report, note=_join(report.note, " ".join(str(error).split()) or repr(error)))
+
+
+def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
+    circular = Conv(conv.layout, conv.strides, conv.dilations, conv.groups, transposed=conv.transposed)
+    assert report.input_shape is not None
+    values = backend.to_numpy(singular_values(kernel, report.input_shape, circular))
+    largest, smallest = float(values[0]), float(values[-1])
+    frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, circular)))
+    note = report.note
+    if smallest <= float(np.finfo(values.dtype).eps) * largest:
+        note = _join(note, f"singular to the precision of {values.dtype}")
+    ranks = np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int)
+    return replace(
+        report,
+        operator_norm=largest,
+        smallest_singular_value=smallest,
+        condition_number=largest / smallest if smallest > 0 else math.inf,
+        stable_rank=(frobenius / largest) ** 2 if largest > 0 else 0.0,
+        note=note,
+        curve=values[ranks],
+    )
+
+
+def _bounds(report: BoundsReport, kernel: Array, conv: Conv, backend: Backend, *, rtol: float) -> BoundsReport:
+    found = norm_bounds(kernel, conv, rtol=rtol)
+    return replace(
+        report,
+        lower=float(backend.to_numpy(found.lower)),
+        upper=float(backend.to_numpy(found.upper)),
+        frequency=found.frequency,
+        evaluations=found.evaluations,
+        converged=found.converged,
+        note=report.note if found.converged else _join(report.note, f"gap of {rtol:g} not reached"),
+    )
+
+
+def _default_dtype(stored: Any, has_float64: bool) -> str | None:
+    if stored.dtype.kind != "f":
+        return None
+    return "float64" if has_float64 and stored.dtype.itemsize > 4 else "float32"
+
+
+def _by(extents: tuple[int, ...]) -> str:
+    return "x".join(map(str, extents))
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(filter(None, notes))

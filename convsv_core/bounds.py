@@ -1,0 +1,455 @@
+"""Certified bounds of the operator norm, for every input size at once or for one circular grid.
+
+The norm of the symbol cannot change quickly with the frequency. With the taps centred, ``Re(u* A(theta) v)`` is, for
+unit u and v, of exponential type ``d_i`` along axis i, half the span of the axis's offsets. Let M be the supremum of
+``|A|``. The Bernstein-Szego inequality makes ``arccos(Re(u* A v) / M)`` change no faster than ``sum_i d_i |delta_i|``,
+so with ``D = max(sum_i d_i |delta_i|) < pi / 2`` over a cell around c:
+
+- the cell that holds the maximiser of ``|A|`` over the torus has ``|A(c)| >= M cos(D)``;
+- everywhere in any cell ``|A| <= M cos(max(0, arccos(|A(c)| / M) - D))``, also with a bound from above for M.
+
+Cells that cannot matter are dropped, the others are split. A flat symbol never drops a cell that way, so a second
+bound stands beside: the Gram matrix ``A A* = sum_s G_s exp(i s theta)`` changes by no more than
+``sum_s |G_s| |exp(i s delta) - 1|``, which is 0 where A A* is constant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import array_api_compat
+import numpy as np
+
+from convsv_core.backend import Array
+from convsv_core.conv import Conv, as_int
+from convsv_core.covering import cover, distinct
+from convsv_core.evaluation import BLOCK_BYTES, gram_coefficients, itemsize, symbol_polynomial
+from convsv_core.operand import Operand, make_operand
+from convsv_core.padded import padded_operator_norm, padding_norm
+from convsv_core.plan import HostArray, check_input_shape, is_circulant
+
+COARSEST = 1.3
+"""Largest D of the first cells; the Bernstein-Szego bound needs less than pi / 2."""
+
+BATCH = 256
+"""Norms computed between two looks at which cells they decide."""
+
+TESTED_SIDE = 24
+"""Side from which a matrix is tested against a limit by Cholesky's factorisation before its norm is computed."""
+
+ENUMERATED = 512
+"""Frequencies of a grid that are visited one by one; larger grids are searched."""
+
+
+class NormBounds(NamedTuple):
+    """Certified bounds of an operator norm.
+
+    Attributes
+    ----------
+    lower, upper : 0-d arrays
+        ``lower <= norm <= upper``, rounding included.
+    frequency : tuple of float
+        Angles, in radians, one an axis, at which `lower` is attained.
+    evaluations : int
+        Matrices of the symbol whose norm was computed.
+    converged : bool
+        Whether ``upper <= (1 + rtol) * lower``.
+    left, right : arrays, shapes (groups, rows) and (groups, columns), complex
+        Singular vector pair of the `symbol` at that frequency, 0 outside the group that attains it.
+    """
+
+    lower: Array
+    upper: Array
+    frequency: tuple[float, ...]
+    evaluations: int
+    converged: bool
+    left: Array
+    right: Array
+
+
+def norm_bounds(
+    kernel: Array,
+    conv: Conv,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    rtol: float = 1e-3,
+    max_evaluations: int = 20_000,
+) -> NormBounds:
+    """Bound the operator norm of a convolution from both sides, with a proof.
+
+    Without an `input_shape` the norm is the supremum of the symbol's over all frequencies: the norm on the
+    infinite lattice. It bounds the layer's norm from above for every input size, and for circular, zero and
+    'valid' padding alike, and is the limit of the norms as the input grows. The cost does not
+    depend on any input size. With an `input_shape` it is the norm on input of those extents, with the padding that
+    `conv` declares.
+
+    Parameters
+    ----------
+    kernel : array
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
+        complex128.
+    conv : Conv
+        The geometry. Without an `input_shape` its padding does not matter where it repeats no pixel: reflect,
+        replicate and more circular padding than "same" has are refused, and for circular padding the bound
+        is that of the extents which the stride divides.
+    input_shape : tuple of int, optional
+        Spatial extents of the layer's input, in the order of ``conv.spatial``.
+    rtol : float, default 1e-3
+        Relative gap to reach.
+    max_evaluations : int, default 20000
+        Matrices of the symbol to visit at most, beyond those of the first, coarse cover. When they are spent,
+        the certificate reached so far is returned.
+
+    Returns
+    -------
+    NormBounds
+        With ``upper <= (1 + rtol) * lower`` where `converged`; true in any case.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `singular_values`; also for an `rtol` that is not positive.
+    NotImplementedError
+        Padding that repeats pixels, without an `input_shape`.
+
+    Notes
+    -----
+    On a circular grid both bounds close in on the largest of the grid's norms. With another padding, `lower` is the
+    norm that `operator_norm` finds, less the tolerance of its rounding, and `upper` is the supremum over all
+    frequencies times the norm of the padding (`convsv_core.padded.padding_norm`). The gap between the two is real,
+    and as a rule larger than `rtol`; it closes as the input grows.
+
+    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. (The
+    gradient of the norm by the kernel is the real part of ``left_a exp(i q theta) conj(right_b)``, conjugated.)
+    Computed in float64 where the library has it at hand. Both bounds are widened by the rounding error of the
+    norms that they rest on, which is taken as ``min(n, 8 sqrt(n))`` unit roundoffs of the sum of the moduli for
+    sums of n terms (Higham and Mary, SIAM Journal on Scientific Computing, 2019), and by that of the answer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bounds = norm_bounds(np.ones((1, 1, 3, 3)), Conv("OIHW"))
+    >>> bool(bounds.lower <= 9.0 <= bounds.upper), bounds.converged, bounds.frequency
+    (True, True, (0.0, 0.0))
+    """
+    if not isinstance(rtol, int | float) or isinstance(rtol, bool) or not rtol > 0:
+        raise ValueError(f"rtol={rtol!r}: wanted a positive number")
+    budget = as_int("max_evaluations", max_evaluations, least=1)
+    operand = make_operand(kernel, None, conv).widen()
+    if input_shape is None:
+        _check_repeats_no_pixel(operand, conv)
+    extents = None if input_shape is None else check_input_shape(input_shape, conv)
+    with operand.backend.full_precision():
+        return _norm_bounds(operand, kernel, extents, rtol, budget)
+
+
+def _check_repeats_no_pixel(operand: Operand, conv: Conv) -> None:
+    taps = tuple(axis.taps for axis in operand.plan.axes)
+    spans = [dilation * (k - 1) for k, dilation in zip(taps, conv.dilations, strict=True)]
+    pads = [sum(sides) for sides in conv.pads(taps)]
+    wider = any(pad > span for pad, span in zip(pads, spans, strict=True))
+    if any(pads) and (conv.padding_mode in ("reflect", "replicate") or (conv.padding_mode == "circular" and wider)):
+        raise NotImplementedError(
+            f"padding={conv.padding!r} with padding_mode={conv.padding_mode!r} repeats pixels, which makes the norm "
+            f"larger by how much depends on the extents: pass an input_shape; without one zero padding is supported, "
+            f"and circular padding of at most dilation * (taps - 1) = {tuple(spans)}"
+        )
+
+
+def _norm_bounds(
+    operand: Operand, kernel: Array, input_shape: tuple[int, ...] | None, rtol: float, budget: int
+) -> NormBounds:
+    conv = operand.plan.conv
+    # The answer's own rounding, once up and once down, is part of the gap.
+    margin = 2 * float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
+    gap = max(rtol - 3 * margin, rtol / 2)
+    norms = SymbolNorms(operand, budget)
+    upper = search_torus(norms, gap)
+    axes = operand.plan.axes
+    frequency = tuple(float(angle) / axis.step for angle, axis in zip(norms.best_angles, axes, strict=True))
+    lower = norms.best
+    if input_shape is not None:
+        shape = tuple(int(n) for n in kernel.shape)
+        if is_circulant(shape, input_shape, conv):
+            grid = make_operand(kernel, input_shape, conv).widen()
+            norms = SymbolNorms(grid, budget, spent=norms.evaluations)
+            upper, place = search_grid(norms, gap, upper, frequency)
+            frequency = tuple(2 * math.pi * j / axis.grid for j, axis in zip(place, grid.plan.axes, strict=True))
+            lower = norms.best
+        else:
+            attained = float(padded_operator_norm(kernel, input_shape, conv)) / float(operand.scale)
+            lower = attained * (1 - norms.relative_rounding)
+            upper *= padding_norm(shape, input_shape, conv)
+    lower, upper = lower * (1 - margin), max(upper, lower) * (1 + margin)
+    left, right = singular_pair(make_operand(kernel, None, conv, all_residues=True), frequency)
+    return NormBounds(
+        operand.answer(operand.xp.full_like(operand.scale, lower)),
+        operand.answer(operand.xp.full_like(operand.scale, upper)),
+        frequency,
+        norms.evaluations,
+        bool(upper <= (1 + rtol) * lower),
+        left,
+        right,
+    )
+
+
+class SymbolNorms:
+    """Norms of the symbol at any angles, with the rounding error of each and the best one so far.
+
+    Angles here are those of the reduced offsets: `Axis.step` times the angles of the grid.
+
+    Attributes
+    ----------
+    types : float array, shape (ndim,)
+        Exponential type along each axis.
+    best : float
+        A lower bound: the largest norm so far less its rounding error.
+    best_angles : float array, shape (ndim,)
+    relative_rounding : float
+        Rounding error of a sum over the taps and channels, relative to the sum of moduli.
+    """
+
+    def __init__(self, operand: Operand, budget: int, spent: int = 0) -> None:
+        xp, backend = operand.xp, operand.backend
+        self.operand = operand
+        self.budget = budget
+        self.evaluations = spent
+        self.best = 0.0
+        self._coefficients, axes = gram_coefficients(operand)
+        self._differences = np.asarray(list(itertools.product(*axes)), float)
+        self.types = np.asarray([max(axis) / 2 for axis in axes], float)
+        self.best_angles = np.zeros(len(axes))
+        self._attained = False
+        squares = xp.sum(xp.abs(self._coefficients) ** 2, axis=(-2, -1))
+        self._moduli = np.sqrt(backend.to_numpy(xp.max(squares, axis=-1)).astype(float))
+        rows, columns = operand.plan.block
+        offsets = math.prod(len(axis.offsets) for axis in operand.plan.axes)
+        terms = len(self._differences) + offsets * max(rows, columns) + min(rows, columns)
+        roundoff = float(xp.finfo(operand.real_dtype).eps) / 2
+        self.relative_rounding = min(terms, 8 * math.sqrt(terms)) * roundoff
+        self.rounding = self.relative_rounding * float(self._moduli.sum())
+
+    def affords(self, count: int) -> bool:
+        """Whether `count` more evaluations are within the budget."""
+        return self.evaluations + count <= self.budget
+
+    def upper(self, angles: HostArray, limits: HostArray | None = None) -> HostArray:
+        """An upper bound of the norm at each row of `angles`: the norm and its rounding error.
+
+        Where the norm is not above its entry of `limits`, the limit may be returned instead. A matrix whose norm
+        is far below is told by a Cholesky factorisation, at a fraction of the work of its eigenvalues.
+        """
+        self.evaluations += len(angles)
+        side = self._coefficients.shape[-1]
+        if limits is None or side < TESTED_SIDE:
+            return self._computed(angles)
+        levels = np.maximum(limits**2 - self.rounding, 0.0)
+        below = np.zeros(len(angles), bool) if not len(angles) else self._map(self._is_below, angles, levels)
+        found = np.where(below, limits, 0.0)
+        if not below.all():
+            found[~below] = self._computed(angles[~below])
+        return found
+
+    def _computed(self, angles: HostArray) -> HostArray:
+        found = self._map(self._largest, angles, np.zeros(len(angles))).astype(float)
+        first = int(np.argmax(found))
+        attained = math.sqrt(max(float(found[first]) - self.rounding, 0.0))
+        if attained > self.best or not self._attained:
+            self.best, self.best_angles, self._attained = attained, angles[first], True
+        return np.asarray(np.sqrt(np.maximum(found, 0) + self.rounding))
+
+    def _map(self, function: Callable[[Array, Array], Array], angles: HostArray, levels: HostArray) -> HostArray:
+        """`function` of the Gram matrices at `angles` and of `levels`, one number or flag a row, on the host."""
+        xp, backend = self.operand.xp, self.operand.backend
+        count, groups, side, _ = self._coefficients.shape
+        flat = xp.reshape(self._coefficients, (count, groups * side**2))
+
+        def of_block(rows: Array) -> Array:
+            rows = xp.astype(rows, self.operand.complex_dtype, copy=False)
+            grams = xp.reshape(xp.matmul(rows[:, 1:], flat), (-1, groups, side, side))
+            return function(grams, rows[:, 0])
+
+        rows = np.concatenate([levels[:, None], np.exp(1j * (angles @ self._differences.T))], axis=1)
+        row_bytes = (count + 3 * groups * side**2) * itemsize(self.operand)
+        found = backend.map_blocks(of_block, rows, self.operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
+        return backend.to_numpy(found)
+
+    def _largest(self, grams: Array, levels: Array) -> Array:
+        """The largest eigenvalue among the groups."""
+        xp = self.operand.xp
+        values = xp.real(grams[..., 0, 0]) if grams.shape[-1] == 1 else self.operand.backend.eigvalsh(grams)[..., -1]
+        return xp.max(values, axis=-1)
+
+    def _is_below(self, grams: Array, levels: Array) -> Array:
+        """Whether the eigenvalues of all groups are below a level."""
+        xp, backend = self.operand.xp, self.operand.backend
+        identity = backend.constant(np.eye(grams.shape[-1]), grams)
+        identity = xp.astype(identity, grams.dtype, copy=False)
+        return xp.all(backend.is_positive_definite(levels[:, None, None, None] * identity - grams), axis=-1)
+
+    def variation(self, reach: HostArray) -> HostArray:
+        """Bound of the change of the squared norm where ``|s . delta| <= reach`` for each difference s."""
+        return np.asarray(np.sum(self._moduli * 2 * np.sin(np.minimum(reach, np.pi) / 2), axis=-1))
+
+    def reach(self, corners: HostArray) -> HostArray:
+        """The largest ``|s . delta|`` among `corners`, shape (..., corners, ndim), for each difference s."""
+        return np.asarray(np.max(np.abs(corners @ self._differences.T), axis=-2))
+
+
+# ---- the torus: all frequencies -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Open:
+    """Cells that are not decided: one row, or entry, each."""
+
+    centres: HostArray
+    values: HostArray
+    depth: HostArray
+    bounds: HostArray
+
+    def take(self, chosen: HostArray) -> Open:
+        """Those of the given indices, or flagged."""
+        return Open(self.centres[chosen], self.values[chosen], self.depth[chosen], self.bounds[chosen])
+
+    @staticmethod
+    def join(parts: list[Open]) -> Open:
+        """All of them."""
+        return Open(
+            np.concatenate([part.centres for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.depth for part in parts]),
+            np.concatenate([part.bounds for part in parts]),
+        )
+
+
+def search_torus(norms: SymbolNorms, rtol: float) -> float:
+    """Raise `norms.best` towards the supremum over all frequencies; returns an upper bound of it."""
+    real = norms.operand.plan.real
+    # Cells are split into thirds: begin so that the last level is just fine enough.
+    finest = math.acos(1 / (1 + rtol))
+    centres, cells = cover(norms.types, finest * 3 ** max(0, math.floor(math.log(COARSEST / finest, 3))))
+    levels = [cells]
+
+    def bounded(centres: HostArray, values: HostArray, depth: HostArray | int) -> Open:
+        """Cells with the bounds that follow from the values at their centres."""
+        while len(levels) <= np.max(depth, initial=0):
+            levels.append(levels[-1].third())
+        cosines = np.asarray([math.cos(level.reach) for level in levels])[depth]
+        changes = np.asarray([norms.variation(norms.reach(level.corners)) for level in levels])[depth]
+        bounds = np.minimum(values / cosines, np.sqrt(values**2 + changes))
+        return Open(centres, values, np.broadcast_to(depth, bounds.shape), bounds)
+
+    def decisive(depth: int, count: int) -> HostArray:
+        """The value at the centre of a cell up to which the cell is decided."""
+        enough, level = (1 + rtol) * norms.best, levels[depth]
+        change = float(norms.variation(norms.reach(level.corners)))
+        by_change = math.sqrt(max(enough**2 - change, 0.0))
+        # A unit in the last place less, so that the bound that follows from the limit decides.
+        return np.full(count, max(enough * math.cos(level.reach), by_change) * (1 - 1e-15))
+
+    centres = distinct(centres, real)
+    cells_left = bounded(centres, norms.upper(centres), 0)
+    settled = 0.0
+    while True:
+        undecided = cells_left.bounds > (1 + rtol) * norms.best
+        settled = max(settled, float(np.max(cells_left.bounds, where=~undecided, initial=0.0)))
+        cells_left = cells_left.take(undecided)
+        count = len(cells_left.bounds)
+        children = len(levels[0].children) - 1
+        if not count or not children:  # a constant symbol has one cell, which nothing can split
+            return max(settled, float(np.max(cells_left.bounds, initial=0.0)))
+        batch = min(max(BATCH // children, count // 2), (norms.budget - norms.evaluations) // children)
+        if batch < 1:
+            return max(settled, float(np.max(cells_left.bounds, initial=0.0)))
+        # Those with the highest bounds are split first: what they raise `best` to may decide the others.
+        order = np.argsort(-cells_left.bounds)
+        first, rest = cells_left.take(order[:batch]), cells_left.take(order[batch:])
+        parts = [rest, bounded(first.centres, first.values, first.depth + 1)]
+        for depth in np.unique(first.depth):
+            fresh = distinct(levels[depth].split(first.centres[first.depth == depth]), real)
+            parts.append(bounded(fresh, norms.upper(fresh, decisive(depth + 1, len(fresh))), depth + 1))
+        cells_left = Open.join(parts)
+
+
+# ---- one circular grid -----------------------------------------------------------------------------
+
+
+def search_grid(
+    norms: SymbolNorms, rtol: float, supremum: float, near: tuple[float, ...]
+) -> tuple[float, tuple[int, ...]]:
+    """Raise `norms.best` towards the largest norm on the grid; returns an upper bound, and where the best is.
+
+    `supremum` is an upper bound over all frequencies, and `near` the angles of a large norm, whose
+    neighbours on the grid are tried first.
+    """
+    axes = norms.operand.plan.axes
+    periods = np.asarray([axis.period for axis in axes])
+
+    def angles(places: HostArray) -> HostArray:
+        return np.asarray(2 * np.pi * (places % periods) / periods)
+
+    def answer(upper: float) -> tuple[float, tuple[int, ...]]:
+        found = np.rint(norms.best_angles / (2 * np.pi) * periods).astype(int) % periods
+        return min(upper, supremum), tuple(int(j) for j in found)
+
+    exact = np.asarray([angle * axis.grid / (2 * np.pi) for angle, axis in zip(near, axes, strict=True)])
+    around = np.asarray(list(itertools.product(*zip(np.floor(exact), np.ceil(exact), strict=True)))).astype(int)
+    norms.upper(angles(np.unique(around % periods, axis=0)))
+    # Boxes of frequencies, first and last of each axis included, which are split until one is left.
+    if len(norms.operand.plan.frequencies) <= ENUMERATED:
+        first = last = norms.operand.plan.frequencies
+    else:
+        first, last = np.zeros((1, len(axes)), int), (periods - 1)[None, :]
+        if norms.operand.plan.real:  # half of the grid, by one axis
+            last[:, -1] = periods[-1] // 2
+    settled = 0.0
+    while len(first):
+        middle = (first + last) // 2
+        values = norms.upper(angles(middle))
+        delta = np.maximum(middle - first, last - middle) * 2 * np.pi / periods
+        distance = np.maximum(
+            np.arccos(np.minimum(values / max(supremum, np.finfo(float).tiny), 1)) - delta @ norms.types, 0.0
+        )
+        corners = np.stack([np.asarray(s) * delta for s in itertools.product((-1, 1), repeat=len(axes))], axis=1)
+        change = norms.variation(norms.reach(corners))
+        bounds = np.minimum(supremum * np.cos(distance), np.sqrt(values**2 + change))
+        undecided = (bounds > (1 + rtol) * norms.best) & np.any(last > first, axis=1)
+        settled = max(settled, float(np.max(bounds, where=~undecided, initial=0.0)))
+        first, last, delta = first[undecided], last[undecided], delta[undecided]
+        if not norms.affords(2 * len(first)):
+            return answer(max(settled, float(np.max(bounds[undecided], initial=0.0))))
+        # Halve the axis along which the symbol can change most.
+        axis = np.argmax(np.where(last > first, (delta + 1e-9) * (norms.types + 1e-9), 0.0), axis=1)
+        chosen = np.arange(len(axes)) == axis[:, None]
+        middle = (first + last) // 2
+        first, last = (
+            np.concatenate([first, np.where(chosen, middle + 1, first)]),
+            np.concatenate([np.where(chosen, middle, last), last]),
+        )
+    return answer(max(settled, norms.best))
+
+
+def singular_pair(operand: Operand, frequency: tuple[float, ...]) -> tuple[Array, Array]:
+    """Left and right singular vectors of the symbol at the given angles, 0 outside the best group."""
+    xp, backend, plan = operand.xp, operand.backend, operand.plan
+    coefficients = symbol_polynomial(operand).coefficients
+    offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
+    steps = np.asarray([axis.step for axis in plan.axes])
+    phases = np.exp(1j * (offsets * steps) @ np.asarray(frequency))
+    phases = xp.astype(backend.constant(phases, coefficients), operand.complex_dtype, copy=False)
+    matrices = xp.sum(xp.reshape(phases, (-1, 1, 1, 1)) * coefficients, axis=0)
+    bases = np.asarray(list(itertools.product(*(axis.bases for axis in plan.axes))), float)
+    shifts = np.repeat(np.exp(1j * bases @ np.asarray(frequency)), plan.columns)
+    matrices = matrices * xp.astype(backend.constant(shifts, matrices), operand.complex_dtype, copy=False)
+    if plan.conv.transposed:
+        matrices = backend.adjoint(matrices)
+    u, s, vh = backend.svd(matrices)
+    groups = xp.arange(plan.groups, device=array_api_compat.device(s))
+    best = xp.astype(groups == xp.argmax(s[:, 0]), operand.complex_dtype)[:, None]
+    right = backend.conj(vh[:, 0, :]) * best
+    return operand.answer(u[..., 0] * best, scaled=False), operand.answer(right, scaled=False)

@@ -1,0 +1,143 @@
+"""Plugins: array backends and model readers, found by entry point, reported when broken, never raised."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pluggy
+
+from convsv_core.backend import Array, Backend
+
+if TYPE_CHECKING:
+    from convsv_core.layers import Layer, ReadOptions
+
+hookspec = pluggy.HookspecMarker("convsv")
+hookimpl = pluggy.HookimplMarker("convsv")
+
+ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers")
+
+_loading = threading.Lock()
+
+
+class Hooks:
+    """The hooks that a plugin of `convsv` may implement."""
+
+    @hookspec
+    def convsv_backend(self) -> Backend:  # type: ignore[empty-body]
+        """Hand over the `Backend` of one array library. Must not import that library."""
+
+    @hookspec(firstresult=True)
+    def convsv_read_model(self, path: Path, options: ReadOptions) -> Sequence[Layer] | None:
+        """Read every convolution of the model at `path`, or return None if the format is another.
+
+        Layers come in the order of the network, from its input on. Raises `ModelError` for a file of
+        this format that cannot be read.
+        """
+
+
+class BackendInfo(NamedTuple):
+    """One row of `backends()`."""
+
+    name: str
+    available: bool
+    reason: str
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+
+
+class Plugins(NamedTuple):
+    """The loaded plugins, and the reason for each that could not be loaded."""
+
+    manager: pluggy.PluginManager
+    backends: dict[str, Backend]
+    broken: dict[str, str]
+
+
+def plugins() -> Plugins:
+    """Every installed plugin; entry points are read once, at first use."""
+    with _loading:
+        return _load()
+
+
+@functools.cache
+def _load() -> Plugins:
+    manager = pluggy.PluginManager("convsv")
+    manager.add_hookspecs(Hooks)
+    found: dict[str, Backend] = {}
+    broken: dict[str, str] = {}
+    for group in ENTRY_POINT_GROUPS:
+        for entry_point in sorted(importlib.metadata.entry_points(group=group), key=lambda e: (e.name, e.value)):
+            try:
+                plugin = entry_point.load()
+                if manager.is_registered(plugin):  # the same distribution seen twice on sys.path
+                    continue
+                manager.register(plugin, name=f"{group}:{entry_point.name}")
+                if group == "convsv.backends":
+                    backend = plugin.convsv_backend()
+                    found.setdefault(backend.name, backend)
+            except Exception as error:  # a broken plugin is reported by backends() and harms no other
+                broken[entry_point.name] = f"the plugin {entry_point.value} failed: {_one_line(error)}"
+    return Plugins(manager, found, broken)
+
+
+def backends() -> tuple[BackendInfo, ...]:
+    """Report each array library that a plugin brings: whether it can be used here, or why not.
+
+    Imports every library to see, so the first call takes seconds.
+
+    Returns
+    -------
+    tuple of BackendInfo
+        Named tuples with ``name``, ``available``, ``reason`` ("" when available), ``devices`` and
+        ``dtypes`` (names; empty when unavailable). A plugin that failed to load has a row too.
+
+    Examples
+    --------
+    >>> {row.name: row.available for row in backends()}["numpy"]
+    True
+    """
+    loaded = plugins()
+    rows = [_inspect(backend) for backend in loaded.backends.values()]
+    rows += [BackendInfo(name, False, reason, (), ()) for name, reason in loaded.broken.items()]
+    return tuple(rows)
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend called `name`; ValueError with the installed ones if there is none."""
+    loaded = plugins()
+    if name in loaded.backends:
+        return loaded.backends[name]
+    reason = loaded.broken.get(name, f"installed: {', '.join(loaded.backends)}")
+    raise ValueError(f"backend={name!r}: no such backend ({reason})")
+
+
+def backend_of(array: Array, argument: str = "kernel") -> Backend:
+    """Return the backend that owns `array`; TypeError that says what is installed if none does."""
+    loaded = plugins()
+    for backend in loaded.backends.values():
+        if backend.owns(array):
+            return backend
+    raise TypeError(
+        f"{argument} is a {type(array).__module__}.{type(array).__qualname__}, not an array: wanted an array of "
+        f"one of the installed libraries ({', '.join(loaded.backends)})"
+        + (f", for example numpy.asarray({argument})" if isinstance(array, list | tuple | float | int) else "")
+    )
+
+
+def _inspect(backend: Backend) -> BackendInfo:
+    try:
+        reason = backend.unavailable()
+        if not reason:
+            return BackendInfo(backend.name, True, "", backend.devices(), backend.dtypes())
+    except Exception as error:  # as above: the fault of one plugin is that plugin's row
+        reason = f"the plugin failed: {_one_line(error)}"
+    return BackendInfo(backend.name, False, reason, (), ())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

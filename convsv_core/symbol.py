@@ -1,0 +1,104 @@
+"""The symbol: one small matrix a frequency, of which the operator's singular values are the union."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convsv_core.backend import Array
+from convsv_core.conv import Conv
+from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
+from convsv_core.operand import Operand, make_operand
+from convsv_core.plan import HostArray, Plan, unit_phases
+
+
+def symbol(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
+    r"""Compute the symbol of a circular convolution: its matrix at each frequency of the grid.
+
+    With ``theta = 2 pi j / grid`` (radians) at the index j, the matrix is
+    ``A(theta) = sum_t K_t exp(i q_t . theta)`` over the taps t, whose offset from the output is
+    ``q_t`` outputs. A stride s splits the input into the classes of its indices modulo s, each a set of
+    input channels of its own. The transposed layer has the adjoint matrices.
+
+    Parameters
+    ----------
+    kernel : array
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
+        complex128.
+    input_shape : tuple of int
+        Spatial extents of the layer's input, in the order of ``conv.spatial``. An int stands for every axis.
+    conv : Conv
+        The geometry.
+
+    Returns
+    -------
+    array, shape (\*grid, groups, rows, columns), complex
+        ``grid`` is ``input_shape // stride`` (`input_shape` when transposed). Rows are the output channels
+        of one group. Columns are its input channels, repeated for every class of a stride: (class, channel),
+        the classes in row-major order. When transposed, the rows carry the classes. complex64 for kernels of
+        32 bits or fewer, else complex128.
+
+    Raises
+    ------
+    TypeError
+        `kernel` is not an array of an installed library, or not of a floating dtype.
+    ValueError
+        The shapes do not fit each other, or the kernel holds NaN or infinity (under tracing the result is NaN).
+    NotImplementedError
+        The padding makes an operator that is not circulant.
+
+    Notes
+    -----
+    Differentiable and traceable; linear in the kernel. The whole symbol is formed: for its singular values
+    alone use `singular_values`, which does not. Source: Sedghi, Gupta and Long, ICLR 2019, section 2.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernel = np.ones((2, 3, 3, 3))
+    >>> symbol(kernel, (8, 8), Conv("OIHW")).shape
+    (8, 8, 1, 2, 3)
+    """
+    return make_operand(kernel, input_shape, conv, all_residues=True).run(_symbol)
+
+
+def _symbol(operand: Operand) -> Array:
+    plan = operand.plan
+    evaluate = symbol_evaluator(operand)
+    matrices = operand.backend.map_blocks(
+        evaluate, plan.frequencies, operand.kernel, row_bytes=evaluate.row_bytes, budget=BLOCK_BYTES
+    )
+    full = with_column_phases(operand, expand(operand, matrices))
+    if plan.conv.transposed:
+        full = operand.backend.adjoint(full)
+    return operand.answer(operand.xp.reshape(full, (*plan.grid, *full.shape[1:])))
+
+
+def expand(operand: Operand, visited: Array, *, conjugate: bool = True) -> Array:
+    """From the visited frequencies to the whole grid, in row-major order: shape (prod(grid), ...)."""
+    xp, backend = operand.xp, operand.backend
+    visit, mirrored = operand.plan.full_grid()
+    full = xp.take(visited, backend.constant(visit, visited), axis=0)
+    if conjugate and mirrored.any():
+        flags = backend.constant(mirrored.reshape(-1, *(1,) * (full.ndim - 1)), visited)
+        full = xp.where(flags, backend.conj(full), full)
+    return full
+
+
+def with_column_phases(operand: Operand, full: Array) -> Array:
+    """Multiply the columns by the phases that the plan took out: shape (prod(grid), ..., columns)."""
+    phases = column_phases(operand.plan)
+    if np.all(phases == 1):
+        return full
+    phases = np.repeat(phases, operand.plan.columns, axis=1)
+    phases = phases.reshape(phases.shape[0], *(1,) * (full.ndim - 2), phases.shape[1])
+    return full * operand.xp.astype(operand.backend.constant(phases, full), operand.complex_dtype, copy=False)
+
+
+def column_phases(plan: Plan) -> HostArray:
+    """``exp(i base . theta)`` for every frequency of the grid and class of the stride."""
+    phases = np.ones((1, 1), complex)
+    for axis in plan.axes:
+        along = unit_phases(np.outer(np.arange(axis.grid), axis.bases), axis.grid)
+        phases = phases[:, None, :, None] * along[None, :, None, :]
+        phases = phases.reshape(phases.shape[0] * phases.shape[1], -1)
+    return phases

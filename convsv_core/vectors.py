@@ -1,0 +1,181 @@
+"""Singular vectors of a circular convolution, by frequency and as images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from convsv_core.backend import Array, Backend
+from convsv_core.conv import Conv, as_int
+from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
+from convsv_core.operand import Operand, make_operand
+from convsv_core.plan import Plan
+from convsv_core.plugins import backend_of
+from convsv_core.symbol import expand, with_column_phases
+
+
+@dataclass(frozen=True, eq=False)
+class SVD:
+    r"""The singular value decomposition of a circular convolution; unpacks as ``U, S, Vh``.
+
+    Attributes
+    ----------
+    U : array, shape (\*grid, groups, rows, values), complex
+        Left singular vectors of the symbol at each frequency, in columns.
+    S : array, shape (\*grid, groups, values), real
+        Singular values, descending along the last axis.
+    Vh : array, shape (\*grid, groups, values, columns), complex
+        Conjugated right singular vectors, in rows: ``symbol = U @ diag(S) @ Vh``.
+    """
+
+    U: Array
+    S: Array
+    Vh: Array
+    plan: Plan
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.U, self.S, self.Vh))
+
+    def singular_vectors(self, index: int = 0) -> tuple[Array, Array, Array]:
+        r"""Return one pair of singular vectors of the operator, as images.
+
+        Parameters
+        ----------
+        index : int, default 0
+            Place in the descending order of all singular values; negative ones count from the end.
+
+        Returns
+        -------
+        u : array, shape (output channels, \*output extents)
+        s : 0-d array
+        v : array, shape (input channels, \*input extents)
+            The layer (without bias) maps v to s times u, and its adjoint u to s times v. Of unit norm; real
+            for a real kernel. The pairs of different indices are orthogonal, whatever values repeat.
+
+        Raises
+        ------
+        IndexError
+            There are fewer singular values.
+
+        Notes
+        -----
+        Reads one index on the host, so it is not traceable.
+        """
+        backend = backend_of(self.S)
+        xp = backend.namespace(self.S)
+        values = xp.reshape(self.S, (-1,))
+        count = values.shape[0]
+        if not -count <= index < count:
+            raise IndexError(f"index={index}: there are {count} singular values")
+        order = xp.argsort(values, descending=True, stable=False)
+        place = int(order[index % count])
+        *where, group, value = np.unravel_index(place, self.S.shape)
+        at = (*(int(i) for i in where), int(group))
+        u = self.U[(*at, slice(None), int(value))]
+        v = backend.conj(self.Vh[(*at, int(value), slice(None))])
+        if self.plan.conv.transposed:
+            images = (self._spread(backend, u, at, classes=True), self._spread(backend, v, at, classes=False))
+        else:
+            images = (self._spread(backend, u, at, classes=False), self._spread(backend, v, at, classes=True))
+        return images[0], values[place], images[1]
+
+    def _spread(self, backend: Backend, vector: Array, at: tuple[int, ...], *, classes: bool) -> Array:
+        """The image that is `vector` times the plane wave of a frequency, zero in the other groups."""
+        xp, plan = backend.namespace(vector), self.plan
+        *frequency, group = at
+        grid, ndim = plan.grid, len(plan.grid)
+        strides = plan.conv.strides if classes else (1,) * ndim
+        channels = vector.shape[0] // math.prod(strides)
+        wave = np.ones(())
+        for j, n in zip(frequency, grid, strict=True):
+            wave = np.multiply.outer(wave, np.exp(2j * np.pi * (j * np.arange(n) % n) / n))
+        wave = wave / math.sqrt(math.prod(grid))
+        image = xp.reshape(vector, (*strides, channels, *(1,) * ndim)) * xp.astype(
+            backend.constant(wave, vector), vector.dtype, copy=False
+        )
+        if plan.real:
+            opposite = tuple(-j % n for j, n in zip(frequency, grid, strict=True))
+            # The images of a frequency and its opposite are conjugate: one gives the cosine, one the sine.
+            if opposite == tuple(frequency):
+                image = xp.real(image)
+            else:
+                image = math.sqrt(2) * (xp.real(image) if tuple(frequency) < opposite else xp.imag(image))
+        interleaved = [axis for i in range(ndim) for axis in (ndim + 1 + i, i)]  # (grid, class) of each axis
+        image = xp.permute_dims(image, (ndim, *interleaved))
+        image = xp.reshape(image, (channels, *(n * s for n, s in zip(grid, strides, strict=True))))
+        parts = [xp.zeros_like(image)] * plan.groups
+        parts[group] = image
+        return xp.concat(parts, axis=0)
+
+
+def svd(kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, max_bytes: int = BLOCK_BYTES) -> SVD:
+    """Decompose a circular convolution at each frequency.
+
+    Parameters
+    ----------
+    kernel, input_shape, conv
+        As for `singular_values`, which also tells what is raised.
+    max_bytes : int, default 256 MiB
+        Budget for the matrices held at one time, beside the result itself, which holds the vectors of
+        the whole grid.
+
+    Returns
+    -------
+    SVD
+        Unpacks as ``U, S, Vh``, by frequency, with the shapes that `SVD` gives; its method
+        `singular_vectors` gives any singular vector of the whole operator as an image.
+
+    Notes
+    -----
+    Absolute error about ``eps * sigma_max``. Traceable. Not to be differentiated where singular values
+    repeat or vanish: the vectors have no derivative there. Source: Sedghi, Gupta and Long, ICLR 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernel = np.random.default_rng(0).normal(size=(2, 3, 3, 3))
+    >>> decomposition = svd(kernel, (8, 8), Conv("OIHW"))
+    >>> u, s, v = decomposition.singular_vectors(0)
+    >>> u.shape, v.shape
+    ((2, 8, 8), (3, 8, 8))
+    """
+    operand = make_operand(kernel, input_shape, conv, all_residues=True)
+    u, s, vh = operand.run(_svd, as_int("max_bytes", max_bytes, least=1))
+    return SVD(u, s, vh, operand.plan)
+
+
+def _svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
+    xp, plan = operand.xp, operand.plan
+    u, s, vh = _visited_svd(operand, max_bytes)
+    u, s = expand(operand, u), expand(operand, s, conjugate=False)
+    vh = with_column_phases(operand, expand(operand, vh))
+    if plan.conv.transposed:
+        u, vh = operand.backend.adjoint(vh), operand.backend.adjoint(u)
+    u, s, vh = (xp.reshape(part, (*plan.grid, *part.shape[1:])) for part in (u, s, vh))
+    return operand.answer(u, scaled=False), operand.answer(s), operand.answer(vh, scaled=False)
+
+
+def _visited_svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
+    """U, S, Vh at the visited frequencies, with real vectors where the symbol is real."""
+    xp, backend, plan = operand.xp, operand.backend, operand.plan
+    evaluate = symbol_evaluator(operand)
+
+    def decompose(frequencies: Array) -> tuple[Array, ...]:
+        return backend.svd(evaluate(frequencies))
+
+    def decompose_real(frequencies: Array) -> tuple[Array, ...]:
+        u, s, vh = backend.svd(xp.real(evaluate(frequencies)))
+        return xp.astype(u, operand.complex_dtype), s, xp.astype(vh, operand.complex_dtype)
+
+    alone = plan.self_conjugate if plan.real else 0
+    results = []
+    for function, rows in ((decompose_real, plan.frequencies[:alone]), (decompose, plan.frequencies[alone:])):
+        if len(rows):
+            results.append(
+                backend.map_blocks(function, rows, operand.kernel, row_bytes=3 * evaluate.row_bytes, budget=max_bytes)
+            )
+    u, s, vh = backend.concatenate(results)
+    return u, s, vh

@@ -1,0 +1,232 @@
+"""The benchmarks run, and their baselines are right; how long anything takes is not asserted."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import convsv_core as convsv
+
+ROOT = Path(__file__).resolve().parents[1]
+ERROR_EPS = 20
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def import_benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a module of the benchmarks, which are not installed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def shapes(import_benchmark: Any) -> ModuleType:
+    return import_benchmark("shapes")
+
+
+@pytest.fixture
+def baselines(import_benchmark: Any) -> ModuleType:
+    return import_benchmark("baselines")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    done = run(
+        "spectrum", "--quick", "--repeats", "2", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "ratio" in done.stdout
+    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return content
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+
+
+def test_json_tells_the_machine(quick: dict[str, Any]) -> None:
+    machine = quick["machine"]
+    assert machine["processor"]
+    assert machine["processors_usable"] >= 1
+    assert {"python", "numpy", "convsv"} <= set(machine["versions"])
+    assert all(pool["num_threads"] >= 1 for pool in machine["thread_pools"])
+    assert not any("filepath" in pool for pool in machine["thread_pools"])
+    assert quick["matrix_product"]["numpy"]["flops"] > 0
+    assert quick["failures"] == []
+
+
+def test_json_has_a_row_for_each_shape(quick: dict[str, Any], shapes: ModuleType) -> None:
+    assert [f"{row['network']} {row['label']}" for row in quick["rows"]] == [shape.name for shape in shapes.QUICK]
+    for row in quick["rows"]:
+        assert len(row["ours_times"]) == len(row["baseline_times"]) == 2
+        assert row["ours_seconds"] == pytest.approx(np.median(row["ours_times"]))
+        assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["ours_seconds"])
+        assert 1 <= row["baseline_frequencies"] <= row["frequencies"]
+        assert row["extrapolated"] or row["baseline_frequencies"] == row["frequencies"]
+        assert row["ours_compile_seconds"] is None
+
+
+def test_every_error_is_small(quick: dict[str, Any]) -> None:
+    errors = {row["label"]: row["error_eps"] for row in quick["rows"]}
+    assert max(errors.values()) <= ERROR_EPS, errors
+
+
+def test_sums_are_of_their_rows(quick: dict[str, Any], shapes: ModuleType) -> None:
+    for summary in quick["summary"]:
+        names = {shape.name for shape in shapes.GROUPS[summary["group"]]}
+        rows = [row for row in quick["rows"] if f"{row['network']} {row['label']}" in names]
+        assert summary["count"] == len(rows)
+        assert summary["ours_seconds"] == pytest.approx(sum(row["ours_seconds"] for row in rows))
+        assert summary["least_ratio"] == min(row["ratio"] for row in rows)
+
+
+def test_memory_is_measured_in_other_processes(quick: dict[str, Any]) -> None:
+    assert {peak["method"] for peak in quick["memory"]} == {"ours", "two lines"}
+    assert all(0 < peak["imported_bytes"] <= peak["peak_bytes"] for peak in quick["memory"])
+
+
+def test_sweeps_have_the_whole_matrix_where_it_is_small(quick: dict[str, Any]) -> None:
+    assert [sweep["name"] for sweep in quick["sweeps"]] == ["extent", "channels"]
+    for sweep in quick["sweeps"]:
+        assert sweep["rows"][0]["dense_seconds"] > 0
+        assert sweep["rows"][-1]["dense_seconds"] is None
+
+
+def test_wrong_calls_are_refused(tmp_path: Path) -> None:
+    for arguments in (
+        ("--only", "no such shape"),
+        ("--plot", str(tmp_path / "figure.doc")),
+        ("--json", str(tmp_path / "missing" / "out.json")),
+    ):
+        done = run("spectrum", "--quick", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert arguments[1] in done.stderr.replace("\n", "")
+
+
+def test_polyphase_kernel_has_the_values_of_the_operator(shapes: ModuleType, baselines: ModuleType) -> None:
+    for shape in shapes.QUICK:
+        kernel = shape.kernel()
+        folded = baselines.polyphase(shape, kernel)
+        transform = np.fft.fftn(folded, s=shape.grid, axes=tuple(range(len(shape.grid))))
+        wanted = convsv.singular_values(kernel, shape.extents, shape.conv).astype(np.float64)
+        found = np.zeros_like(wanted)
+        values = np.sort(np.linalg.svd(transform, compute_uv=False), axis=None)[::-1]
+        found[: values.size] = values
+        tolerance = ERROR_EPS * np.finfo(np.float32).eps * wanted[0]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance, err_msg=shape.name)
+        frequencies = np.arange(0, math.prod(shape.grid), 7)
+        direct = baselines.matrices_at(folded, shape.grid, frequencies)
+        rows = transform.reshape(-1, *transform.shape[-3:])[frequencies]
+        np.testing.assert_allclose(rows, direct, rtol=0, atol=tolerance, err_msg=shape.name)
+
+
+def test_whole_matrix_has_the_values_of_the_operator(shapes: ModuleType, baselines: ModuleType) -> None:
+    shape = shapes.square("test", 3, 2, 3, 5)
+    found = np.linalg.svd(baselines.dense_matrix(shape).astype(np.float64), compute_uv=False)
+    wanted = convsv.singular_values(shape.kernel(), shape.extents, shape.conv)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=ERROR_EPS * np.finfo(np.float32).eps * wanted[0])
+
+
+def test_extrapolation_weighs_what_was_sampled(
+    import_benchmark: Any, shapes: ModuleType, baselines: ModuleType
+) -> None:
+    library = import_benchmark("libraries").open_library("numpy")
+    shape = shapes.square("test", 3, 4, 4, 16)
+    full = baselines.TwoLines(library, shape, limit=math.inf, sample_seconds=0.0).prepare()
+    assert not full.extrapolated
+    sampled = baselines.TwoLines(library, shape, limit=0.0, sample_seconds=0.0).prepare()
+    assert sampled.extrapolated
+    assert sampled.sampled == 2
+    assert sampled.combine({"fft": [1.0, 2.0], "svd": [0.5, 0.25]}) == [1 + 0.5 * 128, 2 + 0.25 * 128]
+
+
+def test_times_are_taken_in_turns(import_benchmark: Any) -> None:
+    timing = import_benchmark("timing")
+    order: list[str] = []
+    tasks = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = timing.alternate(tasks, dict.fromkeys("ab", 1.0), repeats=4)
+    assert order == list("abbaabba")
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 4, "b": 4}
+
+
+def test_networks_are_complete(shapes: ModuleType) -> None:
+    def held(listed: list[Any]) -> int:
+        return sum(shape.multiplicity for shape in listed)
+
+    assert held(shapes.RESNET_50) == 53
+    assert held(shapes.RESNET_32) == 31
+    assert held(shapes.MOBILENET_V2) == 17
+    assert held(shapes.VGG_16) == 13
+    assert held(shapes.R3D_18) == 20
+    everything = [*shapes.NETWORKS, *shapes.QUICK]
+    assert all(one == other or one.name != other.name for one, other in itertools.combinations(everything, 2))
+    grouped = {shape.name for group in shapes.GROUPS.values() for shape in group}
+    assert {shape.name for shape in everything} <= grouped
+
+
+@pytest.fixture(scope="module")
+def norms(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("norm")
+    options = ("--only", "*16*->16 *", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
+    done = run("norm", "--quick", *options)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "norm_bounds" in done.stdout
+    rows: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())["rows"]
+    return rows
+
+
+def test_certified_norms_hold_the_truth(norms: list[dict[str, Any]]) -> None:
+    ours = [row for row in norms if row["method"].startswith("norm_bounds")]
+    assert {row["certified"] for row in ours} == {"both"}
+    assert all(0 <= row["error"] <= 1e-3 + ERROR_EPS * np.finfo(np.float32).eps for row in ours)
+    assert all(row["evaluations"] > 0 for row in ours)
+
+
+def test_other_norms_err_on_the_side_they_should(norms: list[dict[str, Any]]) -> None:
+    noise = ERROR_EPS * np.finfo(np.float32).eps
+    errors = {row["method"]: row["error"] for row in norms}
+    assert all(row["error"] >= -noise for row in norms if row["certified"] == "upper")
+    assert all(error <= noise for method, error in errors.items() if method.startswith("power"))
+    assert all(abs(error) <= noise for method, error in errors.items() if method.startswith("FFT"))
+    assert abs(errors["power 500 n=56"]) <= abs(errors["power 50 n=56"])
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+def test_convolutions_are_alike_and_have_adjoints(import_benchmark: Any, shapes: ModuleType, name: str) -> None:
+    library = pytest.importorskip(name) and import_benchmark("libraries").open_library(name)
+    judge = import_benchmark("libraries").open_library("numpy")
+    dilated = shapes.Shape("test", (3, 1), 2, 3, (7, 5), (1, 1), (2, 1))
+    for shape in (shapes.square("test", 3, 2, 3, 6, 2), shapes.square("test", 2, 3, 2, 5), dilated):
+        image = np.random.default_rng(0).standard_normal((shape.inputs, *shape.extents)).astype(np.float32)
+        sizes = []
+        for one in (library, judge):
+            apply, adjoint, start = one.convolution(one.asarray(shape.kernel()), shape, image)
+            result = apply(start)
+            sizes.append(float((result**2).sum()))
+            assert float((start * adjoint(result)).sum()) == pytest.approx(sizes[-1], rel=1e-5)
+        assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
+
+
+def test_certify_finds_no_violation(tmp_path: Path) -> None:
+    done = run("certify", "--count", "20", "--seed", "1", "--json", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["violations"] == []
+    assert sum(one["count"] for one in content["summary"]) == 40

@@ -1,0 +1,350 @@
+"""The suite is tested too: backends that are wrong in one way each, and each must be caught."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from convsv_conformance.cases import TABLE, by_name
+from convsv_conformance.checks import bounds, spectrum
+from convsv_conformance.dense import accurate_singular_values
+from convsv_conformance.suite import FEATURES, KnownFailures, select
+from convsv_conformance.target import Failure, Ledger, Target
+
+import convsv_core as convsv
+from convsv_core.plugins import get_backend
+
+PLANTED = '''
+import numpy as np
+from convsv_core import hookimpl
+from convsv_backends._numpy import NumpyBackend
+
+
+class Planted(NumpyBackend):
+    """NumPy's backend, but for one mistake."""
+
+    name = "planted"
+
+{mistake}
+
+
+@hookimpl
+def convsv_backend():
+    return Planted()
+'''
+
+# What is wrong, and a feature that must show it.
+MISTAKES = {
+    "none": ("", ""),
+    "an error of 1e-3": (
+        """
+    def svdvals(self, array): return super().svdvals(array) * 1.001
+    def eigvalsh(self, array): return super().eigvalsh(array) * 1.001
+""",
+        "values",
+    ),
+    "norms that are too small by 5e-4": (
+        "    def eigvalsh(self, array): return super().eigvalsh(array) * 0.999",
+        "bounds",
+    ),
+    "swapped axes": ("    def svd(self, array): return super().svd(array.swapaxes(-1, -2))", "svd"),
+    "a dropped conjugate": (
+        """
+    def svd(self, array):
+        u, s, vh = super().svd(array)
+        return u, s, vh.conj()
+""",
+        "singular vectors",
+    ),
+    "a forgotten half of the spectrum": (
+        """
+    def map_blocks(self, function, rows, like, **budget):
+        found = super().map_blocks(function, rows[: (len(rows) + 1) // 2], like, **budget)
+        parts = found if isinstance(found, tuple) else (found,)
+        padded = tuple(np.resize(part, (len(rows), *part.shape[1:])) for part in parts)
+        return padded if isinstance(found, tuple) else padded[0]
+""",
+        "values",
+    ),
+}
+
+ON_THE_HOST = '''
+import array_api_strict
+from convsv_core import hookimpl
+from convsv_array_api_strict import StrictBackend
+
+
+class Planted(StrictBackend):
+    """Takes its arrays from a device and leaves what it computes on the host."""
+
+    name = "planted"
+
+    def devices(self):
+        return ("device1",)
+
+    def map_blocks(self, *args, **budget):
+        return super().map_blocks(*args, **budget).to_device(array_api_strict.Device("CPU_DEVICE"))
+
+
+@hookimpl
+def convsv_backend():
+    return Planted()
+'''
+
+
+def install(directory: Path, source: str) -> dict[str, str]:
+    """Make a distribution with a backend called "planted", first of all in line; an environment that sees it."""
+    (directory / "planted_backend.py").write_text(source)
+    information = directory / "planted-0.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 0.1\n")
+    (information / "entry_points.txt").write_text("[convsv.backends]\naa_planted = planted_backend\n")
+    paths = [str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def conformance(directory: Path, source: str, *options: str) -> tuple[int, Any, str]:
+    """Exit status, JSON report and output of the suite, run from another directory on the planted backend."""
+    report = directory / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "convsv_conformance", "--backend", "planted", "--report", str(report), *options],
+        cwd=directory,
+        env=install(directory, source),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert report.exists(), done.stderr
+    return done.returncode, json.loads(report.read_text()), done.stdout
+
+
+def pytest_anywhere(directory: Path, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the suite under pytest, from a directory without any configuration."""
+    plugins = ("-p", "convsv_conformance.plugin", "-p", "no:cacheprovider")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *plugins, "-q", "-rs", "--pyargs", "convsv_conformance", *options],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_planted_mistake_is_caught(tmp_path: Path, name: str) -> None:
+    mistake, feature = MISTAKES[name]
+    status, report, output = conformance(tmp_path, PLANTED.format(mistake=mistake), "--dtype", "float32")
+    failing = {cell["feature"] for cell in report["cells"] if cell["failures"]}
+    if name == "none":  # the planting itself is no mistake
+        assert (status, failing, report["passed"]) == (0, set(), True)
+        assert "FAILED" not in output
+        return
+    assert status == 1
+    assert not report["passed"]
+    assert feature in failing
+    assert "FAILED" in output
+
+
+def test_a_result_on_the_host_is_caught(tmp_path: Path) -> None:
+    status, report, _ = conformance(tmp_path, ON_THE_HOST, "--dtype", "float32")
+    assert status == 1
+    assert {"values", "symbol"} <= {cell["feature"] for cell in report["cells"] if cell["failures"]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda xp, norm: norm.to_device(xp.Device("CPU_DEVICE")), "on .*CPU_DEVICE"),
+        (lambda xp, norm: np.asarray(norm.to_device(xp.Device("CPU_DEVICE"))), "not an array of array_api_strict"),
+        (lambda xp, norm: xp.astype(norm, xp.float64), "dtype"),
+        (lambda xp, norm: norm[None], "shape"),
+        (lambda xp, norm: norm * 1.0001, "units of eps"),
+        (lambda xp, norm: norm * float("nan"), "units of eps"),
+    ],
+    ids=["device", "library", "dtype", "shape", "value", "nan"],
+)
+def test_a_result_of_another_kind_is_caught(monkeypatch: pytest.MonkeyPatch, wrong: Any, message: str) -> None:
+    xp = pytest.importorskip("array_api_strict")
+    right = convsv.operator_norm
+    target = Target(get_backend("array_api_strict"), "device1", "float32")
+    spectrum.scalars(target, by_name("2d")[0], Ledger(target.eps))
+    monkeypatch.setattr(convsv, "operator_norm", lambda *arguments: wrong(xp, right(*arguments)))
+    with pytest.raises(Failure, match=message):
+        spectrum.scalars(target, by_name("2d")[0], Ledger(target.eps))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda b: b._replace(upper=b.upper * 0.999), "lower=.*upper="),
+        (lambda b: b._replace(upper=b.lower, lower=b.lower * 0.9995), "not attained|norm_bounds: lower"),
+        (lambda b: b._replace(lower=b.upper), "not attained"),
+        (lambda b: b._replace(upper=b.upper * 2), "converged=True"),
+        (lambda b: b._replace(converged=False), "converged=False"),
+        (lambda b: b._replace(frequency=tuple(angle + 0.3 for angle in b.frequency)), "not attained|lower"),
+        (lambda b: b._replace(frequency=b.frequency[:1]), "frequency"),
+        (lambda b: b._replace(upper=float(b.upper)), "not an array"),
+        (lambda b: b._replace(left=b.left.conj()), "A right"),
+        (lambda b: b._replace(left=b.left * 0, right=b.right * 0), "not a vector of one group"),
+        (lambda b: b._replace(right=b.right[:, ::-1]), "A right"),
+    ],
+)
+@pytest.mark.parametrize("check", [bounds.of_one_size, bounds.of_every_size])
+def test_wrong_bounds_are_caught(monkeypatch: pytest.MonkeyPatch, check: Any, wrong: Any, message: str) -> None:
+    right = convsv.norm_bounds
+    target, case = Target(get_backend("numpy"), "cpu", "complex64"), by_name("2d")[0]
+    check(target, case, Ledger(target.eps))
+    monkeypatch.setattr(convsv, "norm_bounds", lambda *arguments, **options: wrong(right(*arguments, **options)))
+    with pytest.raises(Failure, match=message):
+        check(target, case, Ledger(target.eps))
+
+
+@pytest.mark.parametrize("name", ["local-optimum-63", "two-blocks", "between-grid-points"])
+def test_a_bound_that_misses_the_peak_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Consistent in itself, at a frequency where its lower bound is attained, and below the supremum."""
+    right = convsv.norm_bounds
+    (peak,) = (peak for peak in bounds.PEAKS if peak.name == name)
+
+    def at_one_frequency(kernel: Any, conv: convsv.Conv, **options: Any) -> convsv.NormBounds:
+        best = right(kernel, conv, input_shape=(1,) * conv.ndim)  # the frequency 0 alone
+        norm = np.linalg.norm(kernel.sum(axis=tuple(range(2, kernel.ndim))), 2)
+        lower, upper = (np.asarray(norm * (1 + sign * 1e-14)) for sign in (-1, 1))
+        return best._replace(lower=lower, upper=upper, converged=True)
+
+    target = Target(get_backend("numpy"), "cpu", "float64")
+    bounds.of_peaks(target, peak, Ledger(target.eps))
+    monkeypatch.setattr(convsv, "norm_bounds", at_one_frequency)
+    with pytest.raises(Failure, match="the supremum is beyond"):
+        bounds.of_peaks(target, peak, Ledger(target.eps))
+
+
+def test_jax_passes_in_its_default_mode_too(tmp_path: Path) -> None:
+    """The other tests enable double precision; here there is none, as most users have it."""
+    pytest.importorskip("jax")
+    chosen = (
+        "--convsv-backend",
+        "jax",
+        "-k",
+        "(values/rectangular or jit/stride or gradients/1d or errors/nan) and float32",
+    )
+    done = pytest_anywhere(tmp_path, {**os.environ, "JAX_ENABLE_X64": "0"}, *chosen)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout
+    assert (
+        "jax has no float64"
+        in pytest_anywhere(
+            tmp_path, {**os.environ, "JAX_ENABLE_X64": "0"}, "--convsv-backend", "jax", "--convsv-dtype", "float64"
+        ).stdout
+    )
+
+
+def test_the_suite_runs_under_pytest_from_anywhere(tmp_path: Path) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return pytest_anywhere(tmp_path, environment, *options)
+
+    mistake, _ = MISTAKES["an error of 1e-3"]
+    environment = install(tmp_path, PLANTED.format(mistake=mistake))
+    chosen = ("--convsv-backend", "planted", "--convsv-dtype", "float16")
+    assert run(*chosen).returncode == pytest.ExitCode.TESTS_FAILED
+    assert run(*chosen, "-k", "zero or one-channel").returncode == pytest.ExitCode.OK
+
+    skipped = run("--convsv-backend", "numpy", "--convsv-dtype", "bfloat16")
+    assert "numpy has no bfloat16" in skipped.stdout
+    unknown = run("--convsv-backend", "no-such-library")
+    assert unknown.returncode == pytest.ExitCode.INTERRUPTED
+    assert "'no-such-library': no such backend" in unknown.stdout
+
+
+def test_an_entry_that_no_longer_fails_is_an_error(tmp_path: Path) -> None:
+    known = tmp_path / "known.txt"
+    known.write_text("# comment\n\nvalues/2d/float32: never failed\n")
+    options = ("--dtype", "float32", "--known-failures", str(known))
+    status, report, _ = conformance(tmp_path, PLANTED.format(mistake=""), *options)
+    (failure,) = [failure for cell in report["cells"] for failure in cell["failures"]]
+    assert status == 1
+    assert "no longer fails" in failure
+    assert "never failed" in failure
+
+
+def test_known_failures_are_matched_and_checked() -> None:
+    known = KnownFailures("values/2d/*: has no 2-D\n", "file")
+    (target,) = select(["numpy"], dtypes=["float32"]).targets
+    items = {item.key: item for item in select(["numpy"], dtypes=["float32"]).items() if hasattr(item, "key")}
+    assert known.reason(items["values/2d/float32"]) == "has no 2-D"
+    assert known.reason(items["values/3d/float32"]) is None
+    assert target.backend.name == "numpy"
+    with pytest.raises(ValueError, match="line 1: 'values/4d/float32' matches no case"):
+        KnownFailures("values/4d/float32: none", "file")
+    with pytest.raises(ValueError, match="line 2: wanted"):
+        KnownFailures("# comment\nvalues/2d/float32", "file")
+
+
+def test_names_are_unique() -> None:
+    assert len({case.name for case in TABLE}) == len(TABLE)
+    for feature in FEATURES:
+        assert len({subject.name for subject in feature.subjects}) == len(feature.subjects)
+
+
+# ---- the judge ---------------------------------------------------------------------------------------
+
+
+def test_singular_values_of_the_judge_are_those_of_known_matrices() -> None:
+    rng = np.random.default_rng(0)
+    exact = np.concatenate([np.repeat([2.0, 1.0, 2.0**-20], 20), np.zeros(4)])
+    # Householder reflections with dyadic entries are exactly orthogonal, so the product has exactly these values
+    signs = [rng.choice([-1.0, 1.0], 64) for _ in range(4)]
+    left, right, *_ = (np.eye(64) - np.outer(sign, sign) / 32 for sign in signs)
+    got = accurate_singular_values(left @ np.diag(exact) @ right)
+    assert np.abs(got - exact).max() <= np.finfo(np.float64).eps * 2
+
+
+@pytest.mark.parametrize("name", ["2d", "stride", "kernel-larger-than-input", "transposed-groups"])
+def test_derivative_of_the_judge_is_the_limit_of_differences(name: str) -> None:
+    case = by_name(name)[0]
+    truth = case.truth(case.values("float64"))
+    rng = np.random.default_rng(1)
+    step = np.finfo(np.float64).eps ** (1 / 3)
+    for weights in (np.ones(1), np.linspace(2, 1, case.count)):
+        direction = rng.standard_normal(truth.values.shape)
+        ahead, behind = (
+            weights @ case.truth(truth.values + sign * step * direction).singular_values[: len(weights)]
+            for sign in (1, -1)
+        )
+        slope = (ahead - behind) / (2 * step)
+        assert abs(truth.derivative(weights, direction) - slope) <= 100 * step**2 * weights.sum()
+
+
+@pytest.mark.parametrize("name", ["rectangular", "stride", "groups", "transposed-stride", "dilated-onto-itself"])
+def test_clip_of_the_judge_is_the_least_squares_projection(name: str) -> None:
+    """Of all kernels of the shape none is nearer to the clipped operator; found by solving for every entry."""
+    case = by_name(name)[0]
+    truth = case.truth(case.values("float64"))
+    bound = truth.norm / 2
+    u, s, vh = np.linalg.svd(truth.matrix, full_matrices=False)
+    change = (u * (np.minimum(s, bound) - s)) @ vh
+    basis = np.eye(truth.values.size).reshape(-1, *truth.values.shape)
+    columns = np.stack([case.matrix(one).reshape(-1) for one in basis], axis=1)
+    least = np.linalg.lstsq(columns, change.reshape(-1), rcond=None)[0]  # of minimal norm, so shared equally
+    expected = truth.values + least.reshape(truth.values.shape)
+    assert np.abs(truth.clipped(bound) - expected).max() <= 100 * np.finfo(np.float64).eps * truth.norm
+
+
+def test_symbol_at_any_frequency_is_that_of_the_matrix_on_the_grid() -> None:
+    for case in TABLE:
+        truth = case.truth(case.values("complex128"))
+        angles = np.indices(case.grid).reshape(len(case.grid), -1).T * (2 * np.pi / np.asarray(case.grid))
+        got = bounds.symbol_at(case, truth.values, angles).reshape(truth.symbol.shape)
+        assert np.abs(got - truth.symbol).max() <= 100 * np.finfo(np.float64).eps * truth.norm, case.name
+
+
+def test_symbol_of_the_judge_has_the_values_of_its_matrix() -> None:
+    for case in TABLE:
+        truth = case.truth(case.values("float64"))
+        values = np.sort(np.linalg.svd(truth.symbol, compute_uv=False).reshape(-1))[::-1]
+        assert np.abs(values - truth.singular_values).max() <= 20 * np.finfo(np.float64).eps * truth.norm, case.name

