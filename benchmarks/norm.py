@@ -33,8 +33,8 @@ SYMBOL_BYTES = 1 << 28
 EXTENTS, QUICK_EXTENTS = (32, 56, 112, 224), (32, 56)
 STEPS = (50, 500)
 FEW_STEPS = 2
-POWER_FACTOR = 5
-"""Power iteration is run in full where it takes so many times as long as the other methods may."""
+POWER_OPERATIONS, QUICK_POWER_OPERATIONS = 1e11, 1e10
+"""Power iteration of no more multiplications is run in full: a count, so that no load on the machine decides."""
 
 OURS, PAPER, OWN = "norm_bounds", "FFT + SVD", "own n"
 RTOL, TRUE_RTOL, GRID_RTOL = 1e-3, 1e-6, 1e-4
@@ -131,7 +131,7 @@ class NormSummary:
 def measure(library: Library, group: str, shape: Shape, effort: Effort, *, quick: bool) -> list[NormRow]:
     """Run every method on one layer, in turns."""
     extents = [shape.extents] if group == RESNET else [(n, n) for n in (QUICK_EXTENTS if quick else EXTENTS)]
-    methods = dict(_methods(library, shape, extents, effort))
+    methods = dict(_methods(library, shape, extents, effort, quick=quick))
     tasks = {(m, t): task for m, one in methods.items() for t, task in one.measured.tasks.items()}
     estimates = {" ".join(key): methods[key[0]].measured.estimates[key[1]] for key in tasks}
     found = alternate({" ".join(key): task for key, task in tasks.items()}, estimates, effort.repeats)
@@ -163,7 +163,7 @@ def measure(library: Library, group: str, shape: Shape, effort: Effort, *, quick
 
 
 def _methods(
-    library: Library, shape: Shape, extents: Sequence[tuple[int, ...]], effort: Effort
+    library: Library, shape: Shape, extents: Sequence[tuple[int, ...]], effort: Effort, *, quick: bool
 ) -> Iterator[tuple[str, Timed]]:
     wide = shape.kernel().astype(np.float64)
     truth = float(convsv.norm_bounds(wide, shape.conv, rtol=TRUE_RTOL).lower)
@@ -183,7 +183,8 @@ def _methods(
             gram = gram_bounds(library)
             yield f"Gram, FFT {at}", replace(_by_frequency(library, sized, effort, gram, bounds), certified="upper")
             for steps in STEPS:
-                yield f"power {steps} {at}", _power(library, sized, steps, kernel, truth, effort)
+                most = QUICK_POWER_OPERATIONS if quick else POWER_OPERATIONS
+                yield f"power {steps} {at}", _power(library, sized, steps, kernel, truth, most)
 
 
 def _undilated(shape: Shape) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -209,13 +210,14 @@ def _simple(library: Library, function: Function, argument: Array, truth: float,
     return Timed(_whole(lambda: library.wait(run(argument)), compiled), value, truth, certified)
 
 
-def _power(library: Library, shape: Shape, steps: int, kernel: Array, truth: float, effort: Effort) -> Timed:
+def _power(library: Library, shape: Shape, steps: int, kernel: Array, truth: float, most: float) -> Timed:
     """Power iteration; where it takes far too long only the first steps are timed, and its value is not known."""
-    few = _simple(library, power_iteration(library, shape, FEW_STEPS), kernel, truth)
-    scale = steps / FEW_STEPS
-    if scale * few.measured.estimates[""] <= POWER_FACTOR * effort.full_seconds:
+    outputs = math.prod(math.ceil(n / s) for n, s in zip(shape.extents, shape.stride, strict=True))
+    if 2 * steps * outputs * math.prod(kernel.shape) <= most:
         return _simple(library, power_iteration(library, shape, steps), kernel, truth)
-    return replace(few, measured=replace(few.measured, weights={"": scale}, extrapolated=True), value=None)
+    few = _simple(library, power_iteration(library, shape, FEW_STEPS), kernel, truth)
+    scaled = replace(few.measured, weights={"": steps / FEW_STEPS}, extrapolated=True)
+    return replace(few, measured=scaled, value=None)
 
 
 def _whole(task: Function, compile_seconds: float | None = None) -> Measured:
