@@ -1,0 +1,254 @@
+"""What of a convolution exceeds a bound of the norm, and which change of the taps comes nearest to it.
+
+The excess of a matrix W over c is ``U max(S - c, 0) V*``, W less its nearest matrix of norm at most c. It is computed
+frequency by frequency, for those matrices alone that are not shown to be within the bound by something cheaper
+than a decomposition; the taps nearest to the operator that has these excesses are its part of an average over
+the frequencies. One pass is a clip-and-cut step; repeated, passes make the projections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from convsv_core.backend import Array, Backend
+from convsv_core.decomposition import safe_sqrt, squared_norm
+from convsv_core.evaluation import BLOCK_BYTES, gram_evaluator, symbol_polynomial
+from convsv_core.operand import Operand
+from convsv_core.plan import HostArray
+
+Method: TypeAlias = Literal["svd", "gram", "products"]
+
+TESTED_SIDE = 24
+"""Side from which Cholesky's factorisation is the cheaper test; below it, the Gram matrix's square."""
+
+MARGIN_EPS = 4
+"""Rounding error of a test, in units of eps times the side times the eigenvalues' sum: twice Higham's bound."""
+
+SQUARINGS = 3
+"""Of that matrix: the test lets no norm pass that is above the bound, and few that are 3 % below it."""
+
+FAST_STEPS, LAST_STEPS = 10, 4
+"""Of the iteration for the polar factor: steps that raise small singular values, steps that end at 1."""
+
+FAST, LAST = (3.4445, -4.775, 2.0315), (15 / 8, -10 / 8, 3 / 8)
+"""Coefficients of odd polynomials of degree 5. The first, of slope 3.4, keeps [0, 1.2] within it and leaves what has
+been raised in [0.68, 1.14]; the second is Newton and Schulz's of third order at 1."""
+
+
+def excess_pass(
+    operand: Operand,
+    kernel: Array,
+    limit: Array,
+    rows: HostArray,
+    frequencies: Array,
+    weights: Array,
+    dual: Array | None,
+    method: Method,
+    *,
+    keep: bool = False,
+    lower: Array | None = None,
+) -> tuple[Array, Array | None, Array | None]:
+    """One pass over some frequencies: the excess of ``symbol(kernel) + dual`` over `limit`.
+
+    Parameters
+    ----------
+    operand : Operand
+        Whose geometry holds; its own kernel does not enter.
+    kernel : array
+        Of the operand's kernel's shape and scale.
+    limit : 0-d array
+        At the same scale.
+    rows : int array, shape (count,)
+        On the host: ``arange(count)``, or fewer of these.
+    frequencies, weights : arrays, shapes (count, ndim) and (count,)
+        Indices of frequencies, and how many of the grid each stands for.
+    dual : array, shape (count, groups, rows, columns), complex, optional
+    method : "svd", "gram" or "products"
+        How an excess is computed.
+    keep : bool
+        Whether to return the excesses.
+    lower : 0-d array, optional
+        With "svd": raise smaller singular values to it. The excess then holds what they lack, negative.
+
+    Returns
+    -------
+    change : array of the kernel's shape
+        The taps nearest to the operator of these excesses.
+    excess : array like `dual`, or None
+    trace : array, shape (count,), or None
+        Sum of the singular values of each frequency's excess.
+    """
+    xp, backend = operand.xp, operand.backend
+    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    # Without a dual the Gram matrix has an expansion of its own, and the symbol is needed where it exceeds alone.
+    tested = method != "products" and lower is None
+    gram = gram_evaluator(operand, symbol) if tested and dual is None and not keep else None
+
+    def of_block(chosen: Array) -> tuple[Array, ...]:
+        where = xp.take(frequencies, chosen, axis=0)
+        matrices = None
+        if gram is None:
+            matrices = symbol(where)
+            matrices = matrices if dual is None else matrices + xp.take(dual, chosen, axis=0)
+        above = None
+        if tested:
+            above = _not_below(operand, smaller_gram(backend, matrices) if gram is None else gram(where), limit)
+        count = chosen.shape[0]
+        if above is not None and len(above) < count:
+            if not len(above):
+                nothing = symbol.coefficients[None, ...] * 0
+                return (nothing, *(_no_excess(operand, symbol.coefficients, count) if keep else ()))
+            index = backend.constant(above, chosen)
+            chosen, where = xp.take(chosen, index, axis=0), xp.take(where, index, axis=0)
+            matrices = None if matrices is None else xp.take(matrices, index, axis=0)
+        matrices = symbol(where) if matrices is None else matrices
+        excess, trace = EXCESSES[method](backend, matrices, limit, lower)
+        phases = symbol.phases(where) * xp.take(weights, chosen, axis=0)[:, None]
+        flat = xp.reshape(excess, (excess.shape[0], -1))
+        part = xp.reshape(xp.matmul(backend.adjoint(phases), flat), (1, -1, *matrices.shape[1:]))
+        if not keep:
+            return (part,)
+        if above is not None and len(above) < count:
+            places = np.full(count, len(above))
+            places[above] = np.arange(len(above))
+            excess, trace = operand.take_or_zero(excess, places, 0), operand.take_or_zero(trace, places, 0)
+        return part, excess, trace
+
+    row_bytes = (4 if keep else 3) * symbol.row_bytes
+    found = backend.map_blocks(of_block, rows, operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
+    change = to_kernel(operand, xp.sum(found[0], axis=0))
+    return (change, found[1], found[2]) if keep else (change, None, None)
+
+
+def _no_excess(operand: Operand, like: Array, count: int) -> tuple[Array, Array]:
+    xp = operand.xp
+    excess = xp.broadcast_to(xp.zeros_like(like[:1, ...]), (count, *like.shape[1:]))
+    return excess, xp.real(excess[:, 0, 0, 0])
+
+
+def to_kernel(operand: Operand, taps: Array) -> Array:
+    """From sums over the frequencies of one period, one matrix an offset, to the nearest kernel's taps.
+
+    Taps of a kernel larger than the input that wrap onto each other share what they have in common.
+    """
+    xp, plan, conv = operand.xp, operand.plan, operand.plan.conv
+    kernel = operand.from_taps(taps) / math.prod(plan.periods)
+    kernel = xp.real(kernel) if plan.real else kernel
+    sharing = plan.sharing()
+    if np.all(sharing == 1):
+        return kernel
+    order = [conv.spatial.index(letter) for letter in conv.layout if letter in conv.spatial]
+    spatial = [n if letter in conv.spatial else 1 for letter, n in zip(conv.layout, operand.kernel.shape, strict=True)]
+    divisor = operand.backend.constant(sharing.transpose(order).reshape(spatial).astype(float), kernel)
+    return kernel / xp.astype(divisor, operand.real_dtype, copy=False)
+
+
+def smaller_gram(backend: Backend, matrices: Array) -> Array:
+    """``W W*`` or ``W* W``, whichever is smaller."""
+    xp, adjoint = backend.namespace(matrices), backend.adjoint(matrices)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    return xp.matmul(matrices, adjoint) if wide else xp.matmul(adjoint, matrices)
+
+
+def _not_below(operand: Operand, grams: Array, limit: Array) -> HostArray | None:
+    """Indices of the rows that are not shown to be below the limit; None where tracing leaves them open."""
+    xp, backend = operand.xp, operand.backend
+    side = grams.shape[-1]
+    # Less than the limit by what rounding may have taken from the Gram matrix and from the test.
+    margin = MARGIN_EPS * side * float(xp.finfo(operand.real_dtype).eps)
+    if side < TESTED_SIDE:
+        # The sum of a power of the eigenvalues is at least that power of the largest.
+        powers = grams / xp.where(limit > 0, limit, xp.ones_like(limit)) ** 2
+        for _ in range(SQUARINGS if side > 1 else 0):
+            powers = xp.matmul(powers, powers)
+        below = (squared_norm(xp, powers, axis=(-2, -1)) <= 1 - 2 ** (SQUARINGS + 1) * margin) & (limit > 0)
+    else:
+        level = limit**2 - margin * xp.real(xp.linalg.trace(grams))
+        identity = xp.astype(backend.constant(np.eye(side), grams), grams.dtype, copy=False)
+        below = backend.is_positive_definite(xp.astype(level, grams.dtype)[..., None, None] * identity - grams)
+    below = xp.all(below, axis=-1)
+    if backend.truth(xp.all(below)) is None:
+        return None
+    return np.flatnonzero(~backend.to_numpy(below))
+
+
+def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None) -> tuple[Array, Array]:
+    xp = backend.namespace(matrices)
+    u, s, vh = backend.svd(matrices)
+    excess = xp.clip(s - limit, 0.0, None)
+    if lower is not None:
+        excess = excess - xp.clip(lower - s, 0.0, None)
+    return xp.matmul(u * xp.astype(excess, matrices.dtype)[..., None, :], vh), xp.sum(excess, axis=(-2, -1))
+
+
+def _excess_gram(backend: Backend, matrices: Array, limit: Array, _: Array | None) -> tuple[Array, Array]:
+    """From the eigenvectors of the smaller side: ``(I - c (W W*)^(-1/2)) W`` on those above the bound.
+
+    Its error is about ``eps * norm**2 / limit``.
+    """
+    xp = backend.namespace(matrices)
+    rows, columns = matrices.shape[-2:]
+    if min(rows, columns) == 1:
+        norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))
+        excess = xp.clip(norms - limit, 0.0, None)
+        share = excess / xp.where(norms > 0, norms, xp.ones_like(norms))
+        return matrices * xp.astype(share, matrices.dtype)[..., None, None], xp.sum(excess, axis=-1)
+    values, vectors = backend.eigh(smaller_gram(backend, matrices))
+    norms = safe_sqrt(xp, values)
+    excess = xp.clip(norms - limit, 0.0, None)
+    leading = xp.max(xp.sum(xp.astype(excess > 0, xp.int64), axis=-1)) if excess.shape[0] else None
+    if leading is not None and backend.truth(leading > 0) is not None:  # eager: the pairs that exceed are the last
+        first = values.shape[-1] - int(leading)
+        vectors, kept, norms = vectors[..., first:], excess[..., first:], norms[..., first:]
+    else:
+        kept = excess
+    share = xp.astype(kept / xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)[..., None, :]
+    adjoint = backend.adjoint(vectors)
+    if rows <= columns:
+        found = xp.matmul(vectors * share, xp.matmul(adjoint, matrices))
+    else:
+        found = xp.matmul(xp.matmul(matrices, vectors * share), adjoint)
+    return found, xp.sum(excess, axis=(-2, -1))
+
+
+def _excess_products(backend: Backend, matrices: Array, limit: Array, _: Array | None) -> tuple[Array, Array]:
+    """By matrix products alone: ``(W - c Q + Q |H - c I|) / 2`` with the polar decomposition ``W = Q H``.
+
+    ``|H - c I|`` is ``H - c I`` times its matrix sign, its own polar factor. Where either iteration has not ended, the
+    factor in front is as small: the error is at most about 1e-5 of the Frobenius norm.
+    """
+    xp = backend.namespace(matrices)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    work = matrices if wide else backend.adjoint(matrices)
+    polar = polar_products(backend, work)
+    hermitian = xp.matmul(work, backend.adjoint(polar))
+    identity = xp.astype(backend.constant(np.eye(work.shape[-2]), work), work.dtype, copy=False)
+    shifted = (hermitian + backend.adjoint(hermitian)) / 2 - limit * identity
+    absolute = xp.matmul(shifted, polar_products(backend, shifted))
+    halves = (shifted + absolute) / 2
+    found = xp.matmul(halves, polar)
+    trace = xp.sum(xp.real(xp.linalg.trace(halves)), axis=-1)
+    return (found if wide else backend.adjoint(found)), trace
+
+
+def polar_products(backend: Backend, matrices: Array) -> Array:
+    """The polar factor of wide matrices by Newton and Schulz's iteration, for matrix products alone."""
+    xp = backend.namespace(matrices)
+    norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))[..., None, None]
+    x = matrices / xp.astype(xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)
+    for a, b, c in FAST_STEPS * [FAST] + LAST_STEPS * [LAST]:
+        gram = xp.matmul(x, backend.adjoint(x))
+        x = a * x + xp.matmul(b * gram + c * xp.matmul(gram, gram), x)
+    return x
+
+
+EXCESSES: dict[Method, Callable[[Backend, Array, Array, Array | None], tuple[Array, Array]]] = {
+    "svd": _excess_svd,
+    "gram": _excess_gram,
+    "products": _excess_products,
+}
