@@ -10,6 +10,7 @@ the layer's input. Results come back in the caller's array library, on the calle
 (1024,)
 """
 
+from convsv_core import penalties
 from convsv_core.backend import Backend
 from convsv_core.bounds import NormBounds, norm_bounds
 from convsv_core.clipping import clip
@@ -42,6 +43,7 @@ __all__ = [
     "log_abs_det",
     "norm_bounds",
     "operator_norm",
+    "penalties",
     "singular_values",
     "stable_rank",
     "svd",

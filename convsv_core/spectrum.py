@@ -85,7 +85,7 @@ def singular_values(
     >>> singular_values(kernel, (4,), Conv("OIW")).round(3)
     array([2.   , 1.414, 1.414, 0.   ])
     """
-    operand = _make_spectral_operand(kernel, input_shape, conv, method)
+    operand = make_spectral_operand(kernel, input_shape, conv, method)
     return operand.run(_singular_values, method, as_int("max_bytes", max_bytes, least=1))
 
 
@@ -121,7 +121,7 @@ def frequency_singular_values(
     >>> frequency_singular_values(np.ones((1, 1, 2)), (4,), Conv("OIW")).shape
     (4, 1)
     """
-    operand = _make_spectral_operand(kernel, input_shape, conv, method)
+    operand = make_spectral_operand(kernel, input_shape, conv, method)
     return operand.run(_frequency_singular_values, method, as_int("max_bytes", max_bytes, least=1))
 
 
@@ -260,7 +260,7 @@ def condition_number(kernel: Array, input_shape: tuple[int, ...], conv: Conv) ->
     >>> float(condition_number(np.asarray([[[2.0, 1.0]]]), (4,), Conv("OIW")))
     3.0
     """
-    return _make_spectral_operand(kernel, input_shape, conv, "auto").run(_condition_number)
+    return make_spectral_operand(kernel, input_shape, conv, "auto").run(_condition_number)
 
 
 def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
@@ -294,7 +294,7 @@ def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     >>> round(float(log_abs_det(kernel, (4, 4), Conv("OIHW"))) / math.log(2))
     48
     """
-    operand = _make_spectral_operand(kernel, input_shape, conv, "auto")
+    operand = make_spectral_operand(kernel, input_shape, conv, "auto")
     plan = operand.plan
     if not plan.is_square:
         raise ValueError(
@@ -304,7 +304,8 @@ def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     return operand.run(_log_abs_det)
 
 
-def _make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, method: str) -> Operand:
+def make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, method: str) -> Operand:
+    """Check a call's arguments and prepare the kernel, in the arithmetic that `method` calls for."""
     if method not in METHODS:
         raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
     operand = make_operand(kernel, input_shape, conv)
@@ -313,7 +314,7 @@ def _make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, metho
 
 def _singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
     xp, plan = operand.xp, operand.plan
-    values = operand.answer(_visited_values(operand, method, max_bytes))
+    values = operand.answer(visited_values(operand, method, max_bytes))
     alone = xp.reshape(values[: plan.self_conjugate, ...], (-1,))
     pairs = xp.reshape(values[plan.self_conjugate :, ...], (-1,))
     values = xp.sort(xp.concat([alone, pairs, pairs]) if plan.real else alone, descending=True, stable=False)
@@ -324,7 +325,7 @@ def _singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
 
 def _frequency_singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
     xp, plan = operand.xp, operand.plan
-    values = _visited_values(operand, method, max_bytes)
+    values = visited_values(operand, method, max_bytes)
     values = xp.reshape(values, (values.shape[0], -1))
     if plan.groups > 1:
         values = xp.sort(values, axis=-1, descending=True, stable=False)
@@ -339,19 +340,19 @@ def _frequency_singular_values(operand: Operand, method: str, max_bytes: int) ->
 
 def _operator_norm(operand: Operand) -> Array:
     # The Gram matrix squares the small values away and keeps the largest: its eigenvalues do for the norm.
-    return operand.answer(operand.xp.max(_visited_values(operand, "gram", BLOCK_BYTES, first_only=True)))
+    return operand.answer(operand.xp.max(visited_values(operand, "gram", BLOCK_BYTES, first_only=True)))
 
 
 def _frobenius_norm(operand: Operand) -> Array:
-    return operand.answer(safe_sqrt(operand.xp, _squared_frobenius(operand)))
+    return operand.answer(safe_sqrt(operand.xp, squared_frobenius(operand)))
 
 
 def _stable_rank(operand: Operand) -> Array:
     xp = operand.xp
-    norm = xp.max(_visited_values(operand, "gram", BLOCK_BYTES, first_only=True))
+    norm = xp.max(visited_values(operand, "gram", BLOCK_BYTES, first_only=True))
     nonzero = norm > 0
     squared = xp.where(nonzero, norm, xp.ones_like(norm)) ** 2
-    rank = xp.where(nonzero, _squared_frobenius(operand) / squared, xp.zeros_like(norm))
+    rank = xp.where(nonzero, squared_frobenius(operand) / squared, xp.zeros_like(norm))
     return operand.answer(rank, scaled=False)
 
 
@@ -367,7 +368,7 @@ def _condition_number(operand: Operand) -> Array:
 
 def _log_abs_det(operand: Operand) -> Array:
     xp, plan = operand.xp, operand.plan
-    values = _visited_values(operand, "auto", BLOCK_BYTES)
+    values = visited_values(operand, "auto", BLOCK_BYTES)
     positive = values > 0
     logs = xp.log(xp.where(positive, values, xp.ones_like(values)))
     logs = xp.where(positive, logs, xp.where(xp.isnan(values), values, xp.full_like(values, -math.inf)))
@@ -380,7 +381,7 @@ def _log_abs_det(operand: Operand) -> Array:
     return operand.answer(total, scaled=False)
 
 
-def _visited_values(operand: Operand, method: str, max_bytes: int, *, first_only: bool = False) -> Array:
+def visited_values(operand: Operand, method: str, max_bytes: int, *, first_only: bool = False) -> Array:
     """Singular values at the visited frequencies, descending: (visited, groups, values); 1 if `first_only`."""
     backend, plan = operand.backend, operand.plan
     gram = method == "gram" or (method == "auto" and operand.widened)
@@ -410,8 +411,8 @@ def _visited_values(operand: Operand, method: str, max_bytes: int, *, first_only
     return backend.concatenate(results)
 
 
-def _squared_frobenius(operand: Operand) -> Array:
-    """At the operand's own scale."""
+def squared_frobenius(operand: Operand) -> Array:
+    """Sum of all squared singular values, at the operand's own scale."""
     xp, plan = operand.xp, operand.plan
     taps = operand.taps()
     taps = xp.reshape(taps, (*(len(axis.offsets) for axis in plan.axes), -1))

@@ -12,7 +12,7 @@ from typing import Any
 
 import convsv_core as convsv
 from convsv_conformance.cases import TABLE, Case, by_name, random_cases
-from convsv_conformance.checks import bounds, derivatives, errors, spectrum, traps
+from convsv_conformance.checks import bounds, derivatives, errors, penalties, spectrum, traps
 from convsv_conformance.target import Ledger, Target
 from convsv_core.plugins import get_backend, plugins
 
@@ -100,6 +100,10 @@ _CLIPPED = by_name(
     "depthwise-stride", "transposed-stride", "transposed-groups", "padding-on-one-side", "3d", "zero", "orthogonal",
     "deficient",
 )  # fmt: skip
+_PENALISED = by_name(
+    *(case.name for case in _SMOOTH), "transposed-groups", "identity", "orthogonal", "orthogonal-1d", "deficient",
+    "repeated", "graded", "zero", "zero-stride", "zero-depthwise",
+)  # fmt: skip
 
 FEATURES = (
     Feature("values", spectrum.values, TABLE, ALL_DTYPES),
@@ -122,6 +126,16 @@ FEATURES = (
     Feature("trap of clip", traps.clip_leaves_more, (traps.CLIPPED,)),
     Feature("gradients", derivatives.gradients, _SMOOTH, REAL_DTYPES, ("grad",)),
     Feature("gradients, equal values", derivatives.gradients_where_values_meet, _MEETING, REAL_DTYPES, ("grad",)),
+    Feature("penalties", penalties.values, TABLE, ALL_DTYPES),
+    # Not float16, which the true gradient of an eighth power overflows.
+    Feature("penalties, gradients", penalties.gradients, _PENALISED, ("bfloat16", "float32", "float64"), ("grad",)),
+    Feature(
+        "penalties, gradients compiled",
+        penalties.gradients,
+        by_name("rectangular", "stride", "transposed-groups", "zero", "orthogonal", "deficient"),
+        ("float32",),
+        ("jit", "grad"),
+    ),
     Feature("jit", derivatives.compiled, _COMPILED, ("float32", "float64", "complex64"), ("jit",)),
     Feature(
         "gradients, not compiled",
@@ -145,7 +159,8 @@ KEY = frozenset(
 """The cases that stand for the others where each costs seconds."""
 
 BRIEF = {
-    "float32": frozenset(feature.name for feature in FEATURES) - {"bounds, flat", "bounds, peaks"},
+    "float32": frozenset(feature.name for feature in FEATURES)
+    - {"bounds, flat", "bounds, peaks", "penalties, gradients"},
     "complex64": frozenset({"values", "symbol", "singular vectors"}),
 }
 """The features that are asked where each case costs seconds, by dtype; of other dtypes, `values` alone."""
