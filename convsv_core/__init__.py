@@ -15,7 +15,9 @@ from convsv_core.backend import Backend
 from convsv_core.bounds import NormBounds, norm_bounds
 from convsv_core.clipping import clip
 from convsv_core.conv import Conv
+from convsv_core.fixed_grid import norm_upper_bound
 from convsv_core.plugins import BackendInfo, backends, hookimpl
+from convsv_core.projection import Projection, ProjectionState, project
 from convsv_core.spectrum import (
     condition_number,
     frequency_singular_values,
@@ -34,6 +36,8 @@ __all__ = [
     "BackendInfo",
     "Conv",
     "NormBounds",
+    "Projection",
+    "ProjectionState",
     "backends",
     "clip",
     "condition_number",
@@ -42,8 +46,10 @@ __all__ = [
     "hookimpl",
     "log_abs_det",
     "norm_bounds",
+    "norm_upper_bound",
     "operator_norm",
     "penalties",
+    "project",
     "singular_values",
     "stable_rank",
     "svd",

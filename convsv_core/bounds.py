@@ -27,7 +27,8 @@ import numpy as np
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int
 from convsv_core.covering import cover, distinct
-from convsv_core.evaluation import BLOCK_BYTES, gram_coefficients, itemsize, symbol_polynomial
+from convsv_core.decomposition import squared_norm
+from convsv_core.evaluation import BLOCK_BYTES, differences_of, gram_coefficients, itemsize, symbol_polynomial
 from convsv_core.operand import Operand, make_operand
 from convsv_core.padded import padded_operator_norm, padding_norm
 from convsv_core.plan import HostArray, check_input_shape, is_circulant
@@ -141,13 +142,14 @@ def norm_bounds(
     budget = as_int("max_evaluations", max_evaluations, least=1)
     operand = make_operand(kernel, None, conv).widen()
     if input_shape is None:
-        _check_repeats_no_pixel(operand, conv)
+        check_repeats_no_pixel(operand, conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
     with operand.backend.full_precision():
         return _norm_bounds(operand, kernel, extents, rtol, budget)
 
 
-def _check_repeats_no_pixel(operand: Operand, conv: Conv) -> None:
+def check_repeats_no_pixel(operand: Operand, conv: Conv) -> None:
+    """Raise NotImplementedError for padding with which no bound holds for every input size."""
     taps = tuple(axis.taps for axis in operand.plan.axes)
     spans = [dilation * (k - 1) for k, dilation in zip(taps, conv.dilations, strict=True)]
     pads = [sum(sides) for sides in conv.pads(taps)]
@@ -197,6 +199,23 @@ def _norm_bounds(
     )
 
 
+def sum_rounding(operand: Operand) -> float:
+    """Rounding error of the sums that make a Gram matrix and its eigenvalues, relative to the sum of their moduli."""
+    rows, columns = operand.plan.block
+    offsets, differences = (
+        math.prod(count)
+        for count in zip(*((len(a.offsets), len(differences_of(a.offsets))) for a in operand.plan.axes), strict=True)
+    )
+    terms = differences + offsets * max(rows, columns) + min(rows, columns)
+    return min(terms, 8 * math.sqrt(terms)) * float(operand.xp.finfo(operand.real_dtype).eps) / 2
+
+
+def largest_coefficients(operand: Operand, coefficients: Array) -> Array:
+    """The largest Frobenius norm among the groups of each of the Gram matrix' coefficients."""
+    xp = operand.xp
+    return xp.sqrt(xp.max(squared_norm(xp, coefficients, axis=(-2, -1)), axis=-1))
+
+
 class SymbolNorms:
     """Norms of the symbol at any angles, with the rounding error of each and the best one so far.
 
@@ -214,7 +233,7 @@ class SymbolNorms:
     """
 
     def __init__(self, operand: Operand, budget: int, spent: int = 0) -> None:
-        xp, backend = operand.xp, operand.backend
+        backend = operand.backend
         self.operand = operand
         self.budget = budget
         self.evaluations = spent
@@ -224,13 +243,8 @@ class SymbolNorms:
         self.types = np.asarray([max(axis) / 2 for axis in axes], float)
         self.best_angles = np.zeros(len(axes))
         self._attained = False
-        squares = xp.sum(xp.abs(self._coefficients) ** 2, axis=(-2, -1))
-        self._moduli = np.sqrt(backend.to_numpy(xp.max(squares, axis=-1)).astype(float))
-        rows, columns = operand.plan.block
-        offsets = math.prod(len(axis.offsets) for axis in operand.plan.axes)
-        terms = len(self._differences) + offsets * max(rows, columns) + min(rows, columns)
-        roundoff = float(xp.finfo(operand.real_dtype).eps) / 2
-        self.relative_rounding = min(terms, 8 * math.sqrt(terms)) * roundoff
+        self._moduli = backend.to_numpy(largest_coefficients(operand, self._coefficients)).astype(float)
+        self.relative_rounding = sum_rounding(operand)
         self.rounding = self.relative_rounding * float(self._moduli.sum())
 
     def affords(self, count: int) -> bool:

@@ -154,7 +154,7 @@ def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
     rows, columns = plan.block
     side = min(rows, columns)
     offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    differences = math.prod(len(_differences(axis.offsets)) for axis in plan.axes)
+    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
     direct = len(plan.frequencies) * 8 * rows * columns * (offsets + side)
     pairs = offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
     if pairs + len(plan.frequencies) * 8 * differences * side**2 > direct:
@@ -180,7 +180,7 @@ def gram_coefficients(operand: Operand) -> tuple[Array, list[tuple[int, ...]]]:
     sign = 1
     if taps.shape[-2] > taps.shape[-1]:  # A* A: the same with the adjoint taps, at the opposite offsets
         taps, sign = backend.adjoint(taps), -1
-    axes = [_differences(axis.offsets) for axis in plan.axes]
+    axes = [differences_of(axis.offsets) for axis in plan.axes]
     pairs: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for (p, one), (q, other) in itertools.product(enumerate(_combinations(plan)), repeat=2):
         pairs.setdefault(tuple(sign * (a - b) for a, b in zip(one, other, strict=True)), []).append((p, q))
@@ -219,7 +219,8 @@ def _tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]
     ]
 
 
-def _differences(offsets: tuple[int, ...]) -> tuple[int, ...]:
+def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:
+    """Every difference of two of the offsets, ascending."""
     return tuple(sorted({a - b for a in offsets for b in offsets}))
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,10 @@ as a share of the sum of the moduli of its terms.
 """
 
 RTOL = 1e-3
+FIXED_RTOL = 0.05
+GRADIENT_FACTOR = 200.0
+"""Error of the derivative along the kernel, in units of eps times the sum of moduli."""
+
 TIGHT = {"float32": 1e-6, "float64": 1e-8}
 """Relative gap asked for where no gap shall hide the rounding, by dtype of the answer."""
 
@@ -70,6 +75,48 @@ def of_flat_symbols(target: Target, case: Case, ledger: Ledger) -> None:
     _, upper = _consistent(target, case, truth.values, bounds, rtol, ledger)
     _not_above(ledger, f"the circular layer's norm is beyond {upper}", truth.norm, upper)
     ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
+
+
+def of_a_fixed_grid(target: Target, case: Case, ledger: Ledger) -> None:
+    """The bound from a grid that shapes decide: above both layers, and not by more than it says."""
+    _fixed_grid(target, case, ledger, lambda kernel: convsv.norm_upper_bound(kernel, case.conv, rtol=FIXED_RTOL))
+
+
+def of_a_fixed_grid_compiled(target: Target, case: Case, ledger: Ledger) -> None:
+    """The same as one function under the library's compiler."""
+    run = target.backend.jit(lambda kernel: convsv.norm_upper_bound(kernel, case.conv, rtol=FIXED_RTOL))
+    assert run is not None  # only libraries that have it are asked
+    _fixed_grid(target, case, ledger, run)
+
+
+def _fixed_grid(target: Target, case: Case, ledger: Ledger, bound: Callable[[Any], Any]) -> None:
+    kernel, truth = target.kernel(case)
+    upper = float(target.fetch("norm_upper_bound", bound(kernel), ()))
+    _not_above(ledger, f"norm_upper_bound: the circular layer's norm is beyond {upper}", truth.norm, upper)
+    padded = truth.zero_padded_norm
+    _not_above(ledger, f"norm_upper_bound: the zero-padded layer's norm is beyond {upper}", padded, upper)
+    supremum = float(target.exact(convsv.norm_bounds(kernel, case.conv, rtol=RTOL).upper))
+    # Beside the grid's share, what rounding can have added to the squared norm.
+    room = (1 + FIXED_RTOL) * (1 + ATTAINED_FACTOR * target.eps)
+    ledger.true(f"norm_upper_bound: {upper} is far above {supremum}", upper <= room * supremum)
+
+
+def gradients_of_a_fixed_grid(target: Target, case: Case, ledger: Ledger) -> None:
+    """Finite at every kernel, and along the kernel itself the value, which is homogeneous."""
+    kernel, _ = target.kernel(case)
+
+    def bound(kernel: Any) -> Any:
+        return convsv.norm_upper_bound(kernel, case.conv, rtol=FIXED_RTOL)
+
+    gradient = target.backend.grad(bound)
+    assert gradient is not None  # only libraries that have it are asked
+    found = (target.backend.jit(gradient) or gradient)(kernel)
+    slopes = target.fetch("gradient of norm_upper_bound", found, tuple(kernel.shape), target.dtype)
+    ledger.true("norm_upper_bound: the gradient is not finite", bool(np.isfinite(slopes).all()))
+    upper = float(target.fetch("norm_upper_bound", bound(kernel), ()))
+    slope = float(np.sum(slopes * target.exact(kernel)))
+    scale = max(float(np.sum(np.abs(slopes * target.exact(kernel)))), upper) * target.kernel_eps / target.eps
+    ledger.close("norm_upper_bound: the derivative along the kernel", slope, upper, scale=scale, factor=GRADIENT_FACTOR)
 
 
 # ---- kernels that mislead a search -----------------------------------------------------------------------
