@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -15,10 +15,17 @@ from convsv_core.backend import Array, Backend
 from convsv_core.bounds import norm_bounds
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.padded import padding_norm
 from convsv_core.plugins import plugins
 from convsv_core.spectrum import frobenius_norm, singular_values
 
 CURVE_POINTS = 512
+
+Bounds: TypeAlias = Literal["none", "upper", "both"]
+BOUNDS: tuple[Bounds, ...] = ("none", "upper", "both")
+
+BOUNDS_RTOL = 1e-2
+"""Gap of the bounds beside a spectrum: as a rule the padding alone sets them further apart."""
 
 # Among them NumPy's and PyTorch's LinAlgError, and what the libraries raise when a device is out of memory.
 COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -80,6 +87,8 @@ class LayerReport(Row):
         Their quotient; infinite if the smallest value is 0.
     stable_rank : float or None
         ``|A|_F^2 / |A|_2^2``.
+    norm_lower, norm_upper : float or None
+        Certified bounds of the norm with the layer's own padding: see `declared_bounds`.
     curve : numpy.ndarray or None
         The singular values, descending, at `CURVE_POINTS` ranks that are equally spaced from the first to
         the last; all of them if they are no more.
@@ -90,6 +99,8 @@ class LayerReport(Row):
     smallest_singular_value: float | None = None
     condition_number: float | None = None
     stable_rank: float | None = None
+    norm_lower: float | None = None
+    norm_upper: float | None = None
     curve: np.ndarray[Any, Any] | None = None
 
     @property
@@ -159,7 +170,12 @@ def read_model(path: Path, options: ReadOptions | None = None) -> list[Layer]:
 
 
 def analyse(
-    layers: Iterable[Layer], backend: Backend, *, dtype: str | None = None, device: str | None = None
+    layers: Iterable[Layer],
+    backend: Backend,
+    *,
+    bounds: Bounds = "none",
+    dtype: str | None = None,
+    device: str | None = None,
 ) -> Iterator[LayerReport]:
     """Yield the report of each layer, in turn.
 
@@ -170,6 +186,8 @@ def analyse(
     layers : iterable of Layer
     backend : Backend
         The library to compute with.
+    bounds : {"none", "upper", "both"}, default "none"
+        Which bounds of the norm with the layer's own padding to certify; see `declared_bounds`.
     dtype : str, optional
         Such as "float64". By default float64 for kernels stored so where the library has it, else float32;
         complex kernels stay as they are.
@@ -180,6 +198,9 @@ def analyse(
         report = describe(layer)
         if report.input_shape is not None:
             report = _measured(report, layer, _spectrum, backend, dtype, device)
+        if bounds != "none" and not (report.input_shape is not None and report.operator_norm is None):
+            measure = functools.partial(_declared, extents=layer.input_shape, exact=bounds == "both")
+            report = _measured(report, layer, measure, backend, dtype, device)
         yield report
 
 
@@ -209,6 +230,46 @@ def certify(
             yield replace(report, note=_join(report.note, reason))
         else:
             yield _measured(report, layer, functools.partial(_bounds, rtol=rtol), backend, dtype, device)
+
+
+def declared_bounds(
+    kernel: Array, conv: Conv, extents: tuple[int, ...] | None, *, rtol: float = BOUNDS_RTOL, exact: bool = False
+) -> tuple[float | None, float]:
+    """Certify bounds of a layer's norm with the padding that it declares.
+
+    Parameters
+    ----------
+    kernel : array
+    conv : Conv
+    extents : tuple of int or None
+        Of the layer's input. None will do for the upper bound under zero padding.
+    rtol : float, default `BOUNDS_RTOL`
+        Relative gap in the supremum of the symbol's norm.
+    exact : bool, default False
+        Whether to find the lower bound too: the exact norm, less its rounding, which without circular padding takes
+        an iteration on images (`norm_bounds` with an input shape).
+
+    Returns
+    -------
+    lower, upper : float
+        `lower` is None unless `exact`. `upper` is the supremum over all frequencies times the norm of the padding,
+        which is 1 for zero padding.
+
+    Raises
+    ------
+    ValueError
+        The extents are None, or no input of the layer, and are needed.
+    """
+    if extents is None and (exact or conv.padding_mode != "zeros"):
+        raise ValueError("bounds for its own padding need the layer's extents")
+    if exact:
+        found = norm_bounds(kernel, conv, input_shape=extents, rtol=rtol)
+        return float(found.lower), float(found.upper)
+    upper = float(norm_bounds(kernel, replace(conv, padding="valid", padding_mode="zeros"), rtol=rtol).upper)
+    if extents is None or conv.padding_mode == "zeros":
+        return None, upper
+    widened = 1 + 8 * float(np.finfo(np.float64).eps)
+    return None, upper * padding_norm(tuple(kernel.shape), extents, conv) * widened
 
 
 def describe(layer: Layer) -> LayerReport:
@@ -320,6 +381,19 @@ def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) 
         note=note,
         curve=values[ranks],
     )
+
+
+def _declared(
+    report: LayerReport,
+    kernel: Array,
+    conv: Conv,
+    backend: Backend,
+    *,
+    extents: tuple[int, ...] | None,
+    exact: bool,
+) -> LayerReport:
+    lower, upper = declared_bounds(kernel, conv, extents, exact=exact)
+    return replace(report, norm_lower=lower, norm_upper=upper)
 
 
 def _bounds(report: BoundsReport, kernel: Array, conv: Conv, backend: Backend, *, rtol: float) -> BoundsReport:

@@ -105,6 +105,57 @@ def test_reshaped_norm_is_what_pytorch_calls_spectral_norm():
         assert report.factor == pytest.approx(report.operator_norm / sigma, rel=1e-4)
 
 
+PADDED = [
+    Conv("OIHW", padding_mode="zeros"),
+    Conv("OIHW", padding="valid", padding_mode="zeros"),
+    Conv("OIHW", stride=2, padding=1, padding_mode="zeros"),
+    Conv("OIHW", padding=2, padding_mode="reflect"),
+    Conv("OIHW", padding=2, padding_mode="replicate"),
+    Conv("OIHW", padding=2),
+    Conv("OIHW"),
+]
+
+
+@pytest.mark.parametrize("conv", PADDED, ids=lambda conv: f"{conv.padding_mode}, {conv.padding}, {conv.stride}")
+@pytest.mark.parametrize("kernel", [np.ones((2, 2, 3, 3)), rng.normal(size=(2, 2, 3, 3))], ids=["ones", "random"])
+def test_bounds_for_the_declared_padding_hold_for_the_dense_matrix(conv, kernel):
+    case = Layer("layer", kernel, conv, (7, 6))
+    upper, both = report_of(case, bounds="upper"), report_of(case, bounds="both")
+    matrix = dense_matrix(
+        kernel,
+        (7, 6),
+        "OIHW",
+        stride=conv.strides,
+        dilation=(1, 1),
+        pads=conv.pads((3, 3)),
+        padding_mode=conv.padding_mode,
+    )
+    norm = np.linalg.norm(matrix, 2)
+    assert upper.norm_lower is None
+    assert norm <= min(upper.norm_upper, both.norm_upper)
+    assert norm * (1 - 1e-2) <= both.norm_lower <= norm
+    bare = report_of(case)
+    assert (bare.norm_lower, bare.norm_upper) == (None, None)
+    assert bare.operator_norm == upper.operator_norm == both.operator_norm
+
+
+def test_bounds_without_extents_and_of_what_has_none():
+    zeros, reflect = Conv("OIHW", padding_mode="zeros"), Conv("OIHW", padding_mode="reflect")
+    kernel = np.ones((1, 1, 3, 3))
+    report = report_of(Layer("layer", kernel, zeros, None, "no extents"), bounds="upper")
+    assert (report.operator_norm, report.note) == (None, "no extents")
+    assert 9 <= report.norm_upper <= 9 * 1.01
+    report = report_of(Layer("layer", kernel, reflect, None, "no extents"), bounds="upper")
+    assert report.norm_upper is None
+    assert report.note == "no extents; bounds for its own padding need the layer's extents"
+    report = report_of(Layer("layer", np.ones((1, 1, 5, 5)), reflect, (2, 2)), bounds="upper")
+    assert report.operator_norm == pytest.approx(25)
+    assert report.norm_upper is None
+    assert "reflect padding of 2" in report.note
+    report = report_of(Layer("layer", np.full((1, 1, 3, 3), np.nan), zeros, (8, 8)), bounds="upper")
+    assert report.note.count("NaN") == 1
+
+
 def test_a_stride_that_does_not_divide_takes_the_next_multiple():
     report = report_of(layer((2, 2, 3, 3), Conv("OIHW", stride=(2, 3)), extents=(7, 9), note="own note"))
     assert report.input_shape == (8, 9)

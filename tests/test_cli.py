@@ -35,6 +35,8 @@ FIELDS = [
     "smallest_singular_value",
     "condition_number",
     "stable_rank",
+    "norm_lower",
+    "norm_upper",
     "reshaped_norm",
     "note",
 ]
@@ -81,7 +83,7 @@ def test_the_network_that_ships():
     assert result.stderr == ""
     for word in ("stem", "block2.grouped", "s2", "g16", "d2", "circular", "spectral_norm", "8x8", "2.47x"):
         assert word in result.stdout
-    assert {len(line) for line in result.stdout.splitlines() if line.startswith(("stem", "down"))} == {87}
+    assert {len(line) for line in result.stdout.splitlines() if line.startswith(("stem", "down"))} == {94}
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -91,7 +93,7 @@ def test_the_table_keeps_every_figure_in_a_narrow_terminal(columns):
     rows = [line.split() for line in wide.splitlines() if line.startswith(("stem", "down", "block"))]
     assert len(rows) == 6
     for row in rows:
-        assert "  ".join(row[-7:]) in " ".join(narrow.split()).replace(" ", "  ")
+        assert "  ".join(row[-8:]) in " ".join(narrow.split()).replace(" ", "  ")
     assert "…" not in narrow
 
 
@@ -134,6 +136,24 @@ def test_layout(kernels, tmp_path):
     for one, two in zip(plain, other, strict=True):
         assert one["operator_norm"] == pytest.approx(two["operator_norm"], rel=1e-12)
         assert one["reshaped_norm"] == pytest.approx(two["reshaped_norm"], rel=1e-12)
+
+
+def test_bounds_beside_the_spectrum():
+    upper, both, none = (spectrum("--bounds", bounds)["layers"] for bounds in ("upper", "both", "none"))
+    for one, two, bare, bounds in zip(upper, both, none, norm("--rtol", "1e-2")["layers"], strict=True):
+        assert (one["norm_lower"], bare["norm_lower"], bare["norm_upper"]) == (None, None, None)
+        assert one["norm_upper"] == bounds["upper"]
+        assert one["operator_norm"] <= one["norm_upper"]
+        assert 0 < two["norm_lower"] <= two["norm_upper"] <= 1.01 * one["norm_upper"]
+    headings = {bounds: run("spectrum", "--bounds", bounds).stdout for bounds in ("upper", "both", "none")}
+    assert [("lower" in text, "upper" in text) for text in headings.values()] == [
+        (False, True),
+        (True, True),
+        (False, False),
+    ]
+    (row,) = [line.split() for line in headings["both"].splitlines() if line.startswith("stem ")]
+    stem = both[0]
+    assert float(row[-4]) <= stem["norm_lower"] <= stem["norm_upper"] <= float(row[-3])
 
 
 @pytest.mark.parametrize("sort", list(_table.SPECTRUM.sort_keys))
@@ -338,6 +358,7 @@ def test_a_wrong_rtol_is_status_2(rtol):
         (["--backend", "torch", "--device", "cuda:99"], "torch on cuda:99"),
         (["--dtype", "int8"], "'int8' is not one of"),
         (["--sort", "colour"], "'colour' is not one of"),
+        (["--bounds", "lower"], "'lower' is not one of"),
         (["--json", "no/such/folder/out.json"], "there is no directory"),
         (["--json", "."], "is a directory"),
         (["--plot", "figure.doc"], "wanted a name that ends in .png"),
@@ -348,7 +369,7 @@ def test_a_wrong_call_is_status_2(arguments, message):
         result = run(command, *arguments)
         assert result.exit_code == 2
         assert result.stdout == ""
-        if (command, arguments[0]) != ("norm", "--plot"):
+        if command == "spectrum" or arguments[0] not in ("--plot", "--bounds"):
             assert message in " ".join(result.stderr.split())
 
 

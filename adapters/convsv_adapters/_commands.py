@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from convsv_adapters import _table
 from convsv_adapters.parameters import one_line
-from convsv_core.analysis import Row, analyse, certify, read_model
+from convsv_core.analysis import BOUNDS, Bounds, Row, analyse, certify, read_model
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
@@ -224,16 +224,30 @@ def _with_progress(rows: Iterable[R], total: int) -> list[R]:
 @convsv.command()
 @_model_options(_table.SPECTRUM)
 @click.option(
+    "--bounds",
+    type=click.Choice(BOUNDS),
+    default="upper",
+    show_default=True,
+    help="Certified bounds of the norm with the layer's own padding. upper: by the supremum over all frequencies. "
+    "both: the exact norm too, which takes seconds a layer.",
+)
+@click.option(
     "--plot",
     type=click.Path(path_type=Path),
     callback=_check_output,
     help=f"Write the singular values as a figure ({', '.join(PLOT_FORMATS)}).",
 )
-def spectrum(json_path: Path | None, sort: str, plot: Path | None, **options: Any) -> None:
+def spectrum(json_path: Path | None, sort: str, plot: Path | None, bounds: Bounds, **options: Any) -> None:
     """Singular values of every convolution of a trained network.
 
     MODEL is an ONNX model, a PyTorch state dict, a safetensors file or an .npz archive; without it, a small
-    network that comes with convsv. The operator is the circular one at the layer's extents.
+    network that comes with convsv. The operator is the circular one at the layer's extents, whatever padding the
+    layer has: norm is its largest singular value, min its smallest, cond. their quotient, stable rank the sum of
+    the squares by the largest. reshaped norm is that of the kernel as a matrix, factor how often it goes into norm.
+
+    lower and upper (norm_lower and norm_upper in the JSON) are certified bounds of another norm: that of the layer
+    with the padding it declares. Under zero padding upper holds for every input size; as a rule it is the least
+    such number to within 1 %. lower is the norm at the layer's own extents, less its rounding, and is found with --bounds both.
 
     The exit status is 0 if some layer has figures, 1 if none has or something failed, 2 for a wrong call.
     """
@@ -244,12 +258,12 @@ def spectrum(json_path: Path | None, sort: str, plot: Path | None, **options: An
         except ModuleNotFoundError as error:
             raise click.ClickException(f"--plot needs {error.name}: pip install 'convsv[cli]'") from None
     layers = request.layers()
-    rows = analyse(layers, request.backend, dtype=request.dtype, device=request.device)
+    rows = analyse(layers, request.backend, bounds=bounds, dtype=request.dtype, device=request.device)
     reports = _with_progress(rows, len(layers))
     files = {}
     if plot is not None:
         files[plot] = lambda: _plot.draw(reports, request.label, plot.suffix[1:].lower())
-    request.publish(reports, SPECTRUM_FIELDS, _table.SPECTRUM, sort, json_path, files)
+    request.publish(reports, SPECTRUM_FIELDS, _table.spectrum_view(bounds), sort, json_path, files)
 
 
 @convsv.command()
@@ -311,6 +325,8 @@ SPECTRUM_FIELDS = (
     "smallest_singular_value",
     "condition_number",
     "stable_rank",
+    "norm_lower",
+    "norm_upper",
     "reshaped_norm",
     "note",
 )
@@ -331,7 +347,8 @@ def as_json(model: str, backend: str, reports: Sequence[Row], fields: Sequence[s
 
     JSON has no infinity. A condition number is infinite if and only if `smallest_singular_value` is 0,
     and the note then says that the operator is singular.
-    A transposed convolution has `transposed` in its note.
+    A transposed convolution has `transposed` in its note. `norm_lower` and `norm_upper` are null too where
+    ``--bounds`` did not ask for them.
     """
     rows = [{field: _json_value(getattr(report, field)) for field in fields} for report in reports]
     for report, row in zip(reports, rows, strict=True):

@@ -6,7 +6,7 @@ import decimal
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convsv_core.analysis import Row
+from convsv_core.analysis import Bounds, Row
 from convsv_core.plugins import BackendInfo
 
 SortKey: TypeAlias = Callable[[Any], float | str | None]
@@ -91,7 +91,7 @@ def _narrow(table: Table, width: int, reports: Sequence[Row]) -> None:
     layer, kernel = table.columns[:2]
     layer.width, kernel.width = (max(len(str(cell)) for cell in column.cells) for column in (layer, kernel))
     shortest_kernel = max(6, *(len(_by(report.kernel_shape)) for report in reports))
-    for column, least in ((layer, 16), (kernel, shortest_kernel), (layer, 6)):
+    for column, least in ((layer, 16), (kernel, shortest_kernel), (layer, 4)):
         assert column.width is not None
         taken = max(0, min(excess, column.width - least))
         column.width -= taken
@@ -151,12 +151,12 @@ def _figure(value: float | None, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
-def _rounded(value: float | None, rounding: str) -> str:
-    """`BOUND_DIGITS` digits of a bound, rounded so that it stays one."""
+def _rounded(value: float | None, rounding: str, digits: int) -> str:
+    """`digits` digits of a bound, rounded so that it stays one."""
     if value is None:
         return "-"
-    context = decimal.Context(prec=BOUND_DIGITS, rounding=rounding)
-    return _figure(float(context.create_decimal_from_float(value)), BOUND_DIGITS)
+    context = decimal.Context(prec=digits, rounding=rounding)
+    return _figure(float(context.create_decimal_from_float(value)), digits)
 
 
 def _negative(value: float | None) -> float | None:
@@ -170,6 +170,7 @@ def _none_last(key: float | str | None) -> tuple[bool, float | str]:
 # ---- the tables ----------------------------------------------------------------------------------------
 
 BOUND_DIGITS = 5
+SIDE_DIGITS = 4  # of bounds in a table of other figures
 
 _RESHAPED: dict[str, Callable[[Any], str]] = {
     "reshaped\nnorm": lambda report: _figure(report.reshaped_norm),
@@ -191,6 +192,8 @@ SPECTRUM = View(
         "min": lambda report: _figure(report.smallest_singular_value, 2),
         "cond.": lambda report: _figure(report.condition_number, 2),
         "stable\nrank": lambda report: _figure(report.stable_rank, 3),
+        "lower": lambda report: _rounded(report.norm_lower, decimal.ROUND_FLOOR, SIDE_DIGITS),
+        "upper": lambda report: _rounded(report.norm_upper, decimal.ROUND_CEILING, SIDE_DIGITS),
         **_RESHAPED,
     },
     {
@@ -200,7 +203,21 @@ SPECTRUM = View(
         "rank": lambda report: report.stable_rank,
     },
 )
-"""The table of `convsv spectrum`, of `LayerReport`."""
+"""The table of `convsv spectrum`, of `LayerReport`, with both bounds."""
+
+_LEGEND_OF_BOUNDS = {
+    "none": "",
+    "upper": " upper: a certified bound of the norm with the layer's own padding.",
+    "both": " lower, upper: certified bounds of the norm with the layer's own padding.",
+}
+
+
+def spectrum_view(bounds: Bounds) -> View:
+    """`SPECTRUM` with the bounds that were asked for."""
+    left_out = {"none": ("lower", "upper"), "upper": ("lower",), "both": ()}[bounds]
+    columns = {heading: cell for heading, cell in SPECTRUM.columns.items() if heading not in left_out}
+    return replace(SPECTRUM, legend=SPECTRUM.legend + _LEGEND_OF_BOUNDS[bounds], columns=columns)
+
 
 NORM = View(
     "certified bounds of the norm, for every input size",
@@ -208,8 +225,8 @@ NORM = View(
     "padding, or with circular padding where the stride divides the extents. evals: matrices whose norm was computed. "
     "met: whether the gap asked for was reached.",
     {
-        "lower": lambda report: _rounded(report.lower, decimal.ROUND_FLOOR),
-        "upper": lambda report: _rounded(report.upper, decimal.ROUND_CEILING),
+        "lower": lambda report: _rounded(report.lower, decimal.ROUND_FLOOR, BOUND_DIGITS),
+        "upper": lambda report: _rounded(report.upper, decimal.ROUND_CEILING, BOUND_DIGITS),
         "evals": lambda report: "-" if report.evaluations is None else str(report.evaluations),
         "met": lambda report: {True: "yes", False: "no", None: "-"}[report.converged],
         **_RESHAPED,
