@@ -16,6 +16,7 @@ from convsv_core.bounds import NormBounds, norm_bounds
 from convsv_core.clipping import clip
 from convsv_core.conv import Conv
 from convsv_core.fixed_grid import norm_upper_bound
+from convsv_core.models import analyze
 from convsv_core.plugins import BackendInfo, backends, hookimpl
 from convsv_core.projection import Projection, ProjectionState, project
 from convsv_core.spectrum import (
@@ -38,6 +39,7 @@ __all__ = [
     "NormBounds",
     "Projection",
     "ProjectionState",
+    "analyze",
     "backends",
     "clip",
     "condition_number",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("convsv")
 hookimpl = pluggy.HookimplMarker("convsv")
 
-ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers")
+ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models")
 
 _loading = threading.Lock()
 
@@ -37,6 +37,14 @@ class Hooks:
 
         Layers come in the order of the network, from its input on. Raises `ModelError` for a file of
         this format that cannot be read.
+        """
+
+    @hookspec(firstresult=True)
+    def convsv_model_layers(self, model: object, example_input: object) -> Sequence[Layer] | None:
+        """Find every convolution of a model object, or return None if it is of another framework.
+
+        Must not import the framework before it knows that `model` is of it. Kernels may be arrays of any
+        library that a backend owns. Layers come in the order of the model.
         """
 
 
