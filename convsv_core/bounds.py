@@ -18,15 +18,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import array_api_compat
 import numpy as np
 
+from convsv_core.ascent import ascend
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int
-from convsv_core.covering import cover, distinct
+from convsv_core.covering import Cells, cover, distinct
 from convsv_core.decomposition import squared_norm
 from convsv_core.evaluation import BLOCK_BYTES, differences_of, gram_coefficients, itemsize, symbol_polynomial
 from convsv_core.operand import Operand, make_operand
@@ -39,8 +40,11 @@ COARSEST = 1.3
 BATCH = 256
 """Norms computed between two looks at which cells they decide."""
 
-TESTED_SIDE = 24
-"""Side from which a matrix is tested against a limit by Cholesky's factorisation before its norm is computed."""
+TESTED_SIDE = 64
+"""Side from which a matrix is tested against limits by Cholesky's factorisation, and its norm computed if need be."""
+
+STARTS = 8
+"""Frequencies from which a local maximum is looked for."""
 
 ENUMERATED = 512
 """Frequencies of a grid that are visited one by one; larger grids are searched."""
@@ -238,12 +242,16 @@ class SymbolNorms:
         self.budget = budget
         self.evaluations = spent
         self.best = 0.0
-        self._coefficients, axes = gram_coefficients(operand)
+        coefficients, axes = gram_coefficients(operand)
         self._differences = np.asarray(list(itertools.product(*axes)), float)
         self.types = np.asarray([max(axis) / 2 for axis in axes], float)
         self.best_angles = np.zeros(len(axes))
         self._attained = False
-        self._moduli = backend.to_numpy(largest_coefficients(operand, self._coefficients)).astype(float)
+        _, groups, side, _ = coefficients.shape
+        identity = backend.constant(np.tile(np.eye(side), (1, groups, 1, 1)), coefficients)
+        identity = operand.xp.astype(identity, operand.complex_dtype, copy=False)
+        self._terms = operand.xp.concat([identity, -coefficients], axis=0)
+        self._moduli = backend.to_numpy(largest_coefficients(operand, coefficients)).astype(float)
         self.relative_rounding = sum_rounding(operand)
         self.rounding = self.relative_rounding * float(self._moduli.sum())
 
@@ -254,19 +262,29 @@ class SymbolNorms:
     def upper(self, angles: HostArray, limits: HostArray | None = None) -> HostArray:
         """An upper bound of the norm at each row of `angles`: the norm and its rounding error.
 
-        Where the norm is not above its entry of `limits`, the limit may be returned instead. A matrix whose norm
-        is far below is told by a Cholesky factorisation, at a fraction of the work of its eigenvalues.
+        Where the norm is not above one of its `limits`, shape (..., len(angles)), the first such limit may be
+        returned instead. A matrix whose norm is below is told by a Cholesky factorisation, at a fraction of
+        the work of its eigenvalues.
         """
         self.evaluations += len(angles)
-        side = self._coefficients.shape[-1]
-        if limits is None or side < TESTED_SIDE:
+        if limits is None or not self.tests:
             return self._computed(angles)
-        levels = np.maximum(limits**2 - self.rounding, 0.0)
-        below = np.zeros(len(angles), bool) if not len(angles) else self._map(self._is_below, angles, levels)
-        found = np.where(below, limits, 0.0)
-        if not below.all():
-            found[~below] = self._computed(angles[~below])
+        found = np.zeros(len(angles))
+        left = np.arange(len(angles))
+        for limit in np.atleast_2d(limits):
+            if len(left):
+                levels = np.maximum(limit[left] ** 2 - self.rounding, 0.0)
+                below = self._map(self._is_below, angles[left], levels)
+                found[left[below]] = limit[left[below]]
+                left = left[~below]
+        if len(left):
+            found[left] = self._computed(angles[left])
         return found
+
+    @property
+    def tests(self) -> bool:
+        """Whether matrices are tested against limits before their norm is computed."""
+        return bool(self._terms.shape[-1] >= TESTED_SIDE)
 
     def _computed(self, angles: HostArray) -> HostArray:
         found = self._map(self._largest, angles, np.zeros(len(angles))).astype(float)
@@ -276,34 +294,31 @@ class SymbolNorms:
             self.best, self.best_angles, self._attained = attained, angles[first], True
         return np.asarray(np.sqrt(np.maximum(found, 0) + self.rounding))
 
-    def _map(self, function: Callable[[Array, Array], Array], angles: HostArray, levels: HostArray) -> HostArray:
-        """`function` of the Gram matrices at `angles` and of `levels`, one number or flag a row, on the host."""
+    def _map(self, function: Callable[[Array], Array], angles: HostArray, levels: HostArray) -> HostArray:
+        """`function` of ``level I - G`` at `angles`, one number or flag a row, on the host."""
         xp, backend = self.operand.xp, self.operand.backend
-        count, groups, side, _ = self._coefficients.shape
-        flat = xp.reshape(self._coefficients, (count, groups * side**2))
+        count, groups, side, _ = self._terms.shape
+        flat = xp.reshape(self._terms, (count, groups * side**2))
 
         def of_block(rows: Array) -> Array:
             rows = xp.astype(rows, self.operand.complex_dtype, copy=False)
-            grams = xp.reshape(xp.matmul(rows[:, 1:], flat), (-1, groups, side, side))
-            return function(grams, rows[:, 0])
+            return function(xp.reshape(xp.matmul(rows, flat), (-1, groups, side, side)))
 
         rows = np.concatenate([levels[:, None], np.exp(1j * (angles @ self._differences.T))], axis=1)
         row_bytes = (count + 3 * groups * side**2) * itemsize(self.operand)
         found = backend.map_blocks(of_block, rows, self.operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
         return backend.to_numpy(found)
 
-    def _largest(self, grams: Array, levels: Array) -> Array:
-        """The largest eigenvalue among the groups."""
+    def _largest(self, matrices: Array) -> Array:
+        """The largest eigenvalue of G among the groups, where the level is 0."""
         xp = self.operand.xp
-        values = xp.real(grams[..., 0, 0]) if grams.shape[-1] == 1 else self.operand.backend.eigvalsh(grams)[..., -1]
-        return xp.max(values, axis=-1)
+        if matrices.shape[-1] == 1:
+            return -xp.min(xp.real(matrices[..., 0, 0]), axis=-1)
+        return -xp.min(self.operand.backend.eigvalsh(matrices)[..., 0], axis=-1)
 
-    def _is_below(self, grams: Array, levels: Array) -> Array:
-        """Whether the eigenvalues of all groups are below a level."""
-        xp, backend = self.operand.xp, self.operand.backend
-        identity = backend.constant(np.eye(grams.shape[-1]), grams)
-        identity = xp.astype(identity, grams.dtype, copy=False)
-        return xp.all(backend.is_positive_definite(levels[:, None, None, None] * identity - grams), axis=-1)
+    def _is_below(self, matrices: Array) -> Array:
+        """Whether the eigenvalues of G of all groups are below the level."""
+        return self.operand.xp.all(self.operand.backend.is_positive_definite(matrices), axis=-1)
 
     def variation(self, reach: HostArray) -> HostArray:
         """Bound of the change of the squared norm where ``|s . delta| <= reach`` for each difference s."""
@@ -319,75 +334,141 @@ class SymbolNorms:
 
 @dataclass(frozen=True)
 class Open:
-    """Cells that are not decided: one row, or entry, each."""
+    """Cells: one row, or entry, each.
+
+    Attributes
+    ----------
+    centres : float array, shape (cells, ndim)
+    values : float array
+        Upper bound of the norm at the centre.
+    divisors : int array
+        How many of a cell's edges make one of the first cells'.
+    parts : int array
+        Into how many, along each axis, a cell is to be split if it is not decided.
+    bounds : float array
+        Upper bound of the supremum, for the cell that holds its maximiser.
+    """
 
     centres: HostArray
     values: HostArray
-    depth: HostArray
+    divisors: HostArray
+    parts: HostArray
     bounds: HostArray
 
     def take(self, chosen: HostArray) -> Open:
         """Those of the given indices, or flagged."""
-        return Open(self.centres[chosen], self.values[chosen], self.depth[chosen], self.bounds[chosen])
+        return Open(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     @staticmethod
-    def join(parts: list[Open]) -> Open:
+    def join(cells: list[Open]) -> Open:
         """All of them."""
-        return Open(
-            np.concatenate([part.centres for part in parts]),
-            np.concatenate([part.values for part in parts]),
-            np.concatenate([part.depth for part in parts]),
-            np.concatenate([part.bounds for part in parts]),
-        )
+        return Open(*(np.concatenate([getattr(one, field.name) for one in cells]) for field in fields(Open)))
+
+
+class Levels:
+    """What follows for cells of one size from the norm at their centres.
+
+    Parameters
+    ----------
+    norms : SymbolNorms
+    cells : Cells
+        The first ones.
+    rtol : float
+        Cells are decided where they show the supremum to be at most ``(1 + rtol) * norms.best``.
+    """
+
+    def __init__(self, norms: SymbolNorms, cells: Cells, rtol: float) -> None:
+        self.norms, self.cells, self.rtol = norms, cells, rtol
+        self._known: dict[int, tuple[float, float]] = {}
+
+    @property
+    def enough(self) -> float:
+        """What a cell's bound must not exceed for the cell to be decided."""
+        return (1 + self.rtol) * self.norms.best
+
+    def limit(self, divisor: int) -> float:
+        """The norm at the centre up to which a cell is decided."""
+        cosine, change = self._growth(divisor)
+        by_change = math.sqrt(max(self.enough**2 - change, 0.0))
+        # A unit in the last place less, so that the bound that follows from the limit decides.
+        return max(self.enough * cosine, by_change) * (1 - 1e-15)
+
+    def visit(self, centres: HostArray, divisor: int) -> Open:
+        """Cells around new centres: visited no more closely than it takes to tell how to go on."""
+        best = self.norms.best
+        if self.norms.tests:
+            ladder = np.asarray([*(self.limit(parts * divisor) for parts in (1, 2, 3)), self.enough])
+            values = self.norms.upper(centres, np.broadcast_to(ladder[:, None], (len(ladder), len(centres))))
+        else:
+            values = self.norms.upper(centres)
+        if self.norms.best > best:
+            self.climb(self.norms.best_angles[None, :])
+        return self.bounded(centres, values, divisor)
+
+    def climb(self, starts: HostArray) -> None:
+        """Raise `norms.best` to a local maximum, where that saves much."""
+        if self.norms.tests:
+            self.norms.upper(ascend(self.norms.operand, starts, self.norms.types)[None, :])
+
+    def bounded(self, centres: HostArray, values: HostArray, divisor: int) -> Open:
+        """Cells whose values are known."""
+        cosine, change = self._growth(divisor)
+        # Halves, where they will do if the norm there is no larger than at this centre.
+        parts = np.where(values <= self.limit(2 * divisor), 2, 3)
+        bounds = np.minimum(values / cosine, np.sqrt(values**2 + change))
+        return Open(centres, values, np.full(len(centres), divisor), parts, bounds)
+
+    def split(self, cells: Open, real: bool) -> list[Open]:
+        """The cells that these split into, visited."""
+        found = []
+        for divisor, parts in np.unique(np.stack([cells.divisors, cells.parts], axis=1), axis=0).tolist():
+            chosen = cells.take((cells.divisors == divisor) & (cells.parts == parts))
+            fresh = self.cells.part(divisor).split(chosen.centres, parts)
+            if parts % 2:  # the middle cells keep the centres of those that they are parts of
+                known = (
+                    chosen.values <= self.limit(divisor * parts)
+                    if self.norms.tests
+                    else np.ones(len(chosen.values), bool)
+                )
+                found.append(self.bounded(chosen.centres[known], chosen.values[known], divisor * parts))
+                fresh = np.concatenate([fresh, chosen.centres[~known]])
+            found.append(self.visit(distinct(fresh, real), divisor * parts))
+        return found
+
+    def _growth(self, divisor: int) -> tuple[float, float]:
+        """The cosine of D, and the most that the squared norm changes within a cell."""
+        if divisor not in self._known:
+            cells = self.cells.part(divisor)
+            change = float(self.norms.variation(self.norms.reach(cells.corners)))
+            self._known[divisor] = math.cos(cells.reach), change
+        return self._known[divisor]
 
 
 def search_torus(norms: SymbolNorms, rtol: float) -> float:
     """Raise `norms.best` towards the supremum over all frequencies; returns an upper bound of it."""
     real = norms.operand.plan.real
-    # Cells are split into thirds: begin so that the last level is just fine enough.
+    # Begin so that cells of the last size are just fine enough.
     finest = math.acos(1 / (1 + rtol))
     centres, cells = cover(norms.types, finest * 3 ** max(0, math.floor(math.log(COARSEST / finest, 3))))
-    levels = [cells]
-
-    def bounded(centres: HostArray, values: HostArray, depth: HostArray | int) -> Open:
-        """Cells with the bounds that follow from the values at their centres."""
-        while len(levels) <= np.max(depth, initial=0):
-            levels.append(levels[-1].third())
-        cosines = np.asarray([math.cos(level.reach) for level in levels])[depth]
-        changes = np.asarray([norms.variation(norms.reach(level.corners)) for level in levels])[depth]
-        bounds = np.minimum(values / cosines, np.sqrt(values**2 + changes))
-        return Open(centres, values, np.broadcast_to(depth, bounds.shape), bounds)
-
-    def decisive(depth: int, count: int) -> HostArray:
-        """The value at the centre of a cell up to which the cell is decided."""
-        enough, level = (1 + rtol) * norms.best, levels[depth]
-        change = float(norms.variation(norms.reach(level.corners)))
-        by_change = math.sqrt(max(enough**2 - change, 0.0))
-        # A unit in the last place less, so that the bound that follows from the limit decides.
-        return np.full(count, max(enough * math.cos(level.reach), by_change) * (1 - 1e-15))
-
+    levels = Levels(norms, cells, rtol)
     centres = distinct(centres, real)
-    cells_left = bounded(centres, norms.upper(centres), 0)
+    levels.climb(centres[:: -(-len(centres) // STARTS)])
+    left = levels.visit(centres, 1)
+    most = 3 ** len(cells.edges) if len(cells.edges) else 0
     settled = 0.0
     while True:
-        undecided = cells_left.bounds > (1 + rtol) * norms.best
-        settled = max(settled, float(np.max(cells_left.bounds, where=~undecided, initial=0.0)))
-        cells_left = cells_left.take(undecided)
-        count = len(cells_left.bounds)
-        children = len(levels[0].children) - 1
-        if not count or not children:  # a constant symbol has one cell, which nothing can split
-            return max(settled, float(np.max(cells_left.bounds, initial=0.0)))
-        batch = min(max(BATCH // children, count // 2), (norms.budget - norms.evaluations) // children)
-        if batch < 1:
-            return max(settled, float(np.max(cells_left.bounds, initial=0.0)))
+        undecided = left.bounds > levels.enough
+        settled = max(settled, float(np.max(left.bounds, where=~undecided, initial=0.0)))
+        left = left.take(undecided)
+        count = len(left.bounds)
+        # A constant symbol has one cell, which nothing can split.
+        batch = min(max(BATCH // most, count // 2), (norms.budget - norms.evaluations) // most) if most else 0
+        if not count or batch < 1:
+            return max(settled, float(np.max(left.bounds, initial=0.0)))
         # Those with the highest bounds are split first: what they raise `best` to may decide the others.
-        order = np.argsort(-cells_left.bounds)
-        first, rest = cells_left.take(order[:batch]), cells_left.take(order[batch:])
-        parts = [rest, bounded(first.centres, first.values, first.depth + 1)]
-        for depth in np.unique(first.depth):
-            fresh = distinct(levels[depth].split(first.centres[first.depth == depth]), real)
-            parts.append(bounded(fresh, norms.upper(fresh, decisive(depth + 1, len(fresh))), depth + 1))
-        cells_left = Open.join(parts)
+        order = np.argsort(-left.bounds)
+        first, rest = left.take(order[:batch]), left.take(order[batch:])
+        left = Open.join([rest, *levels.split(first, real)])
 
 
 # ---- one circular grid -----------------------------------------------------------------------------

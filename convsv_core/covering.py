@@ -1,4 +1,4 @@
-"""Covers of the torus of frequencies by cells that split into thirds."""
+"""Covers of the torus of frequencies by cells that split."""
 
 from __future__ import annotations
 
@@ -23,25 +23,36 @@ class Cells:
 
     Attributes
     ----------
-    corners : float array, shape (2 ** n, ndim)
-        Corners of a cell relative to its centre, for n axes that are not constant.
-    children : float array, shape (3 ** n, ndim)
-        Centres, relative to its own, of the cells of a third of the size that a cell splits into; the first is 0.
+    edges : float array, shape (n, ndim)
+        Halves of a cell's edges, for n axes that are not constant.
     reach : float
         D.
     """
 
-    corners: HostArray
-    children: HostArray
+    edges: HostArray
     reach: float
 
-    def split(self, centres: HostArray) -> HostArray:
-        """Centres of the cells that those around `centres` split into, without the centres themselves."""
-        return np.asarray((centres[:, None, :] + self.children[None, 1:, :]).reshape(-1, centres.shape[1]))
+    @property
+    def corners(self) -> HostArray:
+        """Corners relative to the centre: shape (2 ** n, ndim)."""
+        return self._images((-1.0, 1.0))
 
-    def third(self) -> Cells:
+    def split(self, centres: HostArray, parts: int) -> HostArray:
+        """Centres of the cells that those around `centres` split into, `parts` an axis, without their own."""
+        steps = tuple((2 * index + 1 - parts) / parts for index in range(parts))
+        children = self._images(steps)
+        if parts % 2:
+            children = np.delete(children, len(children) // 2, axis=0)
+        return np.asarray((centres[:, None, :] + children[None, :, :]).reshape(-1, centres.shape[1]))
+
+    def part(self, parts: int) -> Cells:
         """The cells that these split into."""
-        return Cells(self.corners / 3, self.children / 3, self.reach / 3)
+        return Cells(self.edges / parts, self.reach / parts)
+
+    def _images(self, steps: tuple[float, ...]) -> HostArray:
+        count = len(self.edges)
+        cube = np.asarray(list(itertools.product(steps, repeat=count)), float).reshape(len(steps) ** count, count)
+        return np.asarray(cube @ self.edges)
 
 
 def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
@@ -59,15 +70,10 @@ def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
     centres = np.zeros((len(grid), len(types)))
     centres[:, active] = grid * spacing
 
-    def images(steps: tuple[int, ...]) -> HostArray:
-        cube = np.asarray(list(itertools.product(steps, repeat=count)), float).reshape(len(steps) ** count, count)
-        found = np.zeros((len(cube), len(types)))
-        found[:, active] = cube @ half * spacing
-        return found
-
-    corners = images((-1, 1))
-    children = images((0, -1, 1)) * 2 / 3
-    return centres, Cells(corners, children, float(np.max(np.abs(corners) @ types, initial=0.0)))
+    edges = np.zeros((count, len(types)))
+    edges[:, active] = half * spacing
+    cells = Cells(edges, 0.0)
+    return centres, Cells(edges, float(np.max(np.abs(cells.corners) @ types, initial=0.0)))
 
 
 def distinct(angles: HostArray, real: bool) -> HostArray:

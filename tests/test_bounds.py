@@ -148,7 +148,7 @@ def test_cells_decided_by_cholesky(seed: int, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_cholesky_and_eigenvalues_agree_on_wide_layers(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = get_backend(library)
-    values = np.random.default_rng(0).normal(size=(32, 40, 3, 3))
+    values = np.random.default_rng(0).normal(size=(64, 80, 3, 3))
     kernel, conv = backend.asarray(values), convsv.Conv("OIHW")
     tested = convsv.norm_bounds(kernel, conv)
     monkeypatch.setattr("convsv_core.bounds.TESTED_SIDE", 1000)
