@@ -166,6 +166,10 @@ class Backend:
         ]
         return self.concatenate(results)
 
+    def batch_size(self, count: int) -> int:
+        """To how many rows a batch of `count`, which differs from call to call, is best filled up."""
+        return count
+
     def run(self, function: Callable[..., Any], arrays: tuple[Any, ...], static: tuple[Any, ...]) -> Any:
         """Call ``function(*arrays, *static)``, a pure function of the array API.
 

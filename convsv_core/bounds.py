@@ -305,9 +305,10 @@ class SymbolNorms:
             return function(xp.reshape(xp.matmul(rows, flat), (-1, groups, side, side)))
 
         rows = np.concatenate([levels[:, None], np.exp(1j * (angles @ self._differences.T))], axis=1)
+        filled = np.minimum(np.arange(backend.batch_size(len(rows))), len(rows) - 1)
         row_bytes = (count + 3 * groups * side**2) * itemsize(self.operand)
-        found = backend.map_blocks(of_block, rows, self.operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
-        return backend.to_numpy(found)
+        found = backend.map_blocks(of_block, rows[filled], self.operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
+        return backend.to_numpy(found)[: len(rows)]
 
     def _largest(self, matrices: Array) -> Array:
         """The largest eigenvalue of G among the groups, where the level is 0."""

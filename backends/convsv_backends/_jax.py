@@ -99,6 +99,10 @@ class JaxBackend(Backend):
                 return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
+    def batch_size(self, count: int) -> int:
+        """A power of two: JAX compiles each operation anew for each shape."""
+        return 1 << max(count - 1, 0).bit_length()
+
     def is_positive_definite(self, array: Array) -> Array:
         """By Cholesky's factorisation, which JAX fills with NaN where there is none."""
         import jax.numpy as jnp
