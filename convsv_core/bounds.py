@@ -289,7 +289,7 @@ class SymbolNorms:
     def _computed(self, angles: HostArray) -> HostArray:
         found = self._map(self._largest, angles, np.zeros(len(angles))).astype(float)
         first = int(np.argmax(found))
-        attained = math.sqrt(max(float(found[first]) - self.rounding, 0.0))
+        attained = math.sqrt(max(0.0, float(found[first]) - self.rounding))
         if attained > self.best or not self._attained:
             self.best, self.best_angles, self._attained = attained, angles[first], True
         return np.asarray(np.sqrt(np.maximum(found, 0) + self.rounding))
