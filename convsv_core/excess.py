@@ -136,16 +136,38 @@ def to_kernel(operand: Operand, taps: Array) -> Array:
 
     Taps of a kernel larger than the input that wrap onto each other share what they have in common.
     """
-    xp, plan, conv = operand.xp, operand.plan, operand.plan.conv
+    xp, plan = operand.xp, operand.plan
     kernel = operand.from_taps(taps) / math.prod(plan.periods)
     kernel = xp.real(kernel) if plan.real else kernel
-    sharing = plan.sharing()
-    if np.all(sharing == 1):
-        return kernel
+    return kernel / sharing(operand)
+
+
+def sharing(operand: Operand) -> Array:
+    """How many taps act where each does, 1 but for kernels larger than the input: broadcasts with the kernel."""
+    xp, conv = operand.xp, operand.plan.conv
     order = [conv.spatial.index(letter) for letter in conv.layout if letter in conv.spatial]
     spatial = [n if letter in conv.spatial else 1 for letter, n in zip(conv.layout, operand.kernel.shape, strict=True)]
-    divisor = operand.backend.constant(sharing.transpose(order).reshape(spatial).astype(float), kernel)
-    return kernel / xp.astype(divisor, operand.real_dtype, copy=False)
+    counts = operand.plan.sharing().transpose(order).reshape(spatial).astype(float)
+    return xp.astype(operand.backend.constant(counts, operand.kernel), operand.real_dtype, copy=False)
+
+
+def taps_of(operand: Operand, frequencies: Array, weights: Array, matrices: Array) -> Array:
+    """The kernel whose operator is nearest to one given by its matrices at some frequencies, zero at the others."""
+    xp = operand.xp
+    symbol = symbol_polynomial(operand)
+
+    def of_block(chosen: Array) -> Array:
+        phases = symbol.phases(xp.take(frequencies, chosen, axis=0)) * xp.take(weights, chosen, axis=0)[:, None]
+        flat = xp.reshape(xp.take(matrices, chosen, axis=0), (chosen.shape[0], -1))
+        return xp.reshape(xp.matmul(operand.backend.adjoint(phases), flat), (1, -1, *matrices.shape[1:]))
+
+    count = matrices.shape[0]
+    if not count:
+        return xp.zeros_like(operand.kernel)
+    parts = operand.backend.map_blocks(
+        of_block, np.arange(count), operand.kernel, row_bytes=2 * symbol.row_bytes, budget=BLOCK_BYTES
+    )
+    return to_kernel(operand, xp.sum(parts, axis=0))
 
 
 def smaller_gram(backend: Backend, matrices: Array) -> Array:
