@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +22,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 LAYOUTS = {1: "OIW", 2: "OIHW", 3: "OIDHW"}
 TRANSPOSED_LAYOUTS = {1: "IOW", 2: "IOHW", 3: "IODHW"}
 COMPUTED_IN_FORWARD = "its weight is computed by a hook before each forward pass"
+CIRCULAR_NEEDS_EXTENTS = "the extents of the layer {name!r} are not known: wanted an example_input that reaches it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +112,7 @@ def model_layer(layer: ConvLayer) -> Layer:
     """The layer as a report of the core takes it: at the largest of its extents, where there are several."""
     note, extents = layer.note, layer.input_shape
     if len(layer.input_shapes) > 1:
-        extents = max(layer.input_shapes, key=lambda shape: torch.Size(shape).numel())
+        extents = largest_extents(layer)
         used = f"takes {len(layer.input_shapes)} different extents, of which the largest is used"
         note = "; ".join(filter(None, [note, used]))
     if extents is None and not note:
@@ -126,6 +129,24 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def largest_extents(layer: ConvLayer) -> Extents:
+    """Those of the most pixels that the layer has been seen with."""
+    return max(layer.input_shapes, key=math.prod)
+
+
+def circular_geometry(layer: ConvLayer, extents: Extents) -> tuple[Extents, Conv]:
+    """The circular convolution of a layer and its extents, which the stride divides: the next such multiples."""
+    conv = layer.conv
+    strides = (1,) * conv.ndim if conv.transposed else conv.strides
+    rounded = tuple(-(-n // s) * s for n, s in zip(extents, strides, strict=True))
+    return rounded, replace(conv, padding="same", padding_mode="circular")
+
+
+def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
+    """Keep the digits of a computation beside `weight` where it is done under `torch.autocast`."""
+    return torch.autocast(weight.device.type, enabled=False)
 
 
 # ---- the geometry ------------------------------------------------------------------------------------------

@@ -1,7 +1,287 @@
-"""Operator norms in PyTorch training scripts."""
+"""Operator norms in PyTorch training scripts.
+
+One line bounds every convolution of a model, after each step of the optimizer:
+
+>>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> projection = project_after_step(optimizer, model, bound=1.0)
+
+`operator_norm` divides a layer's weight by its norm instead, within the forward pass; `penalty` adds to a loss;
+`conv_layers` lists a model's convolutions, and `analyze` reports their singular values.
+"""
 
 from __future__ import annotations
 
-from convsv_adapters._torch_layers import ConvLayer, conv_layers
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal
 
-__all__ = ["ConvLayer", "conv_layers"]
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import convsv_core
+from convsv_adapters._torch_layers import (
+    CIRCULAR_NEEDS_EXTENTS,
+    CONVOLUTIONS,
+    ConvLayer,
+    Extents,
+    circular_geometry,
+    conv_layers,
+    largest_extents,
+    without_autocast,
+)
+from convsv_adapters._torch_projection import StepProjection, project_after_step
+from convsv_core import Conv, norm_upper_bound, penalties
+from convsv_core.analysis import LayerReport
+
+__all__ = [
+    "ConvLayer",
+    "OperatorNorm",
+    "StepProjection",
+    "analyze",
+    "conv_layers",
+    "operator_norm",
+    "penalty",
+    "project_after_step",
+]
+
+PENALTIES = (
+    "norm_hinge",
+    "spectrum_hinge",
+    "squared_norm",
+    "orthogonality",
+    "schatten",
+    "log_condition_number",
+    "negative_log_abs_det",
+    "stable_rank_per_frequency",
+)
+
+Mode = Literal["bound", "normalise"]
+
+
+class OperatorNorm(nn.Module):  # type: ignore[misc]
+    """Parametrization of a convolution's weight by its operator norm, for `torch.nn.utils.parametrize`.
+
+    The norm is computed from the weight alone, at each forward pass: there are no buffers, no iterations that go on
+    from one pass to the next, and no difference between training and evaluation.
+
+    Parameters
+    ----------
+    conv : Conv
+        Geometry of the layer; its padding tells which operator is meant.
+    input_shape : tuple of int, optional
+        Spatial extents of the layer's input, at which the norm is `convsv_core.operator_norm`'s. Without it, the norm
+        is the upper bound for every input size of `convsv_core.norm_upper_bound`.
+    bound : float, default 1.0
+        Positive.
+    mode : {"bound", "normalise"}, default "bound"
+        "bound": multiply the weight by ``min(1, bound / norm)``. "normalise": by ``bound / norm``.
+    rtol : float, default 0.1
+        Without `input_shape`, by how much the upper bound may exceed the norm, as `convsv_core.norm_upper_bound` has
+        it.
+
+    Raises
+    ------
+    ValueError
+        `bound` is not positive, or `mode` is another.
+
+    Notes
+    -----
+    Differentiable. The zero weight stays zero. Autocast is off for the norm, and the result has the weight's own
+    dtype, to whose rounding it is within the bound. An assignment to the weight stores what is assigned, and reads
+    back as its parametrized value. `torch.compile` breaks its graph at the norm.
+
+    Examples
+    --------
+    >>> layer = nn.Conv2d(8, 8, 3, padding=1)
+    >>> norm = OperatorNorm(Conv("OIHW", padding=1, padding_mode="zeros"), bound=0.5)
+    >>> _ = parametrize.register_parametrization(layer, "weight", norm)
+    >>> bool(convsv_core.norm_bounds(layer.weight, norm.conv).lower <= 0.5)
+    True
+    """
+
+    def __init__(
+        self,
+        conv: Conv,
+        input_shape: Extents | None = None,
+        bound: float = 1.0,
+        mode: Mode = "bound",
+        *,
+        rtol: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+            raise ValueError(f"bound={bound!r}: wanted a positive number")
+        if mode not in ("bound", "normalise"):
+            raise ValueError(f"mode={mode!r}: wanted 'bound' or 'normalise'")
+        self.conv, self.input_shape, self.bound, self.mode, self.rtol = conv, input_shape, float(bound), mode, rtol
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def norm(self, weight: torch.Tensor) -> torch.Tensor:
+        """The norm, or its upper bound, of a weight: a 0-d tensor, differentiable."""
+        with without_autocast(weight):
+            if self.input_shape is None:
+                return norm_upper_bound(weight, self.conv, rtol=self.rtol)
+            return convsv_core.operator_norm(weight, self.input_shape, self.conv)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight, scaled."""
+        norm = self.norm(weight)
+        divisor = norm / self.bound
+        if self.mode == "bound":
+            divisor = torch.clamp(divisor, min=1.0)
+        else:
+            divisor = torch.where(norm > 0, divisor, torch.ones_like(divisor))
+        with without_autocast(weight):
+            return (weight / divisor).to(weight.dtype)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """What is stored where `weight` is assigned: itself."""
+        return weight
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.conv}, input_shape={self.input_shape}, bound={self.bound}, mode={self.mode!r}"
+
+
+def operator_norm(
+    module: nn.Module,
+    input_shape: Extents | None = None,
+    bound: float = 1.0,
+    mode: Mode = "bound",
+    *,
+    circular: bool = False,
+    rtol: float = 0.1,
+) -> nn.Module:
+    """Parametrise a convolution's weight by its operator norm: what `torch.nn.utils.spectral_norm` is taken for.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A convolution of PyTorch, whose geometry is taken from it.
+    input_shape, bound, mode, rtol
+        As for `OperatorNorm`. With an `input_shape` and padding that is not circular, each pass finds the norm by an
+        iteration.
+    circular : bool, default False
+        With an `input_shape`, take the norm of the circular convolution instead, as in the paper, which has a closed
+        form.
+
+    Returns
+    -------
+    torch.nn.Module
+        `module`; `torch.nn.utils.parametrize.remove_parametrizations` undoes it.
+
+    Raises
+    ------
+    TypeError
+        `module` is no convolution.
+    NotImplementedError
+        Its padding repeats pixels, and there is no `input_shape`.
+
+    Examples
+    --------
+    >>> layer = operator_norm(nn.Conv2d(8, 8, 3, padding=1), bound=0.5)
+    >>> list(layer.state_dict())
+    ['bias', 'parametrizations.weight.original']
+    """
+    if not isinstance(module, CONVOLUTIONS):
+        raise TypeError(f"module is a {type(module).__qualname__}: wanted a convolution, such as torch.nn.Conv2d")
+    (layer,) = conv_layers(module)
+    conv = layer.conv
+    if circular:
+        if input_shape is None:
+            raise ValueError("circular=True: wanted an input_shape, at which the circular convolution is meant")
+        input_shape, conv = circular_geometry(layer, tuple(input_shape))
+    parametrize.register_parametrization(module, "weight", OperatorNorm(conv, input_shape, bound, mode, rtol=rtol))
+    return module
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def penalty(
+    model: nn.Module,
+    kind: str = "norm_hinge",
+    *,
+    example_input: object = None,
+    layers: Iterable[ConvLayer] | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Sum a penalty on the singular values over a model's convolutions, to add to a loss.
+
+    The operator is the circular one at each layer's extents, whatever padding the layer has, at the largest extents
+    where there are several.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    kind : str, default "norm_hinge"
+        A function of `convsv_core.penalties`.
+    example_input : tensor, tuple, list or mapping, optional
+        As for `conv_layers`, which is then called each time: in a training loop, call it once and hand over `layers`.
+    layers : iterable of ConvLayer, optional
+        What `conv_layers` found, or a part of it.
+    **options
+        Of that function, such as ``bound=1.0``.
+
+    Returns
+    -------
+    0-d tensor
+        Differentiable; `torch.compile` breaks its graph at it. Layers without extents: "norm_hinge" and "squared_norm" are of the upper bound for every input
+        size, and "orthogonality" is that of the infinite lattice.
+
+    Raises
+    ------
+    ValueError
+        `kind` is another, the model has no convolution, or the penalty needs extents that are not known.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    >>> layers = conv_layers(model, torch.zeros(1, 3, 16, 16))
+    >>> loss = penalty(model, "norm_hinge", layers=layers, bound=0.1)
+    >>> loss.backward()
+    """
+    if kind not in PENALTIES:
+        raise ValueError(f"kind={kind!r}: wanted one of {', '.join(PENALTIES)}")
+    chosen = conv_layers(model, example_input) if layers is None else list(layers)
+    if not chosen:
+        raise ValueError("model has no convolution")
+    parts = [_penalty(layer, kind, options) for layer in chosen]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+
+
+def _penalty(layer: ConvLayer, kind: str, options: dict[str, Any]) -> torch.Tensor:
+    weight = layer.weight
+    with without_autocast(weight):
+        if layer.input_shapes:
+            extents, conv = circular_geometry(layer, largest_extents(layer))
+            return getattr(penalties, kind)(weight, extents, conv, **options)
+        conv = replace(layer.conv, padding="same", padding_mode="circular")
+        if kind == "orthogonality":
+            return penalties.orthogonality(weight, None, conv, **options)
+        if kind == "squared_norm":
+            return norm_upper_bound(weight, conv, **options) ** 2
+        if kind == "norm_hinge":
+            bound = options["bound"] if set(options) == {"bound"} else None
+            if bound is None:
+                raise TypeError(f"options={options}: norm_hinge takes a bound")
+            return torch.relu(norm_upper_bound(weight, conv) - bound) ** 2
+    raise ValueError(f"kind={kind!r}: {CIRCULAR_NEEDS_EXTENTS.format(name=layer.name)}")
+
+
+def analyze(model: nn.Module, example_input: object = None, **options: Any) -> list[LayerReport]:
+    """Report the singular values of every convolution, as `convsv spectrum` does for a file.
+
+    Parameters
+    ----------
+    model, example_input
+        As for `conv_layers`.
+    **options
+        `backend`, `dtype` and `device` of `convsv_core.analyze`, which this calls.
+
+    Returns
+    -------
+    list of LayerReport
+    """
+    return convsv_core.analyze(model, example_input, **options)

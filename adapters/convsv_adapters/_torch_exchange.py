@@ -1,0 +1,141 @@
+"""What the ranks of a process group tell each other when they share a projection out."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+
+class Exchange:
+    """One process that does everything itself."""
+
+    rank = 0
+    size = 1
+
+    def share_out(self, costs: Sequence[float]) -> list[int]:
+        """The rank that owns each piece of work: the next largest goes to the one with the least so far."""
+        loads = [(0.0, rank) for rank in range(self.size)]
+        owners = [0] * len(costs)
+        for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+            load, owner = heapq.heappop(loads)
+            owners[index] = owner
+            heapq.heappush(loads, (load + costs[index], owner))
+        return owners
+
+    def raise_together(self, failure: Exception | None, device: torch.device) -> None:
+        """Raise on every rank if one has failed."""
+        if failure is not None:
+            raise failure
+
+    def collect(self, values: dict[str, float], names: list[str], device: torch.device) -> dict[str, float]:
+        """The values of all ranks, each known to one, in the order of `names`."""
+        return {name: values[name] for name in names}
+
+    def broadcast(
+        self, kernels: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], owners: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Every kernel, from the rank that owns it."""
+        return [kernel for kernel in kernels if kernel is not None]
+
+
+class GroupExchange(Exchange):
+    """One rank of a process group."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.rank = distributed.get_rank(group)
+        self.size = distributed.get_world_size(group)
+
+    def raise_together(self, failure: Exception | None, device: torch.device) -> None:
+        """Raise on every rank if one has failed."""
+        failed = torch.tensor(0 if failure is None else self.rank + 1, device=device)
+        distributed.all_reduce(failed, distributed.ReduceOp.MAX, group=self.group)
+        if failure is not None:
+            raise failure
+        if int(failed):
+            raise RuntimeError(f"the projection failed on rank {int(failed) - 1}, which says why")
+
+    def collect(self, values: dict[str, float], names: list[str], device: torch.device) -> dict[str, float]:
+        """The values of all ranks, each known to one, in the order of `names`."""
+        unique = list(dict.fromkeys(names))
+        table = torch.tensor([values.get(name, 0.0) for name in unique], dtype=torch.float64, device=device)
+        distributed.all_reduce(table, group=self.group)
+        return dict(zip(unique, table.tolist(), strict=True))
+
+    def broadcast(
+        self, kernels: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], owners: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Every kernel, from the rank that owns it: one message an owner, dtype and device."""
+        found: dict[int, torch.Tensor] = {}
+        parts: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+        for index, (one, owner) in enumerate(zip(like, owners, strict=True)):
+            parts.setdefault((owner, one.dtype, one.device), []).append(index)
+        for (owner, dtype, device), members in parts.items():
+            sizes = [like[index].numel() for index in members]
+            if owner == self.rank:
+                flat = torch.cat([kernels[index].reshape(-1) for index in members])  # type: ignore[union-attr]
+            else:
+                flat = torch.empty(sum(sizes), dtype=dtype, device=device)
+            source = distributed.get_global_rank(self.group or distributed.group.WORLD, owner)
+            distributed.broadcast(flat.view(torch.uint8), source, group=self.group)
+            for index, piece in zip(members, flat.split(sizes), strict=True):
+                found[index] = piece.reshape(like[index].shape)
+        return [found[index] for index in range(len(like))]
+
+
+def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) -> Exchange:
+    """The exchange of the ranks that hold the same weights: `group`, or those that the model tells of."""
+    if not _is_distributed():
+        return Exchange()
+    if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
+        group = model.process_group
+    for module in modules:
+        parameter = module._parameters.get("weight")
+        if parameter is None or not is_sharded(parameter):
+            continue
+        mesh = parameter.device_mesh
+        if mesh.size() != distributed.get_world_size():
+            raise TypeError(
+                f"a weight is sharded over {mesh.size()} of {distributed.get_world_size()} processes: wanted a device "
+                f"mesh of all of them"
+            )
+        group = distributed.group.WORLD
+    if group is None or distributed.get_world_size(group) == 1:
+        return Exchange()
+    return GroupExchange(group)
+
+
+def is_sharded(weight: torch.Tensor) -> bool:
+    """Whether a tensor is a `DTensor`, as FSDP2 makes of parameters."""
+    return hasattr(weight, "full_tensor") and hasattr(weight, "placements")
+
+
+def write_shard(weight: torch.Tensor, kernel: torch.Tensor) -> None:
+    """Write this rank's part of the whole kernel, which every rank has."""
+    from torch.distributed.tensor import distribute_tensor
+
+    part = distribute_tensor(kernel, weight.device_mesh, weight.placements, src_data_rank=None)
+    weight.to_local().copy_(part.to_local())
+
+
+def refuse_flat_parameters(model: nn.Module) -> None:
+    """Raise TypeError for a model whose kernels are not to be had one by one."""
+    if _is_distributed():
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+            raise TypeError(
+                "model is wrapped by FullyShardedDataParallel, which flattens kernels into one parameter and shards "
+                "them: wanted torch.distributed.fsdp.fully_shard (FSDP2), DistributedDataParallel or no wrapper"
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            raise TypeError(f"the parameter {name!r} is sharded by DeepSpeed's ZeRO-3, and its kernel not to be had")
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
