@@ -17,6 +17,7 @@ from convsv_core.clipping import clip
 from convsv_core.conv import Conv
 from convsv_core.fixed_grid import norm_upper_bound
 from convsv_core.models import analyze
+from convsv_core.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
 from convsv_core.plugins import BackendInfo, backends, hookimpl
 from convsv_core.projection import Projection, ProjectionState, project
 from convsv_core.spectrum import (
@@ -36,6 +37,7 @@ __all__ = [
     "Backend",
     "BackendInfo",
     "Conv",
+    "NearestOrthogonal",
     "NormBounds",
     "Projection",
     "ProjectionState",
@@ -47,9 +49,11 @@ __all__ = [
     "frobenius_norm",
     "hookimpl",
     "log_abs_det",
+    "nearest_orthogonal",
     "norm_bounds",
     "norm_upper_bound",
     "operator_norm",
+    "orthogonal_kernel",
     "penalties",
     "project",
     "singular_values",

@@ -6,7 +6,7 @@ import numpy as np
 
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.excess import Method, excess_pass
+from convsv_core.excess import Method, excess_pass, frequency_tables
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plugins import backend_of
 
@@ -75,21 +75,14 @@ def clip(
 
 
 def _clip(operand: Operand, limit: Array, lower: Array | None = None) -> Array:
-    xp, backend, plan = operand.xp, operand.backend, operand.plan
+    xp, plan = operand.xp, operand.plan
     wide = operand.widen()
     method: Method = "gram" if wide.widened and lower is None else "svd"
-    weights = backend.constant(plan.weights(), operand.kernel)
-    change, *_ = excess_pass(
-        wide,
-        wide.kernel,
-        xp.astype(limit, wide.real_dtype),
-        np.arange(len(plan.frequencies)),
-        backend.constant(plan.frequencies, operand.kernel),
-        xp.astype(weights, wide.complex_dtype),
-        None,
-        method,
-        lower=None if lower is None else xp.astype(lower, wide.real_dtype),
-    )
+    rows = np.arange(len(plan.frequencies))
+    frequencies, weights = frequency_tables(wide, rows)
+    limit = xp.astype(limit, wide.real_dtype)
+    lower = None if lower is None else xp.astype(lower, wide.real_dtype)
+    change, *_ = excess_pass(wide, wide.kernel, limit, rows, frequencies, weights, None, method, lower=lower)
     return wide.answer(wide.kernel - change)
 
 

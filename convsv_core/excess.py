@@ -131,6 +131,14 @@ def _no_excess(operand: Operand, like: Array, count: int) -> tuple[Array, Array]
     return excess, xp.real(excess[:, 0, 0, 0])
 
 
+def frequency_tables(operand: Operand, chosen: HostArray) -> tuple[Array, Array]:
+    """The visited frequencies of the given places, and how many of the grid each stands for, beside the kernel."""
+    backend, plan = operand.backend, operand.plan
+    weights = backend.constant(plan.weights()[chosen], operand.kernel)
+    frequencies = backend.constant(plan.frequencies[chosen], operand.kernel)
+    return frequencies, operand.xp.astype(weights, operand.complex_dtype)
+
+
 def to_kernel(operand: Operand, taps: Array) -> Array:
     """From sums over the frequencies of one period, one matrix an offset, to the nearest kernel's taps.
 

@@ -70,13 +70,12 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
         raise ValueError(f"rtol={rtol!r}: wanted a positive number")
     check_repeats_no_pixel(make_operand(kernel, None, conv), conv)
     shape = tuple(int(extent) for extent in kernel.shape)
-    extents, factor = _grid(shape, conv, rtol)
-    circular = dataclasses.replace(conv, padding="same", padding_mode="circular")
+    extents, circular, factor = every_size_grid(shape, conv, rtol)
     return make_operand(kernel, extents, circular).widen().run(_upper_bound, factor)
 
 
-def _grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> tuple[tuple[int, ...], float]:
-    """Input extents whose circular grid is fine enough, and how far the norm can rise between its points."""
+def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> tuple[tuple[int, ...], Conv, float]:
+    """Extents and circular convolution of a fine enough grid, and how far the norm can rise between its points."""
     axes = make_plan(kernel_shape, False, None, conv).axes
     types = [(max(axis.offsets) - min(axis.offsets)) / 2 for axis in axes]
     active = sum(kind > 0 for kind in types)
@@ -86,10 +85,15 @@ def _grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> tuple[tuple
     strides = (1,) * conv.ndim if conv.transposed else conv.strides
     # `points` count the frequencies of one period, of which the offsets' common divisor makes several.
     extents = tuple(n * axis.step * stride for n, axis, stride in zip(points, axes, strides, strict=True))
-    return extents, 1 / math.prod(cosines)
+    return extents, dataclasses.replace(conv, padding="same", padding_mode="circular"), 1 / math.prod(cosines)
 
 
 def _upper_bound(operand: Operand, factor: float) -> Array:
+    return operand.answer(grid_upper_bound(operand, factor))
+
+
+def grid_upper_bound(operand: Operand, factor: float = 1.0) -> Array:
+    """The largest norm on the operand's grid, at its scale, times a factor; rounding, the answer's too, included."""
     xp, backend = operand.xp, operand.backend
     evaluate = gram_polynomial(operand)
 
@@ -108,4 +112,4 @@ def _upper_bound(operand: Operand, factor: float) -> Array:
     share = sum_rounding(operand) * xp.sum(moduli) / xp.where(is_zero, xp.ones_like(known), known) ** 2
     widened = xp.sqrt(1 + xp.where(is_zero, xp.zeros_like(share), share))
     eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
-    return operand.answer(norm * widened * (factor * (1 + 4 * eps)))
+    return norm * widened * (factor * (1 + 4 * eps))

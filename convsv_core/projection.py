@@ -22,22 +22,23 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from convsv_core.backend import Array
-from convsv_core.bounds import SymbolNorms, norm_bounds
+from convsv_core.bounds import SymbolNorms, check_repeats_no_pixel, norm_bounds
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv, as_int
 from convsv_core.decomposition import absolute_square, safe_sqrt
-from convsv_core.evaluation import BLOCK_BYTES, itemsize
-from convsv_core.excess import Method, excess_pass, sharing, taps_of
+from convsv_core.evaluation import itemsize
+from convsv_core.excess import Method, excess_pass, frequency_tables, sharing, taps_of
+from convsv_core.fixed_grid import every_size_grid, grid_upper_bound, norm_upper_bound
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.plan import HostArray, check_input_shape, make_plan
+from convsv_core.plan import HostArray, check_input_shape
 from convsv_core.plugins import backend_of
-from convsv_core.spectrum import squared_frobenius, visited_values
+from convsv_core.spectrum import squared_frobenius
 
 ProjectionMethod: TypeAlias = Literal["dykstra", "alternating", "rescale", "newton-schulz"]
 METHODS = ("dykstra", "alternating", "rescale", "newton-schulz")
 
-POINTS = 16
-"""Frequencies, along an axis, for each unit of the span of its offsets, where the bound is to hold for every input."""
+GRID_RTOL = 0.01
+"""How far the norm can rise between the frequencies of the grid that stands for every input size."""
 
 COARSER = (8, 4, 2, 1)
 """Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
@@ -197,7 +198,7 @@ def project(
     problem = _make_problem(kernel, input_shape, conv, bound, method, rtol)
     if steps is not None:
         return _project_steps(problem, as_int("steps", steps, least=1), state)
-    if problem.limit is None:
+    if not problem.known:
         raise ValueError("steps=None: under tracing, where no value can be looked at, wanted a number of iterations")
     return _project(problem, as_int("max_iterations", max_iterations, least=1), state)
 
@@ -211,18 +212,21 @@ class Problem:
     operand : Operand
     bound : 0-d array
         At the operand's scale.
-    limit : float or None
-        The same on the host; None under tracing.
+    known : bool
+        Whether values can be looked at: not under tracing.
     every_size : bool
         Whether the grid stands for all frequencies.
+    factor : float
+        How far the norm can rise between those of the grid.
     geometry : (tuple of int, Conv)
         Of the circular convolution that has this grid.
     """
 
     operand: Operand
     bound: Array
-    limit: float | None
+    known: bool
     every_size: bool
+    factor: float
     geometry: tuple[tuple[int, ...], Conv]
     method: ProjectionMethod
     rtol: float
@@ -257,27 +261,17 @@ def _make_problem(
     check_conv(conv)
     kernel = backend.stop_gradient(kernel)
     if input_shape is None:
-        extents, circular = every_size_grid(tuple(int(extent) for extent in kernel.shape), conv)
+        check_repeats_no_pixel(make_operand(kernel, None, conv), conv)
+        shape = tuple(int(extent) for extent in kernel.shape)
+        extents, circular, factor = every_size_grid(shape, conv, GRID_RTOL)
     else:
-        extents, circular = check_input_shape(input_shape, conv), conv
+        extents, circular, factor = check_input_shape(input_shape, conv), conv, 1.0
     operand = make_operand(kernel, extents, circular)
     limit = check_bound(operand, bound) / operand.scale
     operand = operand.widen()
     limit = operand.xp.astype(limit, operand.real_dtype)
     known = backend.truth(limit >= 0) is not None
-    return Problem(
-        operand, limit, float(limit) if known else None, input_shape is None, (extents, circular), method, float(rtol)
-    )
-
-
-def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv) -> tuple[tuple[int, ...], Conv]:
-    """Extents, and the circular convolution on them, whose grid of frequencies stands for all."""
-    axes = make_plan(kernel_shape, False, None, conv).axes
-    spans = [max(axis.offsets) - min(axis.offsets) for axis in axes]
-    grid = [max(1, POINTS * span) * axis.step for span, axis in zip(spans, axes, strict=True)]
-    strides = (1,) * conv.ndim if conv.transposed else conv.strides
-    extents = tuple(n * stride for n, stride in zip(grid, strides, strict=True))
-    return extents, dataclasses.replace(conv, padding="same", padding_mode="circular")
+    return Problem(operand, limit, known, input_shape is None, factor, (extents, circular), method, float(rtol))
 
 
 # ---- the certificate -------------------------------------------------------------------------------
@@ -330,6 +324,9 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[fl
     else:
         limit *= 1 - eps
     if problem.every_size:
+        quick = float(norm_upper_bound(kernel, conv)) / float(answered.scale)
+        if slack and quick <= limit:
+            return quick * scale, True
         upper = float(norm_bounds(kernel, conv, rtol=CERTIFICATE_RTOL).upper) / float(answered.scale)
     else:
         _, upper = frequencies_above(dataclasses.replace(problem, operand=answered), norms, limit)
@@ -405,7 +402,7 @@ def _accelerated(
     """Solve the problem that knows the chosen frequencies alone: its kernel, dual, iterations, and dual value."""
     operand, limit = problem.operand, float(problem.bound)
     angles = problem.angles(problem.frequencies[chosen])
-    frequencies, weights = _tables(operand, chosen)
+    frequencies, weights = frequency_tables(operand, chosen)
     state = operand.run(_begin, arrays=(frequencies, weights, dual))
     iterations = 0
     while True:
@@ -475,7 +472,7 @@ def _advance(operand: Operand, bound: Array, frequencies: Array, weights: Array,
 def _alternate(problem: Problem, max_iterations: int) -> tuple[Array, int, bool]:
     """Clip and cut in turns."""
     operand, limit = problem.operand, float(problem.bound)
-    frequencies, weights = _tables(operand, np.arange(len(problem.frequencies)))
+    frequencies, weights = frequency_tables(operand, np.arange(len(problem.frequencies)))
     kernel, iterations = operand.kernel, 0
     method: Method = "products" if problem.method == "newton-schulz" else "gram"
     while iterations < max_iterations:
@@ -514,7 +511,7 @@ def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) 
             )
     arrays = (problem.bound, dual)
     kernel, norm, distance, converged, dual = operand.run(
-        _fixed_steps, problem.method, steps, problem.every_size, problem.rtol, arrays=arrays
+        _fixed_steps, problem.method, steps, problem.every_size, problem.factor, problem.rtol, arrays=arrays
     )
     reached = None
     if problem.method == "dykstra":
@@ -524,10 +521,17 @@ def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) 
 
 
 def _fixed_steps(
-    operand: Operand, bound: Array, dual: Array, method: str, steps: int, every_size: bool, rtol: float
+    operand: Operand,
+    bound: Array,
+    dual: Array,
+    method: str,
+    steps: int,
+    every_size: bool,
+    factor: float,
+    rtol: float,
 ) -> tuple[Array, ...]:
     xp, backend, plan = operand.xp, operand.backend, operand.plan
-    frequencies, weights = _tables(operand, np.arange(len(plan.frequencies)))
+    frequencies, weights = frequency_tables(operand, np.arange(len(plan.frequencies)))
     value = xp.full_like(operand.scale, -math.inf)
     kernel = operand.kernel
     if method == "dykstra":
@@ -545,7 +549,9 @@ def _fixed_steps(
             return (_clip_and_cut(operand, kernel, bound, frequencies, weights, how),)
 
         (kernel,) = backend.repeat(alternate, (kernel,), steps, operand.kernel)
-    before, after = (_upper(operand, one, every_size) for one in (operand.kernel, kernel))
+    before, after = (
+        grid_upper_bound(dataclasses.replace(operand, kernel=one), factor) for one in (operand.kernel, kernel)
+    )
     eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
     positive = after > 0
     share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))
@@ -562,26 +568,7 @@ def _fixed_steps(
     return operand.answer(kernel), operand.answer(norm), operand.answer(distance), converged, dual
 
 
-def _upper(operand: Operand, kernel: Array, every_size: bool) -> Array:
-    """The largest norm over the grid, widened by rounding and, for every input size, by the grid's spacing."""
-    xp, plan = operand.xp, operand.plan
-    values = visited_values(dataclasses.replace(operand, kernel=kernel), "gram", BLOCK_BYTES, first_only=True)
-    widened = 1 + 8 * math.sqrt(max(plan.block)) * float(xp.finfo(operand.real_dtype).eps)
-    if every_size:
-        types = [(max(axis.offsets) - min(axis.offsets)) / 2 for axis in plan.axes]
-        widened /= math.prod(math.cos(d * math.pi / n) for d, n in zip(types, plan.periods, strict=True))
-    return xp.max(values) * widened
-
-
 # ---- both ------------------------------------------------------------------------------------------
-
-
-def _tables(operand: Operand, chosen: HostArray) -> tuple[Array, Array]:
-    """Frequencies, and how many of the grid each stands for, as arrays beside the kernel."""
-    backend, plan = operand.backend, operand.plan
-    weights = backend.constant(plan.weights()[chosen], operand.kernel)
-    frequencies = backend.constant(plan.frequencies[chosen], operand.kernel)
-    return frequencies, operand.xp.astype(weights, operand.complex_dtype)
 
 
 def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
@@ -616,7 +603,7 @@ def _from_state(problem: Problem, state: ProjectionState | None) -> tuple[HostAr
             f"state has matrices of shape {tuple(dual.shape[1:])}: wanted {shape}; is it of another layer?"
         )
     dual = xp.astype(dual / operand.scale, operand.complex_dtype)
-    if problem.limit is None:
+    if not problem.known:
         return np.arange(dual.shape[0]), dual
     indices = operand.backend.to_numpy(frequencies).astype(int)
     if np.any((indices < 0) | (indices >= np.asarray(plan.periods))):

@@ -1,0 +1,212 @@
+"""The convolution nearest to an orthogonal one, and kernels to begin training from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convsv_core.backend import Array
+from convsv_core.conv import Conv, as_int
+from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
+from convsv_core.excess import frequency_tables, to_kernel
+from convsv_core.operand import Operand, dtype_name, make_operand
+from convsv_core.plan import check_input_shape, resolve_channels
+from convsv_core.plugins import backend_of, get_backend
+from convsv_core.spectrum import visited_values
+
+OUTER = 0.1
+"""Scale of the taps off the centre in the kernel that an orthogonal one is made from."""
+
+CHECK_EVERY = 10
+"""Iterations from one look at the singular values to the next."""
+
+
+class NearestOrthogonal(NamedTuple):
+    """A kernel whose convolution is orthogonal, as nearly as its support allows.
+
+    Attributes
+    ----------
+    kernel : array
+    deviation : 0-d array
+        The largest distance of a singular value from 1.
+    iterations : int
+    converged : bool
+        Whether `deviation` is at most the tolerance. Where the support holds no orthogonal convolution near the
+        given one, it is as small as the iteration made it.
+    """
+
+    kernel: Array
+    deviation: Array
+    iterations: int
+    converged: bool
+
+
+def nearest_orthogonal(
+    kernel: Array,
+    input_shape: tuple[int, ...],
+    conv: Conv,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 200,
+) -> NearestOrthogonal:
+    """Bring a circular convolution as near as its support allows to an orthogonal one.
+
+    Alternates between the polar factor at each frequency, which is the nearest orthogonal operator (semi-orthogonal
+    where the layer does not have as many outputs as inputs), and the cut to the taps, with momentum.
+
+    Parameters
+    ----------
+    kernel, input_shape, conv
+        As for `singular_values`, which also tells what is raised.
+    tolerance : float, default 1e-3
+        Largest distance of a singular value from 1 at which to stop.
+    max_iterations : int, default 200
+
+    Returns
+    -------
+    NearestOrthogonal
+        With a kernel of the shape given. Arrays are float32 for kernels of 32 bits or fewer, else float64.
+
+    Raises
+    ------
+    ValueError
+        Also where `tolerance` is not positive.
+
+    Notes
+    -----
+    A constant to differentiation. Not traceable: it stops when it has converged. Where a frequency's matrix is
+    rank-deficient, its polar factor is not unique, and the SVD's is taken: the zero kernel gives the identity.
+
+    Orthogonal convolutions of a given support are not connected: they differ in how often their phases turn round
+    the grid. From a square kernel with no dominant tap, as a Gaussian one, the iteration often ends between two such
+    families, far from both. `orthogonal_kernel` begins near one.
+
+    Source: Sedghi, Gupta and Long, ICLR 2019, with all singular values clipped to 1 from both sides; Xiao et al.,
+    ICML 2018, for orthogonal convolutions as initial values; Li et al., NeurIPS 2019, for their families.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernel = np.random.default_rng(0).normal(size=(8, 4, 3, 3))
+    >>> kernel[:, :, 1, 1] *= 5
+    >>> found = nearest_orthogonal(kernel, (8, 8), Conv("OIHW"))
+    >>> found.converged, bool(found.deviation < 1e-3)
+    (True, True)
+    """
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance!r}: wanted a positive number")
+    limit = as_int("max_iterations", max_iterations, least=1)
+    operand = make_operand(backend_of(kernel).stop_gradient(kernel), input_shape, conv)
+    # The polar factor does not depend on the scale, so the kernel's own need not be put back until the end.
+    one = operand.xp.ones_like(operand.scale)
+    operand = dataclasses.replace(operand, scale=one).widen()
+    state = (operand.kernel, operand.kernel, one)
+    iterations = 0
+    while True:
+        state = operand.run(_step, arrays=state)
+        iterations += 1
+        if iterations % CHECK_EVERY and iterations < limit:
+            continue
+        deviation = operand.run(_deviation, arrays=state[:1])
+        if float(deviation) <= tolerance or iterations >= limit:
+            kernel = operand.answer(state[0])
+            return NearestOrthogonal(kernel, operand.answer(deviation), iterations, bool(deviation <= tolerance))
+
+
+def orthogonal_kernel(
+    kernel_shape: tuple[int, ...],
+    input_shape: tuple[int, ...],
+    conv: Conv,
+    *,
+    seed: int = 0,
+    gain: float = 1.0,
+    backend: str = "numpy",
+    dtype: str = "float32",
+    device: Any = None,
+) -> Array:
+    """Draw a kernel whose convolution is orthogonal, to begin training with: every singular value is `gain`.
+
+    Parameters
+    ----------
+    kernel_shape : tuple of int
+        Extents of the axes that ``conv.layout`` names.
+    input_shape, conv
+        As for `singular_values`.
+    seed : int, default 0
+        The same seed gives the same kernel, to rounding, whichever the library.
+    gain : float, default 1.0
+    backend, dtype, device : str
+        Where the array is to be: a name that `backends` lists, a real dtype, and a device of that library.
+
+    Returns
+    -------
+    array, of `kernel_shape`
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit each other, or `backend` is not one that is available.
+
+    Notes
+    -----
+    `nearest_orthogonal`, with its defaults, of a Gaussian kernel whose central taps are ten times the others (for a
+    stride s, the s central ones along an axis). Source: as there; Saxe, McClelland and Ganguli, ICLR
+    2014.
+
+    Examples
+    --------
+    >>> kernel = orthogonal_kernel((8, 8, 3, 3), (8, 8), Conv("OIHW"), seed=1)
+    >>> kernel.shape
+    (8, 8, 3, 3)
+    """
+    shape = tuple(int(extent) for extent in kernel_shape)
+    resolve_channels(shape, conv)
+    check_input_shape(input_shape, conv)
+    library = get_backend(backend)
+    start = np.random.default_rng(seed).standard_normal(shape)
+    for letter, stride in zip(conv.spatial, conv.strides, strict=True):
+        axis = conv.layout.index(letter)
+        off_centre = np.abs(np.arange(shape[axis]) - (shape[axis] - 1) // 2 - (stride - 1) / 2) > stride / 2
+        scale = np.where(off_centre, OUTER, 1.0)
+        start *= scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    found = nearest_orthogonal(library.asarray(start, dtype=dtype, device=device), input_shape, conv)
+    kernel = found.kernel * gain
+    xp = library.namespace(kernel)
+    return kernel if dtype_name(kernel.dtype) == dtype else xp.astype(kernel, getattr(xp, dtype))
+
+
+def _step(operand: Operand, kernel: Array, ahead: Array, momentum: Array) -> tuple[Array, ...]:
+    """One projection, from a point ahead of the kernel in the direction that it moved in."""
+    xp = operand.xp
+    new = _polar_and_cut(operand, ahead)
+    turned = xp.sum(xp.real(operand.backend.conj(new - ahead) * (new - kernel))) < 0
+    momentum = xp.where(turned, xp.ones_like(momentum), momentum)
+    following = (1 + xp.sqrt(1 + 4 * momentum**2)) / 2
+    beyond = xp.astype((momentum - 1) / following, new.dtype)
+    return new, new + beyond * (new - kernel), following
+
+
+def _polar_and_cut(operand: Operand, kernel: Array) -> Array:
+    xp, backend, plan = operand.xp, operand.backend, operand.plan
+    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    count = len(plan.frequencies)
+    frequencies, weights = frequency_tables(operand, np.arange(count))
+
+    def of_block(chosen: Array) -> Array:
+        where = xp.take(frequencies, chosen, axis=0)
+        u, _, vh = backend.svd(symbol(where))
+        phases = symbol.phases(where) * xp.take(weights, chosen, axis=0)[:, None]
+        flat = xp.reshape(xp.matmul(u, vh), (chosen.shape[0], -1))
+        return xp.reshape(xp.matmul(backend.adjoint(phases), flat), (1, -1, *symbol.coefficients.shape[1:]))
+
+    parts = backend.map_blocks(
+        of_block, np.arange(count), operand.kernel, row_bytes=4 * symbol.row_bytes, budget=BLOCK_BYTES
+    )
+    return to_kernel(operand, xp.sum(parts, axis=0))
+
+
+def _deviation(operand: Operand, kernel: Array) -> Array:
+    values = visited_values(dataclasses.replace(operand, kernel=kernel), "auto", BLOCK_BYTES)
+    return operand.xp.max(operand.xp.abs(values - 1))
