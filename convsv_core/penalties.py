@@ -332,7 +332,7 @@ def negative_log_abs_det(
     return operand.run(_negative_log_abs_det, _check_floor(operand, floor))
 
 
-def stable_rank_per_frequency(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
+def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Penalise a flat spectrum: the stable rank ``|A|_F**2 / |A|_2**2`` over the number of frequencies.
 
     Parameters
@@ -356,7 +356,7 @@ def stable_rank_per_frequency(kernel: Array, input_shape: tuple[int, ...], conv:
     Examples
     --------
     >>> import numpy as np
-    >>> float(stable_rank_per_frequency(np.eye(3)[:, :, None, None], (8, 8), Conv("OIHW")))
+    >>> float(stable_rank(np.eye(3)[:, :, None, None], (8, 8), Conv("OIHW")))
     3.0
     """
     rank = operator_stable_rank(kernel, input_shape, conv)

@@ -34,7 +34,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "schatten-6": lambda *layer: penalties.schatten(*layer, 6),
     "log_condition_number": penalties.log_condition_number,
     "negative_log_abs_det": penalties.negative_log_abs_det,
-    "stable_rank_per_frequency": penalties.stable_rank_per_frequency,
+    "stable_rank": penalties.stable_rank,
 }
 EVERY_SIZE = ("orthogonality", "frobenius", "schatten-4", "schatten-6")
 
@@ -192,7 +192,7 @@ def test_the_scale_of_the_kernel_is_put_back(dtype: str, power: int) -> None:
         (lambda *given: penalties.schatten(*given, 3), 3),
         (lambda *given: penalties.schatten(*given, 4), 4),
         (penalties.log_condition_number, 0),
-        (penalties.stable_rank_per_frequency, 0),
+        (penalties.stable_rank, 0),
     ):
         if abs(power * degree) < 120:
             assert float(call(scaled, *layer)) == float(call(kernel, *layer)) * factor**degree
@@ -316,7 +316,7 @@ def test_kernels_of_absurd_scale(power: int) -> None:
     """Finite wherever the true value is, in single precision."""
     torch = pytest.importorskip("torch")
     degrees = dict.fromkeys(CALLS, 2) | {"orthogonality": 4, "schatten-4": 4, "schatten-6": 6, "schatten-1.5": 1.5}
-    degrees |= {"nuclear": 1, "log_condition_number": 0, "negative_log_abs_det": 0, "stable_rank_per_frequency": 0}
+    degrees |= {"nuclear": 1, "log_condition_number": 0, "negative_log_abs_det": 0, "stable_rank": 0}
     kernel = torch.tensor(np.ldexp(HARD["random"], power), dtype=torch.float32, requires_grad=True)
     for name, call in CALLS.items():
         value = call(kernel, (4, 6), CONV)

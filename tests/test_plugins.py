@@ -73,8 +73,8 @@ def test_all_is_the_public_face() -> None:
     assert public == set(convsv.__all__)
     for name in convsv.__all__:
         assert getattr(convsv, name).__doc__, name
-    # what is in one of the modules under a public name is the same thing
-    for module in modules:
+    # what is in one of the modules under a public name is the same thing; `penalties` are a namespace of their own
+    for module in modules - {"penalties"}:
         for name in set(vars(importlib.import_module(f"convsv_core.{module}"))) & set(convsv.__all__) - {module}:
             assert getattr(importlib.import_module(f"convsv_core.{module}"), name) is getattr(convsv, name)
 

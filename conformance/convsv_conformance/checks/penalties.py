@@ -141,8 +141,8 @@ def _penalties(case: Case, truth: Truth, eps: float) -> list[Penalty]:
     ranked = 2 * sigma / norm**2 - 2 * frobenius / norm**3 * first if norm else 0 * first
     found.append(
         Penalty(
-            "stable_rank_per_frequency",
-            of(penalties.stable_rank_per_frequency),
+            "stable_rank",
+            of(penalties.stable_rank),
             rank,
             2 * rank,
             ranked / frequencies,
