@@ -12,6 +12,7 @@ One line bounds every convolution of a model, after each step of the optimizer:
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -47,15 +48,10 @@ __all__ = [
     "project_after_step",
 ]
 
-PENALTIES = (
-    "norm_hinge",
-    "spectrum_hinge",
-    "squared_norm",
-    "orthogonality",
-    "schatten",
-    "log_condition_number",
-    "negative_log_abs_det",
-    "stable_rank_per_frequency",
+PENALTIES = tuple(
+    name
+    for name, function in vars(penalties).items()
+    if inspect.isfunction(function) and function.__module__ == penalties.__name__ and not name.startswith("_")
 )
 
 Mode = Literal["bound", "normalise"]
@@ -227,8 +223,9 @@ def penalty(
     Returns
     -------
     0-d tensor
-        Differentiable; `torch.compile` breaks its graph at it. Layers without extents: "norm_hinge" and "squared_norm" are of the upper bound for every input
-        size, and "orthogonality" is that of the infinite lattice.
+        Differentiable; `torch.compile` breaks its graph at it. Of layers without extents, "norm_hinge" and
+        "squared_norm" are those of the upper bound for every input size, and "orthogonality" that of the infinite
+        lattice.
 
     Raises
     ------
