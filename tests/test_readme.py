@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import convsv_core
 
@@ -14,11 +15,31 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-def test_python_runs() -> None:
-    (source,) = blocks("python")
-    found: dict[str, object] = {}
+def run(containing: str) -> dict[str, Any]:
+    """What the one example that contains these words leaves behind."""
+    (source,) = [block for block in blocks("python") if containing in block]
+    found: dict[str, Any] = {}
     exec(compile(source, str(README), "exec"), found)
-    assert found["values"].shape == (8192,)  # type: ignore[attr-defined]
+    return found
+
+
+def test_the_library_runs() -> None:
+    assert run("convsv.singular_values")["values"].shape == (8192,)
+
+
+def test_a_pytorch_script_ends_within_the_bound() -> None:
+    found = run("import project_after_step")
+    layer = found["model"][0]
+    conv = convsv_core.Conv("OIHW", padding=1, padding_mode="zeros")
+    assert float(convsv_core.norm_bounds(layer.weight.detach(), conv).upper) <= 1 + 1e-6
+    assert found["projection"].steps == 5
+
+
+def test_every_example_is_run() -> None:
+    source = Path(__file__).read_text()
+    calls = set(re.findall(r'run\("(.*?)"\)', source))
+    for block in blocks("python"):
+        assert sum(words in block for words in calls) == 1, block
 
 
 def test_there_are_two_set_up_commands() -> None:
