@@ -65,7 +65,7 @@ CHECK_EVERY = 5
 """Iterations from one look at the norm to the next."""
 
 TOLERANCE = 0.1
-"""Share of the relative gap by which a frequency may exceed the bound without entering the working set."""
+"""Share of the gap that frequencies outside the working set may add by their excess over the bound."""
 
 INNER = 0.5
 """Share of the gap that the problem of a working set is solved to."""
@@ -382,8 +382,11 @@ def _nearest(
         chosen, dual = _extended(problem, chosen, dual, above)
         kernel, dual, spent, value = _accelerated(problem, chosen, dual, max_iterations - iterations)
         iterations += spent
+        # An excess moves the whole kernel in the last rescaling, so it counts by the kernel's size over the distance.
+        size = math.sqrt(float(squared_frobenius(dataclasses.replace(operand, kernel=kernel))))
+        tolerance = TOLERANCE * problem.rtol * min(1.0, math.sqrt(max(2 * value, 0.0)) / max(size, sys.float_info.min))
         norms = problem.norms(kernel)
-        above, upper = frequencies_above(problem, norms, limit * (1 + TOLERANCE * problem.rtol))
+        above, upper = frequencies_above(problem, norms, limit * (1 + tolerance))
         squared = float(_squared_change(operand, kernel * min(1.0, limit / _computed(norms, upper))))
         converged = squared - 2 * value <= problem.rtol * squared
         fresh = np.setdiff1d(above, chosen)
@@ -466,6 +469,9 @@ def _advance(operand: Operand, bound: Array, frequencies: Array, weights: Array,
         new_value,
     )
     kept = (dual, ahead, change, change_ahead, momentum, xp.clip(step / 2, 1.0, None), value)
+    known = operand.backend.truth(taken)
+    if known is not None:
+        return advanced if known else kept
     return tuple(xp.where(taken, one, other) for one, other in zip(advanced, kept, strict=True))
 
 
