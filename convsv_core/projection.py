@@ -266,7 +266,12 @@ def _make_problem(
         extents, circular, factor = every_size_grid(shape, conv, GRID_RTOL)
     else:
         extents, circular, factor = check_input_shape(input_shape, conv), conv, 1.0
-    operand = make_operand(kernel, extents, circular)
+    try:
+        operand = make_operand(kernel, extents, circular)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"{error}; input_shape=None bounds circular, zero and 'valid' padding of every size"
+        ) from None
     limit = check_bound(operand, bound) / operand.scale
     operand = operand.widen()
     limit = operand.xp.astype(limit, operand.real_dtype)
@@ -310,8 +315,9 @@ def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tup
 def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[float, bool]:
     """An upper bound of the norm of a kernel of the answer's scale and dtype, and whether it is within the bound.
 
-    The upper bound is at the problem's scale, rounding included. Not above the bound is, without `slack`, at
-    most a rounding below it; with `slack`, no further above it than what the certificate's own rounding explains.
+    The upper bound is at the problem's scale, rounding included, that to the answer's dtype too. Not above the bound
+    is, without `slack`, a rounding below it; with `slack`, no further above it than the certificate's own
+    rounding explains.
     """
     operand, (extents, conv) = problem.operand, problem.geometry
     answered = make_operand(kernel, extents, conv).widen()
@@ -320,17 +326,17 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[fl
     norms = SymbolNorms(answered, sys.maxsize)
     eps = float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
     if slack:
-        limit *= 1 + min(SLACK, SLACK_EPS * eps + norms.rounding / max(limit**2, sys.float_info.min))
+        limit *= 1 + min(SLACK - 2 * eps, SLACK_EPS * eps + norms.rounding / max(limit**2, sys.float_info.min))
     else:
-        limit *= 1 - eps
+        limit *= 1 - 2 * eps
     if problem.every_size:
         quick = float(norm_upper_bound(kernel, conv)) / float(answered.scale)
         if slack and quick <= limit:
-            return quick * scale, True
+            return quick * scale * (1 + eps), True
         upper = float(norm_bounds(kernel, conv, rtol=CERTIFICATE_RTOL).upper) / float(answered.scale)
     else:
         _, upper = frequencies_above(dataclasses.replace(problem, operand=answered), norms, limit)
-    return upper * scale, upper <= limit
+    return upper * scale * (1 + eps), upper <= limit
 
 
 def rescaled(problem: Problem, kernel: Array) -> tuple[Array, float]:
