@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from convsv_adapters import _torch_projection
 from convsv_adapters._commands import convsv as command_line
 from convsv_adapters.torch import (
     OperatorNorm,
@@ -473,6 +474,30 @@ def test_kernels_within_the_bound_stay_bit_for_bit() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [parameter._version for parameter in model.parameters()] == versions
     assert max(norms.values()) > 1
+
+
+def test_layers_that_hardly_move_within_the_bound_are_not_certified_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.ConvTranspose2d(3, 2, 3))
+    projection = project_after_step(torch.optim.SGD(model.parameters()), model, 5.0, method="rescale")
+    first = projection.project()
+    calls = []
+    project = _torch_projection.project
+    monkeypatch.setattr(
+        _torch_projection, "project", lambda *args, **options: calls.append(1) or project(*args, **options)
+    )
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.add_(0.01 * torch.randn_like(layer.weight))
+    second = projection.project()
+    assert not calls
+    for layer in conv_layers(model):
+        assert second[layer.name] > first[layer.name]
+        assert float(convsv.norm_bounds(layer.weight.detach(), layer.conv).lower) <= second[layer.name] <= 5.0
+    with torch.no_grad():
+        model[1].weight.mul_(20)
+    projection.project()
+    assert len(calls) == 1
+    assert all(certified(layer) <= 5.0 * SLACK for layer in conv_layers(model))
 
 
 def test_copies_lose_the_hook_and_attach_brings_it_back() -> None:

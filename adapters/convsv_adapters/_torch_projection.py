@@ -36,6 +36,9 @@ ROUNDINGS = 16
 STEP_OPTIONS = {"rtol": 1e-2, "max_iterations": 10}
 """How far one projection goes, where the next step's begins from the dual variables of this one."""
 
+DRIFT_ROUNDING = 1e-6
+"""Far above the rounding error, in float64, of the norm of a kernel's change; relative."""
+
 POINTS = 16
 """Frequencies that a projection visits along an axis for each unit of the kernel's span, for an estimate of work."""
 
@@ -60,6 +63,14 @@ class Operator:
     padding_norm: float
 
 
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """A kernel that the norms of a weight's operators are known for, and these upper bounds."""
+
+    kernel: torch.Tensor
+    uppers: list[float]
+
+
 @dataclass(eq=False)
 class Target:
     """One weight, and the operators that it stands for: several where modules share it, or inputs differ."""
@@ -67,6 +78,7 @@ class Target:
     module: nn.Module
     operators: list[Operator]
     state: ProjectionState | None = None
+    reference: Certified | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -282,7 +294,8 @@ def project_after_step(
 
     Notes
     -----
-    The stored weights satisfy the bound, to the relative 1e-6 of the certificate, also those of 16 bits, whose
+    A layer costs next to nothing while its last certificate, and the change of its weight since, leave it within the
+    bound. The stored weights satisfy the bound, to the relative 1e-6 of the certificate, also those of 16 bits, whose
     rounding is part of it. A parametrised weight is assigned, so that its parametrizations' `right_inverse` has to
     return it; what they round may be added. A weight that several modules share is brought within the bound
     for each, by a rescaling after the first. Ranks share the layers out by their cost, broadcast, and are bit-identical
@@ -341,6 +354,8 @@ def _targets(layers: list[ConvLayer], circular: bool) -> list[Target]:
         if layer.note and "subclass" in layer.note:
             warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=4)
         parameter = layer.module._parameters.get("weight")
+        if parameter is None and is_sharded(layer.weight):
+            raise TypeError(f"the layer {layer.name!r} has a weight that is both parametrised and sharded: wanted one")
         target = found.setdefault(id(layer.module if parameter is None else parameter), Target(layer.module, []))
         for operator in _operators(layer, circular):
             same = [o for o in target.operators if o.name == operator.name]
@@ -379,20 +394,48 @@ def _projected(
     target: Target, weight: torch.Tensor, bound: float, options: Mapping[str, Any]
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The weight, in its own dtype, within the bound for each operator; and the certified norms."""
+    bounds = [bound / operator.padding_norm for operator in target.operators]
+    uppers = _still_certified(target.reference, weight, bounds)
+    kernel = weight
+    if uppers is None:
+        kernel, norms = _nearest(target, weight, bound, options)
+        uppers = [float(norm) for norm in norms]
+        target.reference = Certified(kernel.clone(), uppers)
+    certified: dict[str, float] = {}
+    for operator, upper in zip(target.operators, uppers, strict=True):
+        certified[operator.name] = max(certified.get(operator.name, 0.0), upper * operator.padding_norm)
+    return kernel, certified
+
+
+def _still_certified(reference: Certified | None, weight: torch.Tensor, bounds: list[float]) -> list[float] | None:
+    """Upper bounds that follow from those of an earlier kernel, if all of them are within the bounds.
+
+    No norm changes by more than the sum over the taps of the norms of the changes' matrices, for any stride,
+    dilation, grouping or input size; Frobenius norms stand for these.
+    """
+    if reference is None or reference.kernel.shape != weight.shape or reference.kernel.device != weight.device:
+        return None
+    wide = torch.complex128 if weight.is_complex() else torch.float64
+    change = (weight.to(wide) - reference.kernel.to(wide)).flatten(2)
+    drift = float(torch.linalg.vector_norm(change, dim=(0, 1)).sum()) * (1 + DRIFT_ROUNDING)
+    uppers = [upper + drift for upper in reference.uppers]
+    return uppers if all(upper <= limit for upper, limit in zip(uppers, bounds, strict=True)) else None
+
+
+def _nearest(
+    target: Target, weight: torch.Tensor, bound: float, options: Mapping[str, Any]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The projected weight, in its own dtype, and the certified norm of each operator, its padding left out."""
     first, *others = target.operators
     found = project(weight, first.input_shape, first.conv, bound / first.padding_norm, state=target.state, **options)
     target.state = found.state
     kernel, norms = found.kernel, [found.norm]
-    if kernel.dtype == weight.dtype:
-        for operator in others:
-            kernel, norm = _rescaled(kernel, operator, bound)
-            norms.append(norm)
-    else:
-        kernel, norms = _rounded(kernel, weight.dtype, target.operators, bound)
-    certified: dict[str, float] = {}
-    for operator, norm in zip(target.operators, norms, strict=True):
-        certified[operator.name] = max(certified.get(operator.name, 0.0), float(norm) * operator.padding_norm)
-    return kernel, certified
+    if kernel.dtype != weight.dtype:
+        return _rounded(kernel, weight.dtype, target.operators, bound)
+    for operator in others:
+        kernel, norm = _rescaled(kernel, operator, bound)
+        norms.append(norm)
+    return kernel, norms
 
 
 def _rescaled(kernel: torch.Tensor, operator: Operator, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
