@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -16,6 +17,7 @@ from convsv_core.bounds import norm_bounds
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.padded import padding_norm
+from convsv_core.plan import HostArray
 from convsv_core.plugins import plugins
 from convsv_core.spectrum import frobenius_norm, singular_values
 
@@ -169,6 +171,29 @@ def read_model(path: Path, options: ReadOptions | None = None) -> list[Layer]:
     return list(layers)
 
 
+def write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> None:
+    """Write the model at `path` to `target` with other kernels, and nothing else changed.
+
+    Parameters
+    ----------
+    path, target : Path
+        Two files.
+    kernels : mapping from str to numpy.ndarray
+        By the key of ``layer.stored``. Their entries are such as the stored dtype holds exactly.
+
+    Raises
+    ------
+    ModelError
+        No plugin writes the format, or not such a model of it. One line.
+    OSError
+        A file cannot be read or written.
+    """
+    if not kernels:
+        shutil.copyfile(path, target)
+    elif plugins().manager.hook.convsv_write_model(path=path, kernels=kernels, target=target) is None:
+        raise ModelError(f"{path}: in no format that can be written here")
+
+
 def analyse(
     layers: Iterable[Layer],
     backend: Backend,
@@ -225,9 +250,9 @@ def certify(
         Relative gap to reach.
     """
     for layer in layers:
-        report = BoundsReport(layer.name, **_geometry(layer), note=layer.note)
+        report = BoundsReport(layer.name, **geometry_of(layer), note=layer.note)
         if reason := _repeats_pixels(layer):
-            yield replace(report, note=_join(report.note, reason))
+            yield replace(report, note=joined(report.note, reason))
         else:
             yield _measured(report, layer, functools.partial(_bounds, rtol=rtol), backend, dtype, device)
 
@@ -279,9 +304,9 @@ def describe(layer: Layer) -> LayerReport:
         rounded = tuple(-(-n // s) * s for n, s in zip(extents, conv.strides, strict=True))
         if rounded != extents:
             change = f"extents {_by(extents)} taken as {_by(rounded)}, a multiple of the stride"
-            note = _join(change, note)
+            note = joined(change, note)
         extents = rounded
-    return LayerReport(layer.name, **_geometry(layer), input_shape=extents, note=note)
+    return LayerReport(layer.name, **geometry_of(layer), input_shape=extents, note=note)
 
 
 def reshaped_norm(backend: Backend, kernel: Array, layout: str) -> Array:
@@ -308,7 +333,7 @@ def reshaped_norm(backend: Backend, kernel: Array, layout: str) -> Array:
     return backend.svdvals(xp.reshape(rows, (rows.shape[0], -1)))[0]
 
 
-def _geometry(layer: Layer) -> dict[str, Any]:
+def geometry_of(layer: Layer) -> dict[str, Any]:
     """What a `Row` says of the layer's shape."""
     conv = layer.conv
     known = {} if layer.kernel is None else {"kernel_shape": tuple(layer.kernel.shape)}
@@ -353,13 +378,13 @@ def _measured(
     if layer.kernel is None or layer.conv is None:
         return report
     try:
-        chosen = dtype or _default_dtype(layer.kernel, "float64" in backend.dtypes(device))
+        chosen = compute_dtype(layer.kernel, backend, dtype, device)
         kernel = backend.asarray(layer.kernel, dtype=chosen, device=device)
         report = measure(report, kernel, layer.conv, backend)
         norm = float(backend.to_numpy(reshaped_norm(backend, kernel, layer.conv.layout)))
         return replace(report, reshaped_norm=norm)
     except COMPUTING_FAILS as error:
-        return replace(report, note=_join(report.note, " ".join(str(error).split()) or repr(error)))
+        return replace(report, note=joined(report.note, " ".join(str(error).split()) or repr(error)))
 
 
 def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
@@ -370,7 +395,7 @@ def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) 
     frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, circular)))
     note = report.note
     if smallest <= float(np.finfo(values.dtype).eps) * largest:
-        note = _join(note, f"singular to the precision of {values.dtype}")
+        note = joined(note, f"singular to the precision of {values.dtype}")
     ranks = np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int)
     return replace(
         report,
@@ -405,19 +430,24 @@ def _bounds(report: BoundsReport, kernel: Array, conv: Conv, backend: Backend, *
         frequency=found.frequency,
         evaluations=found.evaluations,
         converged=found.converged,
-        note=report.note if found.converged else _join(report.note, f"gap of {rtol:g} not reached"),
+        note=report.note if found.converged else joined(report.note, f"gap of {rtol:g} not reached"),
     )
 
 
-def _default_dtype(stored: Any, has_float64: bool) -> str | None:
-    if stored.dtype.kind != "f":
-        return None
-    return "float64" if has_float64 and stored.dtype.itemsize > 4 else "float32"
+def compute_dtype(stored: Any, backend: Backend, dtype: str | None, device: str | None) -> str | None:
+    """Name the dtype to compute in: the one asked for, else float64 for what is stored so, else float32.
+
+    None, which leaves an array as it is, for complex kernels.
+    """
+    if dtype is not None or stored.dtype.kind != "f":
+        return dtype
+    return "float64" if stored.dtype.itemsize > 4 and "float64" in backend.dtypes(device) else "float32"
 
 
 def _by(extents: tuple[int, ...]) -> str:
     return "x".join(map(str, extents))
 
 
-def _join(*notes: str) -> str:
+def joined(*notes: str) -> str:
+    """Make one note of several, of which some may be empty."""
     return "; ".join(filter(None, notes))

@@ -14,6 +14,22 @@ class ModelError(Exception):
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Where a file stores a kernel.
+
+    Parameters
+    ----------
+    key : str
+        What `convsv_write_model` knows it by. Layers that share their weights have the same.
+    dtype : str
+        "float16", "bfloat16", "float32", "float64", "complex64" or "complex128".
+    """
+
+    key: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """One convolution of a network.
 
@@ -29,6 +45,8 @@ class Layer:
         Spatial extents of the layer's input, or None where they are unknown.
     note : str
         What a reader of the report must know: an assumption made, or why a figure is missing.
+    stored : Stored or None
+        Where the file stores `kernel`, entry for entry; None where it is computed from what the file stores.
     """
 
     name: str
@@ -36,6 +54,7 @@ class Layer:
     conv: Conv | None
     input_shape: tuple[int, ...] | None
     note: str = ""
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +45,15 @@ class Hooks:
 
         Must not import the framework before it knows that `model` is of it. Kernels may be arrays of any
         library that a backend owns. Layers come in the order of the model.
+        """
+
+    @hookspec(firstresult=True)
+    def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
+        """Write the model at `path` to `target` with other kernels, or return None if the format is another.
+
+        `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape, whose entries the stored
+        dtype holds exactly. Nothing else may differ from `path`, which stays as it is. Returns True. Raises
+        `ModelError` for a model of this format that cannot be written, `OSError` for a file that cannot.
         """
 
 

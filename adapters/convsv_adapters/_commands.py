@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import importlib.resources
 import json
 import math
@@ -18,12 +19,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from convsv_adapters import _table
+from convsv_adapters._files import replacing, write_whole
 from convsv_adapters.parameters import one_line
-from convsv_core.analysis import BOUNDS, Bounds, Row, analyse, certify, read_model
+from convsv_core.analysis import BOUNDS, Bounds, Row, analyse, certify, read_model, write_model
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.model_projection import ProjectionReport, project_layers
 from convsv_core.plugins import backends, get_backend
+from convsv_core.projection import METHODS, ProjectionMethod
 
 BUNDLED = "digits.onnx"
 PLOT_FORMATS = (".png", ".pdf", ".svg")
@@ -175,6 +179,28 @@ class Request:
             raise click.ClickException(f"{self.label}: no convolution found")
         return layers
 
+    def write(self, layers: Sequence[Layer], reports: Sequence[ProjectionReport], output: Path) -> None:
+        """Write the network with the projected kernels, and read it again before it takes its place."""
+        kernels = {
+            layer.stored.key: report.kernel
+            for layer, report in zip(layers, reports, strict=True)
+            if layer.stored is not None and report.kernel is not None
+        }
+        wanted = [kernels.get(layer.stored.key, layer.kernel) if layer.stored else layer.kernel for layer in layers]
+        try:
+            with _model_file(self.model) as path, replacing(output, like=path) as partial:
+                write_model(path, kernels, partial)
+                written = [layer.kernel for layer in read_model(partial, self.read_options)]
+                for layer, kernel, found in zip(layers, wanted, written, strict=True):
+                    if not np.array_equal(np.asarray(kernel), np.asarray(found), equal_nan=kernel is not None):
+                        raise ModelError(
+                            f"{path}: {layer.name} would change with the weights of others: project these by --only"
+                        )
+        except ModelError as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or output}: {error.strerror or error}") from None
+
     def publish(
         self,
         reports: Sequence[Row],
@@ -183,10 +209,11 @@ class Request:
         sort: str,
         json_path: Path | None,
         files: Mapping[Path, Callable[[], bytes]] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the files, the table or the JSON, and leave with the exit status that the reports call for."""
+        """Write the files, the table or the JSON, which says `about` the whole what that maps to."""
         model = str(self.model) if self.model is not None else BUNDLED
-        document = as_json(model, self.backend.name, reports, fields)
+        document = as_json(model, self.backend.name, reports, fields, about)
         to_stdout = json_path is not None and str(json_path) == "-"
         try:
             if json_path is not None and not to_stdout:
@@ -199,11 +226,15 @@ class Request:
             click.echo(document)
         else:
             _table.show(reports, f"{self.label}, with {self.backend.name}", view, sort)
-        without = sum(report.norm is None for report in reports)
-        if without:
-            click.echo(f"{without} of {len(reports)} convolutions have no figures; their notes say why.", err=True)
-        if without == len(reports):
-            raise click.exceptions.Exit(1)
+
+
+def _leave(reports: Sequence[Row]) -> None:
+    """Say how many layers have no figures, and leave with status 1 if none has."""
+    without = sum(report.norm is None for report in reports)
+    if without:
+        click.echo(f"{without} of {len(reports)} convolutions have no figures; their notes say why.", err=True)
+    if without == len(reports):
+        raise click.exceptions.Exit(1)
 
 
 def _with_progress(rows: Iterable[R], total: int) -> list[R]:
@@ -247,7 +278,8 @@ def spectrum(json_path: Path | None, sort: str, plot: Path | None, bounds: Bound
 
     lower and upper (norm_lower and norm_upper in the JSON) are certified bounds of another norm: that of the layer
     with the padding it declares. Under zero padding upper holds for every input size; as a rule it is the least
-    such number to within 1 %. lower is the norm at the layer's own extents, less its rounding, and is found with --bounds both.
+    such number to within 1 %. lower is the norm at the layer's own extents, less its rounding, and is found with
+    --bounds both.
 
     The exit status is 0 if some layer has figures, 1 if none has or something failed, 2 for a wrong call.
     """
@@ -264,6 +296,7 @@ def spectrum(json_path: Path | None, sort: str, plot: Path | None, bounds: Bound
     if plot is not None:
         files[plot] = lambda: _plot.draw(reports, request.label, plot.suffix[1:].lower())
     request.publish(reports, SPECTRUM_FIELDS, _table.spectrum_view(bounds), sort, json_path, files)
+    _leave(reports)
 
 
 @convsv.command()
@@ -288,7 +321,94 @@ def norm(json_path: Path | None, sort: str, rtol: float, **options: Any) -> None
     request = Request.of(**options)
     layers = request.layers()
     rows = certify(layers, request.backend, rtol=rtol, dtype=request.dtype, device=request.device)
-    request.publish(_with_progress(rows, len(layers)), NORM_FIELDS, _table.NORM, sort, json_path)
+    reports = _with_progress(rows, len(layers))
+    request.publish(reports, NORM_FIELDS, _table.NORM, sort, json_path)
+    _leave(reports)
+
+
+# ---- convsv project --------------------------------------------------------------------------------------
+
+
+def _check_bound(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise click.BadParameter(f"{value}: wanted a number that is not negative")
+    return value
+
+
+@convsv.command("project")
+@_model_options(_table.projection_view(1.0, "dykstra"))
+@click.option("--bound", type=float, callback=_check_bound, required=True, help="Largest norm of a layer.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    callback=_check_output,
+    required=True,
+    help="File to write the network to, in its own format.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="dykstra",
+    show_default=True,
+    help="dykstra: to the nearest kernel. alternating, newton-schulz: to some near one. rescale: by a factor.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Project only the layers whose names match, as 'block1.*'; may be given more than once.",
+)
+@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, even if it is MODEL.")
+def project_network(
+    json_path: Path | None,
+    sort: str,
+    bound: float,
+    output: Path,
+    method: ProjectionMethod,
+    only: Sequence[str],
+    force: bool,
+    **options: Any,
+) -> None:
+    """Project every convolution of a trained network onto a bound of its norm.
+
+    MODEL is as for `convsv spectrum`. It is written to OUTPUT in its own format with other weights and nothing else
+    changed. Each layer's norm, with its own padding and for every input size, is then at most the bound, which
+    is certified of the weights as they are stored. Layers that are within it already keep theirs bit for bit. Where
+    reflected or repeated pixels make the norm depend on the extents, these are the ones that the input shape gives.
+
+    Nothing is written unless every layer, or every one named by --only, is shown to be within the bound. What can
+    not be replaced are weights that the file does not store as such: quantised, normalised, computed by nodes.
+
+    The exit status is 0 if OUTPUT was written, 1 if a layer stays above the bound or something failed, 2 for a wrong
+    call.
+    """
+    if os.path.lexists(output) and not force:
+        raise click.BadParameter(f"{output} exists: give another, or --force to replace it", param_hint="--output")
+    if output.exists() and not output.is_file():
+        raise click.BadParameter(f"{output} is no file", param_hint="--output")
+    request = Request.of(**options)
+    layers = request.layers()
+    if lost := [pattern for pattern in only if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in layers)]:
+        raise click.BadParameter(f"no convolution is called {lost[0]!r}", param_hint="--only")
+    rows = project_layers(
+        layers,
+        request.backend,
+        bound,
+        method=method,
+        selected=lambda name: not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only),
+        dtype=request.dtype,
+        device=request.device,
+    )
+    reports = _with_progress(rows, len(layers))
+    failed = [report.name for report in reports if report.failed]
+    if not failed:
+        request.write(layers, reports, output)
+    about = {"output": None if failed else str(output), "bound": bound, "method": method}
+    request.publish(reports, PROJECT_FIELDS, _table.projection_view(bound, method), sort, json_path, about=about)
+    if failed:
+        names = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
+        raise click.ClickException(f"{output} was not written: no norm of at most {bound:g} for {names}; see the notes")
 
 
 def _backend(name: str, device: str | None, dtype: str | None) -> Backend:
@@ -342,7 +462,16 @@ NORM_FIELDS = (
 )
 
 
-def as_json(model: str, backend: str, reports: Sequence[Row], fields: Sequence[str]) -> str:
+PROJECT_FIELDS = (*GEOMETRY_FIELDS, "norm_before", "norm_after", "distance", "iterations", "converged", "note")
+
+
+def as_json(
+    model: str,
+    backend: str,
+    reports: Sequence[Row],
+    fields: Sequence[str],
+    about: Mapping[str, Any] | None = None,
+) -> str:
     """Write the named fields of reports as JSON, with null for a figure that could not be had or that is infinite.
 
     JSON has no infinity. A condition number is infinite if and only if `smallest_singular_value` is 0,
@@ -354,25 +483,12 @@ def as_json(model: str, backend: str, reports: Sequence[Row], fields: Sequence[s
     for report, row in zip(reports, rows, strict=True):
         if report.transposed:
             row["note"] = "; ".join(filter(None, ("transposed", report.note)))
-    return json.dumps({"model": model, "backend": backend, "layers": rows}, indent=2, allow_nan=False)
+    document = {"model": model, "backend": backend, **(about or {}), "layers": rows}
+    return json.dumps(document, indent=2, allow_nan=False)
 
 
 def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that another program sees the old content or the new one, never a part."""
-    target = path.resolve()
-    if target.exists() and not target.is_file():  # such as /dev/null
-        target.write_bytes(content)
-        return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---- convsv backends, convsv conformance -----------------------------------------------------------------

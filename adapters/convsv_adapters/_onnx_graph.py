@@ -13,6 +13,8 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx.reference
 
+from convsv_adapters.parameters import bfloat16_bits
+
 Node: TypeAlias = Any
 Graph: TypeAlias = Any
 HostArray: TypeAlias = np.ndarray[Any, Any]
@@ -124,6 +126,35 @@ class Scope:
             for child in children:
                 yield from child.tensors()
 
+    def stored(self, name: str) -> tuple[str, Any] | None:
+        """Find the tensor that `name` is, of an initialiser or a Constant node, and what it is known by.
+
+        None for what is computed, but by Identity, and for what lies in another file.
+        """
+        scope = self.defining(name)
+        if scope is None:
+            return None
+        tensor, node = scope.initializers.get(name), scope.producers.get(name)
+        if tensor is None and node is not None and node.op_type == "Identity":
+            return scope.stored(node.input[0])
+        if tensor is None and node is not None and node.op_type == "Constant":
+            tensor = next((a.t for a in node.attribute if a.name == "value"), None)
+        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return None
+        return f"{scope.prefix}{name}", tensor
+
+    def stored_tensors(self) -> dict[str, Any]:
+        """Every tensor that `stored` can find, of the bodies too; without those that their keys do not tell apart."""
+        found: dict[str, list[Any]] = {}
+        scopes = dict.fromkeys([self, *(scope for scope, _ in self.walk())])
+        for scope in scopes:
+            names = [*scope.initializers, *(output for node in scope.graph.node for output in node.output if output)]
+            for name in names:
+                kept = scope.stored(name)
+                if kept is not None and not any(kept[1] is tensor for tensor in found.get(kept[0], ())):
+                    found.setdefault(kept[0], []).append(kept[1])
+        return {key: tensors[0] for key, tensors in found.items() if len(tensors) == 1}
+
     def outwards(self) -> Iterator[Scope]:
         """Yield this scope and those around it, the innermost first."""
         scope: Scope | None = self
@@ -166,6 +197,21 @@ def to_array(tensor: Any, folder: Path) -> HostArray:
     array = np.asarray(onnx.numpy_helper.to_array(tensor))
     small_float = array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat", "float8", "float4"))
     return array.astype(np.float32) if small_float else array
+
+
+def put_array(tensor: Any, array: HostArray) -> None:
+    """Replace the entries of a TensorProto in the field that holds them, in its dtype, which holds them exactly."""
+    if tensor.data_type == onnx.TensorProto.BFLOAT16:
+        entries = bfloat16_bits(array)
+    else:
+        entries = array.astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    if tensor.HasField("raw_data"):
+        tensor.raw_data = entries.astype(entries.dtype.newbyteorder("<")).tobytes()
+        return
+    if entries.dtype == np.float16:
+        entries = entries.view(np.uint16)
+    field = getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))
+    field[:] = entries.reshape(-1).tolist()
 
 
 def bodies(node: Node) -> list[Graph]:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from convsv_adapters._onnx_extents import Dims, Types, dims_of, infer_types, open_inputs, run_for_shapes
 from convsv_adapters._onnx_graph import HostArray, Node, Scope, attributes
 from convsv_adapters.parameters import LAYOUTS, one_line
 from convsv_core.conv import Conv
-from convsv_core.layers import Layer
+from convsv_core.layers import Layer, Stored
 
 TRANSPOSED_LAYOUTS = {3: "IOW", 4: "IOHW", 5: "IODHW"}
 WEIGHT_INPUT = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
+STORED_DTYPES = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+}
 PAD_MODES = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
-def convolutions(model: Any, root: Scope, inputs: Types) -> list[Layer]:
+def convolutions(model: Any, root: Scope, inputs: Types, stored: Mapping[str, Any]) -> list[Layer]:
     """Every convolution of a graph and its bodies, in the order of execution.
 
-    `root` is the scope of ``model.graph`` and `inputs` the types of its inputs. Where extents have to be
+    `root` is the scope of ``model.graph``, `inputs` the types of its inputs, and `stored` has the tensors of the file
+    by the keys of `Scope.stored`. Where extents have to be
     found by running the network, nodes are added to `model`.
     """
     types = infer_types(root, inputs)
@@ -32,7 +40,7 @@ def convolutions(model: Any, root: Scope, inputs: Types) -> list[Layer]:
     for item in found:
         item.dims = _known(types[item.scope], item.source, item.rank)
     _run_for_the_rest(model, root.folder, found, inputs)
-    return list(_unique(_layer(item) for item in found))
+    return list(_unique(_layer(item, stored) for item in found))
 
 
 # ---- weights and padding ----------------------------------------------------------------------------------
@@ -185,7 +193,7 @@ def _run_for_the_rest(model: Any, folder: Path, found: list[_Found], inputs: Typ
 # ---- the geometry ------------------------------------------------------------------------------------------
 
 
-def _layer(item: _Found) -> Layer:
+def _layer(item: _Found, stored: Mapping[str, Any]) -> Layer:
     name = item.scope.prefix + (item.node.name or item.node.output[0])
     conv = None
     if item.kernel is not None:
@@ -193,7 +201,16 @@ def _layer(item: _Found) -> Layer:
             conv = _conv(item)
         except (TypeError, ValueError) as error:
             item.notes.append(f"its geometry is not valid: {one_line(error)}")
-    return Layer(name, item.kernel, conv, item.extents, "; ".join(item.notes))
+    return Layer(name, item.kernel, conv, item.extents, "; ".join(item.notes), _stored(item, stored))
+
+
+def _stored(item: _Found, stored: Mapping[str, Any]) -> Stored | None:
+    if item.kernel is None or item.node.op_type in ("QLinearConv", "ConvInteger"):
+        return None
+    found = item.scope.stored(item.node.input[WEIGHT_INPUT[item.node.op_type]])
+    if found is None or found[0] not in stored or found[1].data_type not in STORED_DTYPES:
+        return None
+    return Stored(found[0], STORED_DTYPES[found[1].data_type])
 
 
 def _conv(item: _Found) -> Conv:

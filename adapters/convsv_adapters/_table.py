@@ -32,12 +32,15 @@ class View:
         The cell of a report.
     sort_keys : mapping from name to callable
         Orders of the rows, ascending, with None last.
+    summary : callable
+        A line about all reports, or "".
     """
 
     subtitle: str
     legend: str
     columns: Mapping[str, Callable[[Any], str]]
     sort_keys: Mapping[str, SortKey]
+    summary: Callable[[Sequence[Any]], str]
 
 
 def show(reports: Sequence[Row], title: str, view: View, sort: str) -> None:
@@ -68,7 +71,7 @@ def show(reports: Sequence[Row], title: str, view: View, sort: str) -> None:
     console = _console(table)
     _narrow(table, console.width, reports)
     console.print(table)
-    console.print(Text(f"\n{_explain(reports, view.legend)}"))
+    console.print(Text(f"\n{_explain(reports, view)}"))
     for note, number in notes.items():
         console.print(Text(f"({number}) {note}"))
 
@@ -110,21 +113,9 @@ def _console(table: Table) -> Console:
     return console
 
 
-def _explain(reports: Sequence[Row], legend: str) -> str:
-    lines = [
-        f"kernel: its shape, with s stride, d dilation, g groups, T transposed where it has them. {legend} "
-        "reshaped norm: that of the kernel as a matrix, which frameworks call spectral_norm. "
-        "factor: norm / reshaped norm."
-    ]
-    known = [report for report in reports if report.norm is not None and report.factor is not None]
-    if known:
-        largest = max(known, key=lambda report: report.norm or 0.0)
-        factors = [report.factor or 0.0 for report in known]
-        lines.append(
-            f"{len(reports)} convolutions. Largest norm: {_figure(largest.norm)}, {largest.name}. "
-            f"The reshaped norm is off by factors of {min(factors):.2f} to {max(factors):.2f}."
-        )
-    return "\n".join(lines)
+def _explain(reports: Sequence[Row], view: View) -> str:
+    legend = f"kernel: its shape, with s stride, d dilation, g groups, T transposed where it has them. {view.legend}"
+    return "\n".join(filter(None, (legend, view.summary(reports))))
 
 
 def _geometry(report: Row) -> str:
@@ -176,16 +167,36 @@ _RESHAPED: dict[str, Callable[[Any], str]] = {
     "reshaped\nnorm": lambda report: _figure(report.reshaped_norm),
     "factor": lambda report: "-" if report.factor is None else f"{report.factor:.2f}x",
 }
-_SORT_KEYS: dict[str, SortKey] = {
+_RESHAPED_LEGEND = (
+    " reshaped norm: that of the kernel as a matrix, which frameworks call spectral_norm. factor: norm / reshaped norm."
+)
+_ANY_SORT_KEYS: dict[str, SortKey] = {
     "depth": lambda report: 0.0,
     "name": lambda report: report.name,
     "norm": lambda report: _negative(report.norm),
+}
+_SORT_KEYS: dict[str, SortKey] = {
+    **_ANY_SORT_KEYS,
     "factor": lambda report: -abs(math.log(report.factor)) if report.factor else None,
 }
 
+
+def _off_by(reports: Sequence[Row]) -> str:
+    """Say how far off the reshaped norm is."""
+    known = [report for report in reports if report.norm is not None and report.factor is not None]
+    if not known:
+        return ""
+    largest = max(known, key=lambda report: report.norm or 0.0)
+    factors = [report.factor or 0.0 for report in known]
+    return (
+        f"{len(reports)} convolutions. Largest norm: {_figure(largest.norm)}, {largest.name}. "
+        f"The reshaped norm is off by factors of {min(factors):.2f} to {max(factors):.2f}."
+    )
+
+
 SPECTRUM = View(
     "figures of the circular convolution at each layer's extents",
-    "min: the smallest singular value. cond.: norm / min.",
+    "min: the smallest singular value. cond.: norm / min." + _RESHAPED_LEGEND,
     {
         "extents": lambda report: _by(report.input_shape),
         "norm": lambda report: _figure(report.operator_norm),
@@ -202,6 +213,7 @@ SPECTRUM = View(
         "condition": lambda report: _negative(report.condition_number),
         "rank": lambda report: report.stable_rank,
     },
+    _off_by,
 )
 """The table of `convsv spectrum`, of `LayerReport`, with both bounds."""
 
@@ -223,7 +235,7 @@ NORM = View(
     "certified bounds of the norm, for every input size",
     "lower, upper: between them lies the most by which any input is stretched, over all extents, with zero or valid "
     "padding, or with circular padding where the stride divides the extents. evals: matrices whose norm was computed. "
-    "met: whether the gap asked for was reached.",
+    "met: whether the gap asked for was reached." + _RESHAPED_LEGEND,
     {
         "lower": lambda report: _rounded(report.lower, decimal.ROUND_FLOOR, BOUND_DIGITS),
         "upper": lambda report: _rounded(report.upper, decimal.ROUND_CEILING, BOUND_DIGITS),
@@ -232,5 +244,40 @@ NORM = View(
         **_RESHAPED,
     },
     _SORT_KEYS,
+    _off_by,
 )
 """The table of `convsv norm`, of `BoundsReport`."""
+
+
+def projection_view(bound: float, method: str) -> View:
+    """Table of `convsv project`, of `ProjectionReport`."""
+    return View(
+        f"projected to norms of at most {bound:g} by {method}",
+        "before, after: certified norms with the layer's own padding, under zero padding for every input size; after "
+        "is that of the weights as they are stored. distance: Frobenius norm of the change of the weights. iter.: "
+        "iterations. conv.: whether the method's own aim was reached.",
+        {
+            "before": lambda report: _rounded(report.norm_before, decimal.ROUND_CEILING, BOUND_DIGITS),
+            "after": lambda report: _rounded(report.norm_after, decimal.ROUND_CEILING, BOUND_DIGITS),
+            "distance": lambda report: _figure(report.distance),
+            "iter.": lambda report: "-" if report.iterations is None else str(report.iterations),
+            "conv.": lambda report: {True: "yes", False: "no", None: "-"}[report.converged],
+        },
+        {
+            **_ANY_SORT_KEYS,
+            "before": lambda report: _negative(report.norm_before),
+            "distance": lambda report: _negative(report.distance),
+        },
+        _moved,
+    )
+
+
+def _moved(reports: Sequence[Any]) -> str:
+    """Say how many layers have changed, and how far."""
+    changed = [report for report in reports if report.kernel is not None]
+    total = math.hypot(*(report.distance for report in changed))
+    return (
+        f"{len(changed)} of {len(reports)} convolutions changed, by {_figure(total)} in all."
+        if changed
+        else (f"None of {len(reports)} convolutions changed.")
+    )

@@ -1,23 +1,25 @@
-"""Reader of NumPy's .npz archives of kernels."""
+"""Reader and writer of NumPy's .npz archives of kernels."""
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from convsv_adapters.parameters import layers_from_arrays, one_line, zip_members
-from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_adapters.parameters import HostArray, layers_from_arrays, one_line, zip_members
+from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
 
 @hookimpl
 def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     """Read the kernels among the arrays of an .npz archive, in the archive's order."""
-    members = zip_members(path)
-    if path.suffix.lower() != ".npz" and not (members and all(name.endswith(".npy") for name in members)):
+    if not _is_npz(path):
         return None
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -29,4 +31,36 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
             reason = "is no archive, or holds pickled objects, which are never loaded"
             raise ModelError(f"{path}: {reason}") from None
         raise ModelError(f"{path}: not an .npz archive, or a damaged one: {one_line(error)}") from None
-    return layers_from_arrays([(n, a) for n, a in arrays if isinstance(a, np.ndarray)], options, path)
+    named = [(name, array) for name, array in arrays if isinstance(array, np.ndarray)]
+    stored = {name: Stored(name, array.dtype.name) for name, array in named if array.dtype.itemsize <= 16}
+    return layers_from_arrays(named, options, path, stored=stored)
+
+
+@hookimpl
+def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> bool | None:
+    """Write an .npz archive with other kernels: the same members, in the same order, compressed as they were."""
+    if not _is_npz(path):
+        return None
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w") as written:
+        for member in archive.infolist():
+            content = archive.read(member)
+            name = member.filename.removesuffix(".npy")
+            if name in kernels:
+                content = _replaced(content, kernels[name])
+            written.writestr(member, content)
+    return True
+
+
+def _is_npz(path: Path) -> bool:
+    members = zip_members(path)
+    return path.suffix.lower() == ".npz" or bool(members and all(name.endswith(".npy") for name in members))
+
+
+def _replaced(content: bytes, kernel: HostArray) -> bytes:
+    """Put other entries into an .npy file: the same header, and so the same byte order and order of axes."""
+    file = io.BytesIO(content)
+    stored = np.lib.format.read_array(file, allow_pickle=False)
+    order: Literal["F", "C"] = "F" if stored.flags.f_contiguous and not stored.flags.c_contiguous else "C"
+    entries = kernel.astype(stored.dtype).tobytes(order)
+    begin = file.tell() - len(entries)
+    return content[:begin] + entries + content[file.tell() :]

@@ -1,11 +1,12 @@
-"""Reader of ONNX models: every convolution with its geometry, and its extents for a pinned input."""
+"""Reader and writer of ONNX models: every convolution with its geometry, and its extents for a pinned input."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convsv_adapters.parameters import missing
+from convsv_adapters.parameters import HostArray, missing
 from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.plugins import hookimpl
 
@@ -19,7 +20,7 @@ FIELD_TAGS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72}
 @hookimpl
 def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     """Read the convolutions of an ONNX model, in the order of execution."""
-    if path.suffix.lower() != ".onnx" and not _looks_like_onnx(path):
+    if not _is_onnx(path):
         return None
     if options.layout is not None:
         raise ModelError(f"{path}: ONNX fixes the layout of its kernels; drop {options.layout!r}")
@@ -34,11 +35,44 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     from convsv_adapters._onnx_layers import convolutions
 
     model = _load(path)
+    root = Scope(model.graph, model.opset_import, path.parent)
+    stored = root.stored_tensors()
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    root = Scope(model.graph, model.opset_import, path.parent)
+        root = Scope(model.graph, model.opset_import, path.parent)
     _check_external_data(root, path)
-    return convolutions(model, root, pin_inputs(root, options.input_shapes, path))
+    return convolutions(model, root, pin_inputs(root, options.input_shapes, path), stored)
+
+
+@hookimpl
+def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> bool | None:
+    """Write an ONNX model with other kernels, in the initialisers and Constant nodes that hold them."""
+    if not _is_onnx(path):
+        return None
+    from convsv_adapters._onnx_graph import Scope, put_array
+
+    model = _load(path)
+    root = Scope(model.graph, model.opset_import, path.parent)
+    if any(map(_is_external, root.tensors())):
+        raise ModelError(
+            f"{path}: keeps numbers in other files, which would have to move along: save it as one file first "
+            "(onnx.save_model with save_as_external_data=False)"
+        )
+    stored = root.stored_tensors()
+    for key, kernel in kernels.items():
+        put_array(stored[key], kernel)
+    target.write_bytes(model.SerializeToString())
+    return True
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx" or _looks_like_onnx(path)
+
+
+def _is_external(tensor: Any) -> bool:
+    from onnx.external_data_helper import uses_external_data
+
+    return bool(uses_external_data(tensor))
 
 
 def _looks_like_onnx(path: Path) -> bool:
@@ -75,9 +109,9 @@ def _load(path: Path) -> Any:
 
 
 def _check_external_data(root: Scope, path: Path) -> None:
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+    from onnx.external_data_helper import ExternalDataInfo
 
-    for tensor in filter(uses_external_data, root.tensors()):
+    for tensor in filter(_is_external, root.tensors()):
         info = ExternalDataInfo(tensor)
         file = path.parent / info.location
         if not file.is_file():

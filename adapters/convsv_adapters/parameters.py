@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from convsv_core.conv import SPATIAL_LETTERS, Conv
-from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 
 HostArray: TypeAlias = np.ndarray[Any, Any]
 
@@ -27,7 +27,12 @@ NOT_A_KERNEL = re.compile(
 
 
 def layers_from_arrays(
-    arrays: Iterable[tuple[str, HostArray | str]], options: ReadOptions, path: Path, *, ordered: bool = True
+    arrays: Iterable[tuple[str, HostArray | str]],
+    options: ReadOptions,
+    path: Path,
+    *,
+    ordered: bool = True,
+    stored: Mapping[str, Stored] | None = None,
 ) -> list[Layer]:
     """Layers of a network of which only the named arrays are known.
 
@@ -48,8 +53,11 @@ def layers_from_arrays(
     ordered : bool, default True
         Whether the arrays come in the order of the network. If not, they are sorted by name, numbers
         by value, and the notes say so.
+    stored : mapping from name to Stored, optional
+        Of the arrays that can be replaced in the file.
     """
-    named = put_together(dict(arrays))
+    given_arrays = dict(arrays)
+    named = put_together(given_arrays)
     if not ordered:
         named = dict(sorted(named.items(), key=lambda item: _natural(item[0])))
     kernels = {name: array for name, array in named.items() if is_kernel(name, array)}
@@ -76,7 +84,8 @@ def layers_from_arrays(
         assumed += ["depthwise for its one input channel"] if depthwise else []
         assumed += [] if ordered else ["order by name"]
         conv = Conv(layout, groups=outputs if depthwise else 1, padding_mode="zeros")
-        layers.append(Layer(name, array, conv, extents, "assumed " + ", ".join(assumed)))
+        kept = (stored or {}).get(name) if given_arrays.get(name) is array else None
+        layers.append(Layer(name, array, conv, extents, "assumed " + ", ".join(assumed), kept))
     return layers
 
 
@@ -171,7 +180,12 @@ def put_together(named: dict[str, HostArray | str]) -> dict[str, HostArray | str
     return result
 
 
-# ---- files ---------------------------------------------------------------------------------------------
+# ---- numbers and files ---------------------------------------------------------------------------------------------
+
+
+def bfloat16_bits(array: HostArray) -> HostArray:
+    """Bit patterns of numbers that bfloat16 holds exactly: the upper halves of float32's."""
+    return (array.astype("<f4").view("<u4") >> 16).astype("<u2")
 
 
 def zip_members(path: Path) -> list[str]:

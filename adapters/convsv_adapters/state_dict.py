@@ -1,26 +1,57 @@
-"""Reader of PyTorch checkpoints that hold a state dict. Pickled code is never run."""
+"""Reader and writer of PyTorch checkpoints that hold a state dict. Pickled code is never run."""
 
 from __future__ import annotations
 
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convsv_adapters.parameters import layers_from_arrays, missing, one_line, zip_members
-from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_adapters.parameters import HostArray, layers_from_arrays, missing, one_line, zip_members
+from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
 SUFFIXES = {".pt", ".pth", ".ckpt"}
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "params")
+STORED_DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 
 
 @hookimpl
 def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     """Read the kernels of a PyTorch checkpoint, in the order of its state dict."""
+    loaded = _load(path)
+    if loaded is None:
+        return None
+    torch, _, tensors = loaded
+    arrays = [(name, _array(tensor, torch)) for name, tensor in tensors.items() if _is_number(tensor)]
+    return layers_from_arrays(arrays, options, path, stored=_stored(tensors, torch))
+
+
+@hookimpl
+def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> bool | None:
+    """Write a PyTorch checkpoint with other kernels.
+
+    They are copied into the tensors loaded, so these stay what they are: parameters, and views of storages that
+    they share. The checkpoint is saved from the CPU's memory, in the archive or the older format, as it was.
+    """
+    loaded = _load(path)
+    if loaded is None:
+        return None
+    torch, checkpoint, tensors = loaded
+    with torch.no_grad():
+        for name, kernel in kernels.items():
+            tensors[name].copy_(torch.from_numpy(kernel))
+    with target.open("wb") as file:
+        torch.save(checkpoint, file, _use_new_zipfile_serialization=zipfile.is_zipfile(path))
+    return True
+
+
+def _load(path: Path) -> tuple[Any, Any, dict[str, Any]] | None:
+    """PyTorch, what a checkpoint holds, and the tensors in it by name; None if the format is another."""
     members = zip_members(path)
     if path.suffix.lower() not in SUFFIXES and not _holds_a_pickle(path, members):
         return None
@@ -46,8 +77,19 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    arrays = [(name, _array(tensor, torch)) for name, tensor in tensors.items() if _is_number(tensor)]
-    return layers_from_arrays(arrays, options, path)
+    return torch, checkpoint, tensors
+
+
+def _stored(tensors: Mapping[str, Any], torch: Any) -> dict[str, Stored]:
+    """Where the tensors are that a kernel can be copied into: tied ones under the name of the first."""
+    first: dict[Any, str] = {}
+    stored = {}
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if tensor.layout == torch.strided and dtype in STORED_DTYPES:
+            memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dtype)
+            stored[name] = Stored(first.setdefault(memory, name), dtype)
+    return stored
 
 
 def _holds_a_pickle(path: Path, members: list[str]) -> bool:
