@@ -232,11 +232,16 @@ class SymbolNorms:
     best : float
         A lower bound: the largest norm so far less its rounding error.
     best_angles : float array, shape (ndim,)
+    tests : bool
+        Whether matrices are tested against limits before their norm is computed: where their side is at least
+        `tested_side`.
     relative_rounding : float
         Rounding error of a sum over the taps and channels, relative to the sum of moduli.
+    ceiling : float
+        A crude upper bound of the norm at all angles, from the sum of moduli.
     """
 
-    def __init__(self, operand: Operand, budget: int, spent: int = 0) -> None:
+    def __init__(self, operand: Operand, budget: int, spent: int = 0, tested_side: int = TESTED_SIDE) -> None:
         backend = operand.backend
         self.operand = operand
         self.budget = budget
@@ -250,10 +255,12 @@ class SymbolNorms:
         _, groups, side, _ = coefficients.shape
         identity = backend.constant(np.tile(np.eye(side), (1, groups, 1, 1)), coefficients)
         identity = operand.xp.astype(identity, operand.complex_dtype, copy=False)
+        self.tests = side >= tested_side
         self._terms = operand.xp.concat([identity, -coefficients], axis=0)
         self._moduli = backend.to_numpy(largest_coefficients(operand, coefficients)).astype(float)
         self.relative_rounding = sum_rounding(operand)
         self.rounding = self.relative_rounding * float(self._moduli.sum())
+        self.ceiling = math.sqrt(float(self._moduli.sum()) + self.rounding)
 
     def affords(self, count: int) -> bool:
         """Whether `count` more evaluations are within the budget."""
@@ -280,11 +287,6 @@ class SymbolNorms:
         if len(left):
             found[left] = self._computed(angles[left])
         return found
-
-    @property
-    def tests(self) -> bool:
-        """Whether matrices are tested against limits before their norm is computed."""
-        return bool(self._terms.shape[-1] >= TESTED_SIDE)
 
     def _computed(self, angles: HostArray) -> HostArray:
         found = self._map(self._largest, angles, np.zeros(len(angles))).astype(float)

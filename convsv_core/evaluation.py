@@ -14,12 +14,15 @@ from typing import Protocol
 
 import numpy as np
 
-from convsv_core.backend import Array
+from convsv_core.backend import Array, Backend
 from convsv_core.operand import Operand
-from convsv_core.plan import IntArray, Plan, unit_phases
+from convsv_core.plan import IntArray, unit_phases
 
 BLOCK_BYTES = 1 << 28
 """Default budget, in bytes, for the frequencies held at one time."""
+
+PAIRED_ENTRIES = 1 << 20
+"""Products of entries of the taps, in all pairs, up to which one matrix product makes them all."""
 
 FFT_FACTOR = 24
 """Offsets, in units of log2 of the number of frequencies, from which an FFT is cheaper than a product."""
@@ -181,26 +184,54 @@ def gram_coefficients(operand: Operand) -> tuple[Array, list[tuple[int, ...]]]:
     if taps.shape[-2] > taps.shape[-1]:  # A* A: the same with the adjoint taps, at the opposite offsets
         taps, sign = backend.adjoint(taps), -1
     axes = [differences_of(axis.offsets) for axis in plan.axes]
-    pairs: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    for (p, one), (q, other) in itertools.product(enumerate(_combinations(plan)), repeat=2):
-        pairs.setdefault(tuple(sign * (a - b) for a, b in zip(one, other, strict=True)), []).append((p, q))
+    pairs = _pairs(tuple(axis.offsets for axis in plan.axes), sign)
+    if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
+        coefficients = _paired_products(backend, taps, pairs)
+    else:
+        coefficients = _summed_products(backend, taps, pairs)
+    return xp.astype(coefficients, operand.complex_dtype, copy=False), axes
+
+
+def _pairs(offsets: tuple[tuple[int, ...], ...], sign: int) -> list[list[tuple[int, int]]]:
+    """For each combination of the axes' differences, in row-major order, the pairs of taps that differ by it."""
+    found: dict[tuple[int, ...], list[tuple[int, int]]] = {
+        difference: [] for difference in itertools.product(*map(differences_of, offsets))
+    }
+    for (p, one), (q, other) in itertools.product(enumerate(itertools.product(*offsets)), repeat=2):
+        found[tuple(sign * (a - b) for a, b in zip(one, other, strict=True))].append((p, q))
+    return list(found.values())
+
+
+def _paired_products(backend: Backend, taps: Array, pairs: list[list[tuple[int, int]]]) -> Array:
+    """The sums of ``K_p K_q*`` over each list of pairs, from one product that holds every pair: for small taps."""
+    xp = backend.namespace(taps)
+    count, groups, side, inner = taps.shape
+    flat = xp.reshape(xp.permute_dims(taps, (1, 0, 2, 3)), (groups, count * side, inner))
+    products = xp.reshape(xp.matmul(flat, backend.adjoint(flat)), (groups, count, side, count, side))
+    products = xp.reshape(xp.permute_dims(products, (1, 3, 0, 2, 4)), (count**2, -1))
+    chosen = np.zeros((len(pairs), count**2))
+    for row, listed in zip(chosen, pairs, strict=True):
+        row[[p * count + q for p, q in listed]] = 1
+    chosen = xp.astype(backend.constant(chosen, products), products.dtype, copy=False)
+    return xp.reshape(xp.matmul(chosen, products), (len(pairs), groups, side, side))
+
+
+def _summed_products(backend: Backend, taps: Array, pairs: list[list[tuple[int, int]]]) -> Array:
+    """The same, from one product for each list, whose opposite has the adjoint."""
+    xp = backend.namespace(taps)
     _, groups, side, inner = taps.shape
     upper = []
-    for difference in itertools.product(*axes):
-        if difference < (0,) * len(axes):  # the adjoint of its opposite, below
-            continue
+    for listed in pairs[len(pairs) // 2 :]:
         left, right = (
             xp.reshape(
                 xp.permute_dims(xp.take(taps, backend.constant(np.asarray(chosen), taps), axis=0), (1, 2, 0, 3)),
                 (groups, side, len(chosen) * inner),
             )
-            for chosen in zip(*pairs[difference], strict=True)
+            for chosen in zip(*listed, strict=True)
         )
         upper.append(xp.matmul(left, backend.adjoint(right)))
     coefficients = xp.stack(upper)
-    lower = backend.adjoint(xp.flip(coefficients[1:, ...], axis=0))
-    coefficients = xp.concat([lower, coefficients], axis=0)
-    return xp.astype(coefficients, operand.complex_dtype, copy=False), axes
+    return xp.concat([backend.adjoint(xp.flip(coefficients[1:, ...], axis=0)), coefficients], axis=0)
 
 
 def itemsize(operand: Operand) -> int:
@@ -222,11 +253,6 @@ def _tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]
 def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:
     """Every difference of two of the offsets, ascending."""
     return tuple(sorted({a - b for a in offsets for b in offsets}))
-
-
-def _combinations(plan: Plan) -> list[tuple[int, ...]]:
-    """Every combination of the axes' offsets, in the order of ``operand.taps()``."""
-    return list(itertools.product(*(axis.offsets for axis in plan.axes)))
 
 
 def _fft_is_cheaper(operand: Operand) -> bool:

@@ -58,6 +58,9 @@ SLACK_EPS = 4
 LONGER = 1.1
 """What the step of the dual is multiplied by after one that was not too long."""
 
+TESTED_SIDE = 12
+"""Side from which Cholesky's factorisation is cheaper than eigenvalues where one limit decides."""
+
 NEAR = 0.97
 """Frequencies of at least this share of the bound enter the first working set."""
 
@@ -238,7 +241,7 @@ class Problem:
 
     def norms(self, kernel: Array) -> SymbolNorms:
         """Of the symbol of a kernel at the operand's scale."""
-        return SymbolNorms(dataclasses.replace(self.operand, kernel=kernel), sys.maxsize)
+        return SymbolNorms(dataclasses.replace(self.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
 
     def angles(self, frequencies: HostArray) -> HostArray:
         """Of indices on the grid."""
@@ -288,6 +291,8 @@ def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tup
     Both with rounding counted in. The largest is an upper bound, which is at most `limit` if no place is returned.
     Frequencies near one of a coarser grid are left out where the Bernstein-Szego bound shows them to be below.
     """
+    if norms.ceiling <= limit:
+        return np.zeros(0, int), norms.ceiling
     frequencies, periods = problem.frequencies, np.asarray(problem.operand.plan.periods)
     visit = problem.operand.plan.visit.reshape(tuple(periods))
     values = np.full(len(frequencies), -1.0)
@@ -300,9 +305,11 @@ def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tup
         nearest = visit[tuple((np.rint(frequencies[left] / spacing).astype(int) * spacing % periods).T)]
         wanted = np.unique(nearest)
         wanted = wanted[values[wanted] < 0]
-        limits = np.full(len(wanted), limit) if spacing == 1 else None
+        # Where the norm is not above the first of two limits, nothing near is above the second.
+        limits = [limit * math.cos(reach) * (1 - 1e-15), limit] if spacing > 1 else [limit]
         if len(wanted):
-            values[wanted] = norms.upper(problem.angles(frequencies[wanted]), limits)
+            ladder = np.broadcast_to(np.asarray(limits)[:, None], (len(limits), len(wanted)))
+            values[wanted] = norms.upper(problem.angles(frequencies[wanted]), ladder)
         if spacing == 1:
             break
         supremum = min(supremum, float(values.max()) / math.cos(reach))
@@ -323,7 +330,7 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[fl
     answered = make_operand(kernel, extents, conv).widen()
     scale = float(answered.scale) / float(operand.scale)
     limit = float(problem.bound) / scale
-    norms = SymbolNorms(answered, sys.maxsize)
+    norms = SymbolNorms(answered, sys.maxsize, tested_side=TESTED_SIDE)
     eps = float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
     if slack:
         limit *= 1 + min(SLACK - 2 * eps, SLACK_EPS * eps + norms.rounding / max(limit**2, sys.float_info.min))

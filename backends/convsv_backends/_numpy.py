@@ -14,6 +14,9 @@ from convsv_backends._threads import SharedLimit, map_in_threads, usable_process
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
+BATCHED_SIDE = 64
+"""Side below which a call of NumPy's costs about as much as a factorisation."""
+
 
 class NumpyBackend(Backend):
     """NumPy arrays, on the host."""
@@ -44,7 +47,9 @@ class NumpyBackend(Backend):
         return True
 
     def is_positive_definite(self, array: Array) -> Array:
-        """By Cholesky's factorisation of one matrix after another: a batch ends at the first that has none."""
+        """By Cholesky's factorisation: of small ones together, and where that fails of one after another."""
+        if array.shape[-1] < BATCHED_SIDE and _has_cholesky(array):
+            return np.ones(array.shape[:-2], bool)
         matrices = array.reshape(-1, *array.shape[-2:])
         return np.asarray([_has_cholesky(matrix) for matrix in matrices]).reshape(array.shape[:-2])
 
@@ -60,9 +65,9 @@ class NumpyBackend(Backend):
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
 
 
-def _has_cholesky(matrix: Array) -> bool:
+def _has_cholesky(matrices: Array) -> bool:
     try:
-        np.linalg.cholesky(matrix)
+        np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
         return False
     return True
