@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from convsv_adapters import _torch_projection
+from convsv_adapters import _torch_targets
 from convsv_adapters._commands import convsv as command_line
 from convsv_adapters.torch import (
     OperatorNorm,
@@ -481,9 +481,9 @@ def test_layers_that_hardly_move_within_the_bound_are_not_certified_again(monkey
     projection = project_after_step(torch.optim.SGD(model.parameters()), model, 5.0, method="rescale")
     first = projection.project()
     calls = []
-    project = _torch_projection.project
+    project = _torch_targets.project
     monkeypatch.setattr(
-        _torch_projection, "project", lambda *args, **options: calls.append(1) or project(*args, **options)
+        _torch_targets, "project", lambda *args, **options: calls.append(1) or project(*args, **options)
     )
     with torch.no_grad():
         for layer in model:
