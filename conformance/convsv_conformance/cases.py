@@ -272,14 +272,15 @@ class Truth:
         blocks = [total[..., :, g, :, :, g, :].reshape(*grid, rows, columns) for g in range(groups)]
         return np.stack(blocks, axis=ndim)
 
-    def clipped(self, bound: float) -> Array:
+    def clipped(self, bound: float, lower: float = 0.0) -> Array:
         """The kernel of one clip-and-cut step: the clipped operator's entries, averaged for each tap.
 
-        Where taps fall on one entry of the operator, its change is shared equally among them.
+        Singular values are brought between `lower` and `bound`. Where taps fall on one entry of the operator, its
+        change is shared equally among them.
         """
         case = self.case
         u, s, vh = self._vectors
-        change = (u * (np.minimum(s, bound) - s)) @ vh
+        change = (u * (np.clip(s, lower, bound) - s)) @ vh
         letters = ["OI".index(x) if x in "OI" else 2 for x in case.layout]
         taps_on = case.matrix(np.ones(self.values.shape))  # how many fall on each entry of the matrix
         moved = np.zeros(self.values.shape, dtype=change.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 import convsv_core as convsv
 from convsv_conformance.cases import TABLE, Case, by_name, random_cases
-from convsv_conformance.checks import bounds, derivatives, errors, penalties, spectrum, traps
+from convsv_conformance.checks import bounds, derivatives, errors, penalties, projection, spectrum, traps
 from convsv_conformance.target import Ledger, Target
 from convsv_core.plugins import get_backend, plugins
 
@@ -104,6 +104,12 @@ _PENALISED = by_name(
     *(case.name for case in _SMOOTH), "transposed-groups", "identity", "orthogonal", "orthogonal-1d", "deficient",
     "repeated", "graded", "zero", "zero-stride", "zero-depthwise",
 )  # fmt: skip
+_PROJECTED = by_name(
+    "1d", "2d", "wide", "mlx-layout", "kernel-larger-in-one-axis", "stride", "stride-beyond-taps", "dilation",
+    "groups-3", "depthwise", "transposed-stride", "transposed-groups", "3d", "orthogonal", "deficient",
+)  # fmt: skip
+_NEAREST = by_name("1d-even", "1d-stride", "1d-transposed", "1d-depthwise-dilated", "two-pixels", "stride-one-axis")
+_ANY_SIZE = by_name("1d", "keras-layout", "stride-beyond-taps", "dilation", "depthwise", "transposed-stride", "3d")
 
 FEATURES = (
     Feature("values", spectrum.values, TABLE, ALL_DTYPES),
@@ -115,6 +121,19 @@ FEATURES = (
     Feature("singular vectors", spectrum.singular_vectors, TABLE),
     Feature("scalars", spectrum.scalars, TABLE),
     Feature("clip", spectrum.clip, _CLIPPED, ALL_DTYPES),
+    Feature("project", projection.of_one_size, _PROJECTED, ALL_DTYPES),
+    Feature("project, nearest", projection.nearest, _NEAREST),
+    Feature("project, every size", projection.of_every_size, _ANY_SIZE),
+    Feature("project, zero", projection.of_nothing, by_name("1d", "transposed-groups"), ALL_DTYPES),
+    Feature("project, steps", projection.steps, _PROJECTED),
+    Feature(
+        "project, compiled",
+        projection.compiled,
+        by_name("1d", "stride", "transposed-groups"),
+        ("float32", "complex64"),
+        ("jit",),
+    ),
+    Feature("project, products", projection.without_decompositions, _PROJECTED),
     Feature("extremes", spectrum.extremes, by_name("2d", "wide", "depthwise", "stride"), ALL_DTYPES),
     Feature("random", drawn, (Drawn("drawn", 40),), ("float32", "complex128")),
     Feature("bounds", bounds.of_one_size, TABLE, ALL_DTYPES),
@@ -169,7 +188,7 @@ KEY = frozenset(
 
 BRIEF = {
     "float32": frozenset(feature.name for feature in FEATURES)
-    - {"bounds, flat", "bounds, peaks", "penalties, gradients"},
+    - {"bounds, flat", "bounds, peaks", "penalties, gradients", "project, every size", "project, steps"},
     "complex64": frozenset({"values", "symbol", "singular vectors"}),
 }
 """The features that are asked where each case costs seconds, by dtype; of other dtypes, `values` alone."""

@@ -48,11 +48,16 @@ _PUBLIC = {
     "condition_number": convsv.condition_number,
     "log_abs_det": convsv.log_abs_det,
     "clip": lambda kernel, shape, conv: convsv.clip(kernel, shape, conv, 1.0),
+    "project": lambda kernel, shape, conv: convsv.project(kernel, shape, conv, 1.0),
 }
 
 
 def _values(shape: tuple[int, ...], input_shape: Any, conv: Any = _CONV, **options: Any) -> Callable[[Arrays], object]:
     return lambda make: convsv.singular_values(make(shape), input_shape, conv, **options)
+
+
+def _project(bound: Any = 1.0, **options: Any) -> Callable[[Arrays], object]:
+    return lambda make: convsv.project(make((2, 2, 3, 3)), (4, 4), _CONV, bound, **options)
 
 
 def _of_all(name: str, make_arguments: Callable[[Arrays], tuple[Any, ...]], *rest: Any) -> tuple[Mistake, ...]:
@@ -145,6 +150,37 @@ MISTAKES = (
     ),
     Mistake(
         "text-bound", lambda make: convsv.clip(make((2, 2, 3, 3)), (4, 4), _CONV, "1"), TypeError, ("bound", "'1'")
+    ),
+    Mistake(
+        "lower",
+        lambda make: convsv.clip(make((2, 2, 3, 3)), (4, 4), _CONV, 1.0, lower=2.0),
+        ValueError,
+        ("lower=2.0", "bound=1.0"),
+    ),
+    Mistake(
+        "negative-lower",
+        lambda make: convsv.clip(make((2, 2, 3, 3)), (4, 4), _CONV, 1.0, lower=-2.0),
+        ValueError,
+        ("lower", "-2.0"),
+    ),
+    Mistake("project-negative-bound", _project(-1.0), ValueError, ("bound", "-1.0")),
+    Mistake("project-nan-bound", _project(math.nan), ValueError, ("bound", "nan")),
+    Mistake("project-list-bound", _project([1.0]), TypeError, ("bound", "[1.0]")),
+    Mistake("project-method", _project(method="admm"), ValueError, ("method", "'admm'", "dykstra")),
+    Mistake("project-rtol", _project(rtol=0.0), ValueError, ("rtol", "0.0", "positive")),
+    Mistake("project-no-iterations", _project(max_iterations=0), ValueError, ("max_iterations", "0")),
+    Mistake("project-no-steps", _project(steps=0), ValueError, ("steps", "0")),
+    Mistake(
+        "project-zeros",
+        lambda make: convsv.project(make((2, 2, 3, 3)), (4, 4), convsv.Conv("OIHW", padding_mode="zeros"), 1.0),
+        NotImplementedError,
+        ("padding_mode", "'zeros'", "input_shape=None"),
+    ),
+    Mistake(
+        "project-reflect",
+        lambda make: convsv.project(make((2, 2, 3, 3)), None, convsv.Conv("OIHW", padding_mode="reflect"), 1.0),
+        NotImplementedError,
+        ("padding_mode", "'reflect'"),
     ),
     Mistake(
         "determinant",

@@ -13,6 +13,9 @@ from convsv_conformance.target import Ledger, Target
 VALUE_FACTOR = 20.0
 """Largest error of a singular value, in units of eps * sigma_max: what the library promises."""
 
+LEAST_RAISED = 0.02
+"""Singular values of less than this share of the norm are too near to zero to be raised."""
+
 
 def values(target: Target, case: Case, ledger: Ledger) -> None:
     """All singular values, in descending order."""
@@ -165,6 +168,16 @@ def clip(target: Target, case: Case, ledger: Ledger) -> None:
         ledger.close(f"clip to {share} of the norm", got, expected, scale=truth.norm, factor=VALUE_FACTOR)
     got = target.fetch("clip", convsv.clip(kernel, case.input_shape, case.conv, 2 * truth.norm + 1), shape, dtype)
     ledger.true("clip: changed a kernel that is within the bound", bool(np.all(got == truth.values)))
+    smallest = float(truth.singular_values[-1])
+    if smallest < LEAST_RAISED * truth.norm or not truth.norm:
+        return  # zero has no direction to be raised in, and what is near it none that rounding leaves alone
+    for bound, lower in ((0.8 * truth.norm, 0.5 * truth.norm), (math.inf, 2 * smallest), (0.5 * truth.norm,) * 2):
+        result = convsv.clip(kernel, case.input_shape, case.conv, bound, lower=lower)
+        got = target.fetch("clip: lower", result, shape, dtype)
+        expected = truth.clipped(bound, lower)
+        # Vectors of small values are off by eps * norm / value, and are multiplied by what their values lack.
+        scale = truth.norm * (1 + lower / smallest)
+        ledger.close(f"clip to {lower}...{bound}", got, expected, scale=scale, factor=VALUE_FACTOR)
 
 
 def extremes(target: Target, case: Case, ledger: Ledger) -> None:
