@@ -7,6 +7,7 @@ import click
 from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
 from benchmarks.norm import norm
+from benchmarks.project import project
 from benchmarks.spectrum import spectrum
 
 
@@ -17,6 +18,7 @@ def benchmarks() -> None:
 
 benchmarks.add_command(spectrum)
 benchmarks.add_command(norm)
+benchmarks.add_command(project)
 benchmarks.add_command(certify)
 benchmarks.add_command(peak_memory)
 

@@ -46,19 +46,43 @@ def polyphase(shape: Shape, kernel: HostArray) -> HostArray:
     ndim = len(shape.taps)
     kernel = kernel.reshape(*kernel.shape[:-1], shape.groups, -1)
     kernel = np.moveaxis(kernel, -2, ndim)
-    places, extents, classes = [], [], []
+    extents, classes, places = _polyphase_places(shape)
+    folded = np.zeros((*extents, *classes, *kernel.shape[ndim:]), kernel.dtype)
+    for tap, place in places.items():
+        folded[place] += kernel[tap]
+    folded = np.moveaxis(folded, 2 * ndim, ndim)
+    return np.ascontiguousarray(folded.reshape(*extents, shape.groups, -1, kernel.shape[-1]))
+
+
+def from_polyphase(shape: Shape, folded: HostArray) -> HostArray:
+    """The kernel whose taps are those of a polyphase kernel; where several fell on one place, each gets all of it."""
+    ndim = len(shape.taps)
+    extents, classes, places = _polyphase_places(shape)
+    rows = folded.shape[-1]
+    folded = folded.reshape(*extents, shape.groups, *classes, -1, rows)
+    folded = np.moveaxis(folded, ndim, 2 * ndim)
+    kernel = np.empty((*shape.taps, *folded.shape[2 * ndim :]), folded.dtype)
+    for tap, place in places.items():
+        kernel[tap] = folded[place]
+    return np.moveaxis(kernel, ndim, -2).reshape(shape.kernel_shape)
+
+
+def _polyphase_places(
+    shape: Shape,
+) -> tuple[tuple[int, ...], tuple[int, ...], dict[tuple[int, ...], tuple[int, ...]]]:
+    """Extents of the polyphase kernel, classes along each axis, and at which offset and class each tap stands."""
+    along, extents, classes = [], [], []
     for taps, stride, dilation, grid in zip(shape.taps, shape.stride, shape.dilation, shape.grid, strict=True):
         pairs = [divmod(tap * dilation, stride) for tap in range(taps)]
         residues = sorted({r for _, r in pairs})
-        places.append([(q % grid, residues.index(r)) for q, r in pairs])
-        extents.append(1 + max(q for q, _ in places[-1]))
+        along.append([(q % grid, residues.index(r)) for q, r in pairs])
+        extents.append(1 + max(q for q, _ in along[-1]))
         classes.append(len(residues))
-    folded = np.zeros((*extents, *classes, *kernel.shape[ndim:]), kernel.dtype)
+    places = {}
     for index in np.ndindex(*shape.taps):
-        chosen = [along[tap] for along, tap in zip(places, index, strict=True)]
-        folded[(*(q for q, _ in chosen), *(r for _, r in chosen))] += kernel[index]
-    folded = np.moveaxis(folded, 2 * ndim, ndim)
-    return np.ascontiguousarray(folded.reshape(*extents, shape.groups, -1, kernel.shape[-1]))
+        chosen = [axis[tap] for axis, tap in zip(along, index, strict=True)]
+        places[index] = (*(q for q, _ in chosen), *(r for _, r in chosen))
+    return tuple(extents), tuple(classes), places
 
 
 def matrices_at(kernel: HostArray, grid: tuple[int, ...], frequencies: HostArray) -> HostArray:
@@ -168,7 +192,11 @@ class TwoLines:
 
     def __call__(self, kernel: Array) -> Array:
         """Run both lines."""
-        return self._values(self.library.fft(kernel, self.shape.grid))
+        return self._values(self.transform(kernel))
+
+    def transform(self, kernel: Array) -> Array:
+        """The first line: what is timed as a whole where the second is sampled."""
+        return self.library.fft(kernel, self.shape.grid)
 
     def prepare(self) -> Measured:
         """Decide what can be run in full, and compile and run once what is to be timed."""
@@ -176,9 +204,8 @@ class TwoLines:
         columns = kernel.shape[-2]
         symbol_bytes = 8 * total * math.prod(kernel.shape[-3:])
         taken = columns if symbol_bytes <= self.symbol_bytes else max(1, columns * self.symbol_bytes // symbol_bytes)
-        fft, fft_seconds, fft_compile = self._ready(
-            lambda array: self.library.fft(array, self.shape.grid), np.ascontiguousarray(kernel[..., :taken, :])
-        )
+        first = np.ascontiguousarray(kernel[..., :taken, :])
+        fft, fft_seconds, fft_compile = self._ready(self.transform, first)
         fft_seconds *= columns / taken
         seconds = self._probe(total)
         if taken == columns and fft_seconds + total * seconds <= self.limit:

@@ -61,6 +61,10 @@ class Library:
         """Transform the first axes, padded with zeros to `extents`."""
         return self.native.fft.fftn(array, s=extents, axes=tuple(range(len(extents))))
 
+    def ifft(self, array: Array, extents: tuple[int, ...]) -> Array:
+        """Invert `fft`."""
+        return self.native.fft.ifftn(array, s=extents, axes=tuple(range(len(extents))))
+
     def rfft(self, array: Array, extents: tuple[int, ...]) -> Array:
         """Transform the first two axes of a real array, padded with zeros to `extents`: half of the frequencies."""
         return self.native.fft.rfftn(array, s=extents, axes=(0, 1))
@@ -111,6 +115,11 @@ class Library:
         """Singular values of the matrices in the last two axes."""
         return self.native.linalg.svd(matrices, compute_uv=False)
 
+    def svd(self, matrices: Array) -> tuple[Array, Array, Array]:
+        """Singular values and vectors, without those of the null space, of the matrices in the last two axes."""
+        u, s, vh = self.native.linalg.svd(matrices, full_matrices=False)
+        return u, s, vh
+
     def wait(self, result: Any) -> None:
         """Return when `result` has been computed."""
 
@@ -136,6 +145,10 @@ class Torch(Library):
     def fft(self, array: Array, extents: tuple[int, ...]) -> Array:
         """Transform the first axes, padded with zeros to `extents`."""
         return self.native.fft.fftn(array, s=extents, dim=tuple(range(len(extents))))
+
+    def ifft(self, array: Array, extents: tuple[int, ...]) -> Array:
+        """Invert `fft`."""
+        return self.native.fft.ifftn(array, s=extents, dim=tuple(range(len(extents))))
 
     def rfft(self, array: Array, extents: tuple[int, ...]) -> Array:
         """Transform the first two axes of a real array, padded with zeros to `extents`: half of the frequencies."""

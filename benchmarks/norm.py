@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 import convsv_core as convsv
 from benchmarks import report
 from benchmarks.baselines import Measured, TwoLines, matrices_at, polyphase
-from benchmarks.command import PLOT_FORMATS, check_output, progress
+from benchmarks.command import comparison_options, networks_option, progress
 from benchmarks.comparison import Effort
 from benchmarks.layers import RESNET, find_layers
-from benchmarks.libraries import LIBRARIES, Function, Library, open_library
+from benchmarks.libraries import Function, Library, open_library
 from benchmarks.machine import describe, load_average
 from benchmarks.norm_baselines import gram_bounds, kernel_gram_bound, power_iteration, reshaped_norm, tensor_norm_bound
 from benchmarks.shapes import Shape, select
@@ -301,47 +301,17 @@ def _draw(axes: Axes, title: str, rows: Sequence[NormRow]) -> None:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A few small layers, in less than a minute.")
-@click.option(
-    "--backend",
-    "backends",
-    type=click.Choice(list(LIBRARIES)),
-    multiple=True,
-    default=("numpy",),
-    show_default=True,
-    help="Array library; may be given several times.",
-)
-@click.option("--device", help="Where to compute, as cuda:0.")
-@click.option(
-    "--networks",
-    type=click.Path(path_type=Path, exists=True),
-    multiple=True,
-    help="Model file, or folder of some; may be given several times. [default: the network of the package]",
-)
-@click.option("--only", metavar="PATTERN", help="Only layers whose name holds this, as 'ResNet-18' or 'Gaussian *64*'.")
-@click.option("--repeats", type=click.IntRange(min=1), help="Measurements of which the median is taken.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    callback=check_output,
-    help="Write everything that was measured to this file.",
-)
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    callback=check_output,
-    help=f"Draw time against error ({', '.join(PLOT_FORMATS)}).",
-)
+@comparison_options(plot="Draw time against error")
+@networks_option
 def norm(
     quick: bool,
     backends: Sequence[str],
     device: str | None,
-    networks: Sequence[Path],
     only: str | None,
     repeats: int | None,
     json_path: Path | None,
     plot: Path | None,
+    networks: Sequence[Path],
 ) -> None:
     """Time norm_bounds against other ways to the norm, and tell how wrong each is.
 

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from benchmarks import report, sweeps
-from benchmarks.command import PLOT_FORMATS, check_output, progress
+from benchmarks.command import comparison_options, progress
 from benchmarks.comparison import Effort, Row, compare, summarise
-from benchmarks.libraries import LIBRARIES, Library, open_library
+from benchmarks.libraries import Library, open_library
 from benchmarks.machine import computing_dtype, describe, load_average, product_peak
 from benchmarks.memory import CASES, QUICK_CASES, Peak, measure_peak
 from benchmarks.shapes import NETWORKS, QUICK, select
@@ -47,19 +47,7 @@ class Results:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A few small shapes, in less than a minute.")
-@click.option(
-    "--backend",
-    "backends",
-    type=click.Choice(list(LIBRARIES)),
-    multiple=True,
-    default=("numpy",),
-    show_default=True,
-    help="Array library; may be given several times.",
-)
-@click.option("--device", help="Where to compute, as cuda:0.")
-@click.option("--only", metavar="PATTERN", help="Only shapes whose name holds this, as 'ResNet-50 3x3' or '*960*'.")
-@click.option("--repeats", type=click.IntRange(min=1), help="Measurements of which the median is taken.")
+@comparison_options(plot="Measure and draw time over extent and channels")
 @click.option(
     "--full-seconds",
     type=click.FloatRange(min=0),
@@ -71,30 +59,17 @@ class Results:
     help="Threads of BLAS and OpenMP for the baseline alone. [default: the libraries' own]",
 )
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure peak memory, in other processes.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    callback=check_output,
-    help="Write everything that was measured to this file.",
-)
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    callback=check_output,
-    help=f"Measure and draw time over extent and channels ({', '.join(PLOT_FORMATS)}).",
-)
 def spectrum(
     quick: bool,
     backends: Sequence[str],
     device: str | None,
     only: str | None,
     repeats: int | None,
+    json_path: Path | None,
+    plot: Path | None,
     full_seconds: float | None,
     baseline_threads: int | None,
     memory: bool,
-    json_path: Path | None,
-    plot: Path | None,
 ) -> None:
     """Time singular_values against the FFT and SVDs of the paper.
 

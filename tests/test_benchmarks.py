@@ -224,6 +224,78 @@ def test_convolutions_are_alike_and_have_adjoints(import_benchmark: Any, shapes:
         assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def projections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("project")
+    done = run("project", "--quick", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "just projected" in done.stdout
+    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return content
+
+
+def test_clip_is_the_clip_of_the_paper(projections: dict[str, Any]) -> None:
+    for row in projections["clip"]:
+        if row["question"] == "check":
+            assert row["error_eps"] == 0
+        else:
+            assert row["extrapolated"] or row["error_eps"] <= ERROR_EPS, row
+    assert {row["case"] for row in projections["clip"] if row["question"] == "clip"} == {
+        "half exceed",
+        "2 % exceed",
+        "all exceed",
+    }
+
+
+def test_sums_of_clip_count_repeated_layers(projections: dict[str, Any]) -> None:
+    for summary in projections["clip_summary"]:
+        rows = [
+            row for row in projections["clip"] if all(row[key] == summary[key] for key in ("group", "question", "case"))
+        ]
+        assert summary["count"] == sum(max(1, row["multiplicity"]) for row in rows)
+        total = sum(max(1, row["multiplicity"]) * row["baseline_seconds"] for row in rows)
+        assert summary["baseline_seconds"] == pytest.approx(total)
+
+
+def test_projections_are_feasible_and_the_nearest_is_nearest(projections: dict[str, Any]) -> None:
+    gap = projections["arguments"]["gap"]
+    for row in projections["projections"]:
+        if row["method"] == "clip once":
+            assert row["norm_ratio"] > 1
+            continue
+        assert row["norm_ratio"] <= 1 + ERROR_EPS * np.finfo(np.float32).eps, row
+        # The least distance is within the gap below that of dykstra, and of no feasible kernel above it.
+        assert row["distance_ratio"] >= math.sqrt(1 - gap) - ERROR_EPS * np.finfo(np.float32).eps, row
+        if row["method"] in ("dykstra", "dykstra, warm"):
+            assert row["converged"]
+            assert row["distance_ratio"] <= 1 / math.sqrt(1 - gap) + ERROR_EPS * np.finfo(np.float32).eps
+
+
+def test_polyphase_kernel_returns_to_its_taps(shapes: ModuleType, baselines: ModuleType) -> None:
+    for shape in shapes.QUICK:
+        if all(d * (k - 1) < n for d, k, n in zip(shape.dilation, shape.taps, shape.extents, strict=True)):
+            kernel = shape.kernel()
+            np.testing.assert_array_equal(baselines.from_polyphase(shape, baselines.polyphase(shape, kernel)), kernel)
+
+
+def test_plain_dykstra_ends_where_project_does(import_benchmark: Any, shapes: ModuleType) -> None:
+    plain, gap = import_benchmark("clip_baselines").plain_dykstra, 1e-3
+    for shape in (
+        shapes.square("test", 3, 2, 3, 6),
+        shapes.square("test", 3, 4, 4, 8, 2, groups=2),
+        shapes.line("test", 3, 2, 2, 9, dilation=2),
+    ):
+        kernel = shape.kernel().astype(np.float64)
+        bound = 0.5 * float(convsv.operator_norm(kernel, shape.extents, shape.conv))
+        found = plain(shape, kernel, bound, gap, 2000)
+        wanted = convsv.project(kernel, shape.extents, shape.conv, bound, rtol=gap)
+        assert found.gap <= gap
+        assert float(convsv.operator_norm(found.kernel, shape.extents, shape.conv)) <= bound * (1 + 1e-12)
+        distance = float(convsv.frobenius_norm(found.kernel - kernel, shape.extents, shape.conv))
+        assert distance == pytest.approx(float(wanted.distance), rel=gap)
+
+
 def test_certify_finds_no_violation(tmp_path: Path) -> None:
     done = run("certify", "--count", "20", "--seed", "1", "--json", str(tmp_path / "out.json"))
     assert done.returncode == 0, done.stderr
