@@ -105,9 +105,10 @@ _PENALISED = by_name(
     "repeated", "graded", "zero", "zero-stride", "zero-depthwise",
 )  # fmt: skip
 _PROJECTED = by_name(
-    "1d", "2d", "wide", "mlx-layout", "kernel-larger-in-one-axis", "stride", "stride-beyond-taps", "dilation",
-    "groups-3", "depthwise", "transposed-stride", "transposed-groups", "3d", "orthogonal", "deficient",
+    "1d-flax-layout", "2d", "wide", "mlx-layout", "kernel-larger-in-one-axis", "stride", "stride-beyond-taps",
+    "dilation", "groups-3", "depthwise", "transposed-stride", "transposed-groups", "3d", "orthogonal", "deficient",
 )  # fmt: skip
+_STEPPED = by_name("1d", "2d", "stride", "stride-beyond-taps", "dilation", "groups-3", "transposed-groups", "3d")
 _NEAREST = by_name("1d-even", "1d-stride", "1d-transposed", "1d-depthwise-dilated", "two-pixels", "stride-one-axis")
 _ANY_SIZE = by_name("1d", "keras-layout", "stride-beyond-taps", "dilation", "depthwise", "transposed-stride", "3d")
 
@@ -125,14 +126,8 @@ FEATURES = (
     Feature("project, nearest", projection.nearest, _NEAREST),
     Feature("project, every size", projection.of_every_size, _ANY_SIZE),
     Feature("project, zero", projection.of_nothing, by_name("1d", "transposed-groups"), ALL_DTYPES),
-    Feature("project, steps", projection.steps, _PROJECTED),
-    Feature(
-        "project, compiled",
-        projection.compiled,
-        by_name("1d", "stride", "transposed-groups"),
-        ("float32", "complex64"),
-        ("jit",),
-    ),
+    Feature("project, steps", projection.steps, _STEPPED),
+    Feature("project, compiled", projection.compiled, by_name("1d", "transposed-groups"), ("float32",), ("jit",)),
     Feature("project, products", projection.without_decompositions, _PROJECTED),
     Feature("extremes", spectrum.extremes, by_name("2d", "wide", "depthwise", "stride"), ALL_DTYPES),
     Feature("random", drawn, (Drawn("drawn", 40),), ("float32", "complex128")),

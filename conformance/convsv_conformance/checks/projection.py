@@ -40,7 +40,7 @@ REFERENCE_RTOL = 1e-5
 PRODUCTS_ERROR = 1e-5
 """Error of a pass without a decomposition, as a share of a matrix's Frobenius norm: what the library states."""
 
-STEPS = 60
+STEPS = 150
 """A number of iterations that suffices here for the gap that is asked for."""
 
 
@@ -215,18 +215,13 @@ def _fixed(
         following = convsv.project(array, case.input_shape, case.conv, bound, steps=1, state=fixed[0].state)
         wide = convsv.project(array, case.input_shape, case.conv, 1.5 * truth.norm + 1, steps=2)
         every_size = convsv.project(array, None, case.conv, of_every_size, steps=2)
-        again = tuple(
-            convsv.project(one.kernel, case.input_shape, case.conv, bound, method=method, steps=2).kernel
-            for method, one in zip(METHODS, fixed, strict=True)
-        )
+        again = convsv.project(fixed[0].kernel, case.input_shape, case.conv, bound, steps=2)
         return fixed, following, wide, every_size, again
 
     fixed, following, wide, every_size, again = transform(everything)(kernel)
     distances = {}
-    for method, found, twice in zip(METHODS, fixed, again, strict=True):
+    for method, found in zip(METHODS, fixed, strict=True):
         distances[method] = _consistent(target, truth, f"{method}, steps", found, bound, ledger)
-        same = bool(np.all(target.exact(twice) == target.exact(found.kernel)))
-        ledger.true(f"{method}, steps, twice: changed", same)
     ledger.true("dykstra, steps: not converged", bool(fixed[0].converged))
     room, blur = 1 / math.sqrt(1 - RTOL), _blur(target, truth)
     least = min(distances.values())
@@ -234,6 +229,8 @@ def _fixed(
     # One step that begins where others ended is as near as they came.
     after = _consistent(target, truth, "dykstra, from a state", following, bound, ledger)
     ledger.true(f"dykstra, from a state: {after} for {distances}", after <= distances["dykstra"] * room + blur)
+    same = bool(np.all(target.exact(again.kernel) == target.exact(fixed[0].kernel)))
+    ledger.true("steps, twice: changed", same)
     got = target.fetch("steps: kernel", wide.kernel, truth.values.shape, _kernel_dtype(target))
     ledger.true("steps of a kernel within the bound: changed", bool(np.all(got == truth.values)))
     ledger.true("steps of a kernel within the bound: distance", float(wide.distance) == 0 and bool(wide.converged))
