@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import convsv_core
 
 README = Path(__file__).parents[1] / "README.md"
@@ -33,6 +35,13 @@ def test_a_pytorch_script_ends_within_the_bound() -> None:
     conv = convsv_core.Conv("OIHW", padding=1, padding_mode="zeros")
     assert float(convsv_core.norm_bounds(layer.weight.detach(), conv).upper) <= 1 + 1e-6
     assert found["projection"].steps == 5
+
+
+def test_a_jax_script_ends_within_the_bound() -> None:
+    found = run("import operator_norm_bound")
+    for layer in found["model"].layers[0], found["model"].layers[2]:
+        conv = convsv_core.Conv("HWIO", padding_mode="zeros")
+        assert float(convsv_core.norm_bounds(np.asarray(layer.kernel[...]), conv, rtol=1e-7).upper) <= 1 + 1e-6
 
 
 def test_every_example_is_run() -> None:
