@@ -376,18 +376,18 @@ class Levels:
     norms : SymbolNorms
     cells : Cells
         The first ones.
-    rtol : float
-        Cells are decided where they show the supremum to be at most ``(1 + rtol) * norms.best``.
+    rtol, sufficient : float
+        Cells are decided where they show the supremum to be at most ``(1 + rtol) * norms.best``, or `sufficient`.
     """
 
-    def __init__(self, norms: SymbolNorms, cells: Cells, rtol: float) -> None:
-        self.norms, self.cells, self.rtol = norms, cells, rtol
+    def __init__(self, norms: SymbolNorms, cells: Cells, rtol: float, sufficient: float) -> None:
+        self.norms, self.cells, self.rtol, self.sufficient = norms, cells, rtol, sufficient
         self._known: dict[int, tuple[float, float]] = {}
 
     @property
     def enough(self) -> float:
         """What a cell's bound must not exceed for the cell to be decided."""
-        return (1 + self.rtol) * self.norms.best
+        return max((1 + self.rtol) * self.norms.best, self.sufficient)
 
     def limit(self, divisor: int) -> float:
         """The norm at the centre up to which a cell is decided."""
@@ -447,13 +447,16 @@ class Levels:
         return self._known[divisor]
 
 
-def search_torus(norms: SymbolNorms, rtol: float) -> float:
-    """Raise `norms.best` towards the supremum over all frequencies; returns an upper bound of it."""
+def search_torus(norms: SymbolNorms, rtol: float, sufficient: float = 0.0) -> float:
+    """Raise `norms.best` towards the supremum over all frequencies; returns an upper bound of it.
+
+    An upper bound of `sufficient` is not improved.
+    """
     real = norms.operand.plan.real
     # Begin so that cells of the last size are just fine enough.
     finest = math.acos(1 / (1 + rtol))
     centres, cells = cover(norms.types, finest * 3 ** max(0, math.floor(math.log(COARSEST / finest, 3))))
-    levels = Levels(norms, cells, rtol)
+    levels = Levels(norms, cells, rtol, sufficient)
     centres = distinct(centres, real)
     levels.climb(centres[:: -(-len(centres) // STARTS)])
     left = levels.visit(centres, 1)

@@ -86,7 +86,7 @@ def excess_pass(
     xp, backend = operand.xp, operand.backend
     symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
     # Without a dual the Gram matrix has an expansion of its own, and the symbol is needed where it exceeds alone.
-    tested = method != "products" and lower is None
+    tested = lower is None
     gram = gram_evaluator(operand, symbol) if tested and dual is None and not keep else None
 
     def of_block(chosen: Array) -> tuple[Array, ...]:
@@ -97,7 +97,7 @@ def excess_pass(
             matrices = matrices if dual is None else matrices + xp.take(dual, chosen, axis=0)
         above = None
         if tested:
-            above = _not_below(operand, smaller_gram(backend, matrices) if gram is None else gram(where), limit)
+            above = _not_below(operand, smaller_gram(backend, matrices) if gram is None else gram(where), limit, method)
         count = chosen.shape[0]
         if above is not None and len(above) < count:
             if not len(above):
@@ -185,13 +185,16 @@ def smaller_gram(backend: Backend, matrices: Array) -> Array:
     return xp.matmul(matrices, adjoint) if wide else xp.matmul(adjoint, matrices)
 
 
-def _not_below(operand: Operand, grams: Array, limit: Array) -> HostArray | None:
-    """Indices of the rows that are not shown to be below the limit; None where tracing leaves them open."""
+def _not_below(operand: Operand, grams: Array, limit: Array, method: Method) -> HostArray | None:
+    """Indices of the rows that are not shown to be below the limit; None where tracing leaves them open.
+
+    By Cholesky's factorisation of large matrices, unless the method is to do with products alone.
+    """
     xp, backend = operand.xp, operand.backend
     side = grams.shape[-1]
     # Less than the limit by what rounding may have taken from the Gram matrix and from the test.
     margin = MARGIN_EPS * side * float(xp.finfo(operand.real_dtype).eps)
-    if side < TESTED_SIDE:
+    if side < TESTED_SIDE or method == "products":
         # The sum of a power of the eigenvalues is at least that power of the largest.
         powers = grams / xp.where(limit > 0, limit, xp.ones_like(limit)) ** 2
         for _ in range(SQUARINGS if side > 1 else 0):

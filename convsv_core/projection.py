@@ -22,13 +22,13 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from convsv_core.backend import Array
-from convsv_core.bounds import SymbolNorms, check_repeats_no_pixel, norm_bounds
+from convsv_core.bounds import SymbolNorms, check_repeats_no_pixel, search_torus
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv, as_int
-from convsv_core.decomposition import absolute_square, safe_sqrt
+from convsv_core.decomposition import absolute_square, safe_sqrt, squared_norm
 from convsv_core.evaluation import itemsize
 from convsv_core.excess import Method, excess_pass, frequency_tables, sharing, taps_of
-from convsv_core.fixed_grid import every_size_grid, grid_upper_bound, norm_upper_bound
+from convsv_core.fixed_grid import every_size_grid, grid_upper_bound
 from convsv_core.operand import Operand, check_conv, make_operand
 from convsv_core.plan import HostArray, check_input_shape
 from convsv_core.plugins import backend_of
@@ -45,6 +45,12 @@ COARSER = (8, 4, 2, 1)
 
 CERTIFICATE_RTOL = 1e-3
 """Gap of the certificate for every input size."""
+
+CLOSEST_RTOL, CLOSEST_EVALUATIONS = 1e-7, 2000
+"""A second look at a norm that this gap leaves on both sides of the bound, and what it may cost."""
+
+MOST_EVALUATIONS = 20_000
+"""Of the symbol, in one certificate."""
 
 RESCALINGS = 8
 """More than rounding to the answer's dtype needs."""
@@ -144,7 +150,8 @@ def project(
     input_shape : tuple of int or None
         Spatial extents of the input of a circular convolution, in the order of ``conv.spatial``. None: the bound
         holds for every input size, and for circular, zero and 'valid' padding alike. The distance is then the
-        least one but for the spacing of a grid of frequencies: the last rescaling takes up to about 1e-3 of the norm.
+        least one but for the gap of the certificate: the last rescaling leaves a norm of 0.998 to 0.999 times the
+        bound, which `norm_bounds` finds to be within it too.
     conv : Conv
         The geometry.
     bound : float or 0-d array of the kernel's library
@@ -157,7 +164,8 @@ def project(
         ends with a rescaling by what the certificate leaves above the bound.
     rtol : float, default 1e-4
         "dykstra": relative gap, ``(distance^2 - d^2) / distance^2``, to a lower bound d of the least distance, on
-        the grid of frequencies. Otherwise, the excess over the bound, relative, at which to stop.
+        the grid of frequencies; for every input size 1e-3 at least. Otherwise, the excess over the bound,
+        relative, at which to stop.
     max_iterations : int, default 1000
     steps : int, optional
         Take just so many iterations, over the whole grid, with no look at the values: traceable.
@@ -279,6 +287,7 @@ def _make_problem(
     operand = operand.widen()
     limit = operand.xp.astype(limit, operand.real_dtype)
     known = backend.truth(limit >= 0) is not None
+    rtol = max(rtol, CERTIFICATE_RTOL) if input_shape is None else rtol
     return Problem(operand, limit, known, input_shape is None, factor, (extents, circular), method, float(rtol))
 
 
@@ -319,45 +328,68 @@ def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tup
     return np.flatnonzero(values > limit), max(largest, min(limit, supremum)) if largest <= limit else largest
 
 
-def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[float, bool]:
-    """An upper bound of the norm of a kernel of the answer's scale and dtype, and whether it is within the bound.
+def _slack(operand: Operand, rounding: float, limit: float) -> float:
+    """How far, relative, a certified norm may be above the bound: by no more than its own rounding explains."""
+    eps = float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
+    return min(SLACK - eps, SLACK_EPS * eps + rounding / max(limit**2, sys.float_info.min))
 
-    The upper bound is at the problem's scale, rounding included, that to the answer's dtype too. Not above the bound
-    is, without `slack`, a rounding below it; with `slack`, no further above it than the certificate's own
-    rounding explains.
+
+def certify(problem: Problem, kernel: Array, limit: float, *, slack: bool = False) -> tuple[float, bool]:
+    """An upper bound of the norm of a kernel, at the problem's scale, and whether it is at most `limit`.
+
+    It is improved no further than to that. With `slack` it may be above by what rounding explains.
     """
-    operand, (extents, conv) = problem.operand, problem.geometry
-    answered = make_operand(kernel, extents, conv).widen()
-    scale = float(answered.scale) / float(operand.scale)
-    limit = float(problem.bound) / scale
-    norms = SymbolNorms(answered, sys.maxsize, tested_side=TESTED_SIDE)
-    eps = float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
-    if slack:
-        limit *= 1 + min(SLACK - 2 * eps, SLACK_EPS * eps + norms.rounding / max(limit**2, sys.float_info.min))
-    else:
-        limit *= 1 - 2 * eps
+    operand, scale = problem.operand, 1.0
     if problem.every_size:
-        quick = float(norm_upper_bound(kernel, conv)) / float(answered.scale)
-        if slack and quick <= limit:
-            return quick * scale * (1 + eps), True
-        upper = float(norm_bounds(kernel, conv, rtol=CERTIFICATE_RTOL).upper) / float(answered.scale)
+        operand = make_operand(kernel, None, problem.geometry[1]).widen()
+        kernel, scale = operand.kernel, float(operand.scale)
+        norms = SymbolNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
     else:
-        _, upper = frequencies_above(dataclasses.replace(problem, operand=answered), norms, limit)
-    return upper * scale * (1 + eps), upper <= limit
+        norms = problem.norms(kernel)
+    limit = limit / scale
+    if slack:
+        limit *= 1 + _slack(problem.operand, norms.rounding, limit)
+    if not problem.every_size:
+        upper = frequencies_above(problem, norms, limit)[1]
+    elif norms.ceiling <= limit:
+        upper = norms.ceiling
+    else:
+        upper = search_torus(norms, CERTIFICATE_RTOL, limit)
+        if upper > limit >= norms.best:  # left open by this gap
+            norms.budget = norms.evaluations + CLOSEST_EVALUATIONS
+            upper = min(upper, search_torus(norms, CLOSEST_RTOL, limit))
+    return upper * scale, upper <= limit
 
 
-def rescaled(problem: Problem, kernel: Array) -> tuple[Array, float]:
-    """A kernel, given at the operand's scale, at the answer's, multiplied by what brings it within the bound."""
+def rescaled(problem: Problem, kernel: Array, upper: float) -> tuple[Array, float]:
+    """A kernel multiplied by what brings it within the bound, at the answer's scale, and its certified norm.
+
+    `upper` is that of the kernel, before.
+    """
     operand, bound = problem.operand, float(problem.bound)
-    eps = float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
-    for attempt in range(RESCALINGS):
-        answer = operand.answer(kernel)
-        upper, within = certify(problem, answer)
-        if within:
-            return answer, upper
-        # Rounding to the answer's dtype may add to the norm what it has taken from it.
-        kernel = kernel * (bound / upper * (1 - 2 ** (attempt + 1) * eps))
+    xp = operand.xp
+    eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
+    # For every input size so far below the bound that any certificate with the usual gap finds it so.
+    gap = CERTIFICATE_RTOL if problem.every_size and len(problem.frequencies) > 1 else 0.0
+    target = bound * (1 - 2 * eps) / (1 + gap)
+    for _ in range(RESCALINGS):
+        share = min(1.0, target / upper)
+        exact = kernel * share
+        answer = operand.answer(exact)
+        stored = xp.astype(answer, exact.dtype) / operand.scale
+        # What rounding to the answer's dtype, or the product itself, adds to the norm is at most its taps' norms.
+        rounding = stored - exact if operand.widened else eps * exact
+        certified = (share * upper + _sum_of_norms(operand, rounding)) * (1 + eps)
+        if certified <= bound:
+            return answer, certified
+        target -= 2 * (certified - bound)
     return operand.answer(kernel * 0), 0.0
+
+
+def _sum_of_norms(operand: Operand, kernel: Array) -> float:
+    """The sum of the taps' Frobenius norms, an upper bound of the operator norm."""
+    taps = dataclasses.replace(operand, kernel=kernel).taps()
+    return float(operand.xp.sum(operand.xp.sqrt(squared_norm(operand.xp, taps, axis=(-3, -2, -1)))))
 
 
 # ---- eager: until it has converged -----------------------------------------------------------------
@@ -367,16 +399,19 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     operand, limit = problem.operand, float(problem.bound)
     xp = operand.xp
     original = operand.answer(operand.kernel)
-    upper, within = certify(problem, original, slack=True)
+    upper, within = certify(problem, operand.kernel, limit, slack=True)
     if within:
+        eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
         zero = operand.answer(xp.zeros_like(operand.scale))
-        return Projection(original, _number(operand, upper), zero, 0, True, state)
+        return Projection(original, _number(operand, upper * (1 + eps)), zero, 0, True, state)
     kernel, iterations, converged, reached = operand.kernel, 0, True, None
     if limit > 0 and problem.method == "dykstra":
         kernel, iterations, converged, reached = _nearest(problem, max_iterations, state)
     elif limit > 0 and problem.method != "rescale":
         kernel, iterations, converged = _alternate(problem, max_iterations)
-    answer, upper = rescaled(problem, kernel)
+    if problem.method != "rescale":
+        upper, _ = certify(problem, kernel, 0.0)
+    answer, upper = rescaled(problem, kernel, upper)
     change = xp.astype(answer, operand.kernel.dtype) / operand.scale
     distance = _number(operand, _distance(operand, change, problem.every_size))
     return Projection(answer, _number(operand, upper), distance, iterations, converged, reached)

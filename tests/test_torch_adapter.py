@@ -444,7 +444,7 @@ def test_the_circular_operator_is_bounded_where_it_is_asked_for() -> None:
             transposed=layer.conv.transposed,
         )
         norm = convsv.operator_norm(layer.weight.detach(), layer.input_shape, conv)
-        assert float(norm) == pytest.approx(1.0, rel=1e-5)
+        assert float(norm) == pytest.approx(1.0, rel=2e-3)
 
 
 def test_every_counts_steps_and_remove_ends_it() -> None:

@@ -25,6 +25,7 @@ from convsv_core.bounds import check_repeats_no_pixel
 from convsv_core.conv import as_int
 from convsv_core.operand import make_operand
 from convsv_core.padded import padding_norm
+from convsv_core.projection import CERTIFICATE_RTOL
 
 ProcessGroup: TypeAlias = Any
 
@@ -139,7 +140,9 @@ class StepProjection:
                     continue
                 try:
                     with without_autocast(weights[index]):
-                        kernels[index], found = projected(target, weights[index], self.bound, self._options)
+                        kernels[index], found = projected(
+                            target, weights[index], self.bound / (1 + CERTIFICATE_RTOL), self._options
+                        )
                     norms |= found
                 except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
                     error.add_note(f"in the projection of the layer {target.operators[0].name!r}")
@@ -228,7 +231,8 @@ def project_after_step(
     Notes
     -----
     A layer costs next to nothing while its last certificate, and the change of its weight since, leave it within the
-    bound. The stored weights satisfy the bound, to the relative 1e-6 of the certificate, also those of 16 bits, whose
+    bound. The stored weights satisfy the bound with room for the default gap of `norm_bounds`, 1e-3, so that this
+    finds them to be within it too. So do, to the relative 1e-6 of the certificate, those of 16 bits, whose
     rounding is part of it. A parametrised weight is assigned, so that its parametrizations' `right_inverse` has to
     return it; what they round may be added. A weight that several modules share is brought within the bound
     for each, by a rescaling after the first. Ranks share the layers out by their cost, broadcast, and are bit-identical
