@@ -234,7 +234,7 @@ def _excess_gram(backend: Backend, matrices: Array, limit: Array, _: Array | Non
     values, vectors = backend.eigh(smaller_gram(backend, matrices))
     norms = safe_sqrt(xp, values)
     excess = xp.clip(norms - limit, 0.0, None)
-    leading = xp.max(xp.sum(xp.astype(excess > 0, xp.int64), axis=-1)) if excess.shape[0] else None
+    leading = xp.max(xp.sum(xp.astype(excess > 0, xp.int32), axis=-1)) if excess.shape[0] else None
     if leading is not None and backend.truth(leading > 0) is not None:  # eager: the pairs that exceed are the last
         first = values.shape[-1] - int(leading)
         vectors, kept, norms = vectors[..., first:], excess[..., first:], norms[..., first:]

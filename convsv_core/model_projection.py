@@ -16,7 +16,7 @@ from convsv_core.conv import Conv
 from convsv_core.layers import Layer
 from convsv_core.padded import padding_norm
 from convsv_core.plan import HostArray
-from convsv_core.projection import CERTIFICATE_RTOL, ProjectionMethod, project
+from convsv_core.projection import CERTIFICATE_RTOL, Projection, ProjectionMethod, project
 
 STORED_EPS = {
     "float16": 2.0**-10,
@@ -79,6 +79,8 @@ def project_layers(
     bound: float,
     *,
     method: ProjectionMethod = "dykstra",
+    rtol: float = 1e-2,
+    max_iterations: int = 200,
     selected: Callable[[str], bool] | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -101,7 +103,8 @@ def project_layers(
     bound : float
         Not negative.
     method : {"dykstra", "alternating", "rescale", "newton-schulz"}, default "dykstra"
-        See `project`.
+    rtol, max_iterations
+        See `project`; here looser, because a network takes a while.
     selected : callable, optional
         Whether to project the layer of a name; all if not given.
     dtype, device : str, optional
@@ -117,7 +120,8 @@ def project_layers(
         if layer.stored is not None and (selected is None or selected(layer.name)):
             groups.setdefault(layer.stored.key, []).append(layer)
     found: dict[str, Projected | str] = {}
-    make = functools.partial(_projected, backend=backend, bound=bound, method=method, dtype=dtype, device=device)
+    nearest = functools.partial(project, method=method, rtol=rtol, max_iterations=max_iterations)
+    make = functools.partial(_projected, backend=backend, bound=bound, nearest=nearest, dtype=dtype, device=device)
     for layer in layers:
         report = ProjectionReport(layer.name, **geometry_of(layer), note=layer.note, bound=bound)
         group = groups.get(layer.stored.key, []) if layer.stored is not None else []
@@ -205,7 +209,7 @@ def _projected(
     *,
     backend: Backend,
     bound: float,
-    method: ProjectionMethod,
+    nearest: Callable[..., Projection],
     dtype: str | None,
     device: str | None,
 ) -> Projected:
@@ -223,7 +227,7 @@ def _projected(
     wide, iterations, converged = kernel, 0, True
     for geometry in geometries:
         array = backend.asarray(wide, dtype=chosen, device=device)
-        result = project(array, None, geometry.conv, bound / geometry.factor, method=method)
+        result = nearest(array, None, geometry.conv, bound / geometry.factor)
         wide = backend.to_numpy(result.kernel)
         iterations += result.iterations
         converged = converged and bool(result.converged)

@@ -354,6 +354,20 @@ def _check_bound(ctx: click.Context, param: click.Parameter, value: float) -> fl
     help="dykstra: to the nearest kernel. alternating, newton-schulz: to some near one. rescale: by a factor.",
 )
 @click.option(
+    "--rtol",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-2,
+    show_default=True,
+    help="dykstra: gap between the squared distance and that of the nearest kernel; others: excess to stop at.",
+)
+@click.option(
+    "--max-iterations",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="After so many a layer is scaled to the bound as it is.",
+)
+@click.option(
     "--only",
     multiple=True,
     metavar="PATTERN",
@@ -366,6 +380,8 @@ def project_network(
     bound: float,
     output: Path,
     method: ProjectionMethod,
+    rtol: float,
+    max_iterations: int,
     only: Sequence[str],
     force: bool,
     **options: Any,
@@ -396,6 +412,8 @@ def project_network(
         request.backend,
         bound,
         method=method,
+        rtol=rtol,
+        max_iterations=max_iterations,
         selected=lambda name: not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only),
         dtype=request.dtype,
         device=request.device,
