@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from convsv_backends import _threads
+from convsv_backends import _numpy, _threads
 from convsv_backends._threads import SharedLimit, map_in_threads
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
@@ -68,7 +68,7 @@ def test_the_users_own_limit_is_kept(kernel: np.ndarray, limit: int, monkeypatch
         running.add(threading.get_ident())
         most = max(most, len(running))
         if len(array) > 1:  # a single matrix is left to BLAS's own threads
-            assert set(blas_threads()) == {1}
+            assert {library["num_threads"] for library in _numpy._blas().info()} == {1}
         try:
             return original(array)
         finally:
@@ -77,8 +77,10 @@ def test_the_users_own_limit_is_kept(kernel: np.ndarray, limit: int, monkeypatch
     monkeypatch.setattr(backend, "eigvalsh", watched, raising=False)
     monkeypatch.setattr(_threads, "usable_processors", lambda: 2)
     with threadpool_limits(limits=limit, user_api="blas"):
+        before = blas_threads()
+        assert max(before) == limit  # a BLAS that another test has loaded may know one thread only
         convsv.singular_values(kernel, (64, 64), CONV)
-        assert set(blas_threads()) == {limit}
+        assert blas_threads() == before
     assert 1 <= most <= limit
 
 

@@ -79,9 +79,10 @@ def _blas() -> ThreadpoolController:
 
 
 def _limit_blas() -> tuple[int, Callable[[], object]]:
+    # Some other library's BLAS may know one thread only, whatever the limit: the largest number is the user's.
     found = [library["num_threads"] for library in _blas().info()]
     limited = _blas().limit(limits=1)
-    return min(found, default=usable_processors()), limited.restore_original_limits
+    return max(found, default=usable_processors()), limited.restore_original_limits
 
 
 _blas_limit = SharedLimit(_limit_blas)
