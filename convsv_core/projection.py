@@ -308,22 +308,27 @@ def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tup
     left = np.arange(len(frequencies))
     supremum = math.inf
     for spacing in COARSER:
-        reach = float(np.sum(norms.types * np.minimum(spacing / 2, 1 + periods // 2) * 2 * np.pi / periods))
-        if spacing > 1 and reach > 1:
+        # A frequency is within `near` of its coarse one, and any angle, by way of a frequency, within `far` of some.
+        near, far = (
+            float(np.sum(norms.types * np.minimum(steps, periods) * 2 * np.pi / periods))
+            for steps in (spacing / 2, (spacing + 1) / 2)
+        )
+        if spacing > 1 and far > 1:
             continue
-        nearest = visit[tuple((np.rint(frequencies[left] / spacing).astype(int) * spacing % periods).T)]
-        wanted = np.unique(nearest)
+        coarse = visit[tuple((np.rint(frequencies[left] / spacing).astype(int) * spacing % periods).T)]
+        wanted = np.unique(coarse)
         wanted = wanted[values[wanted] < 0]
-        # Where the norm is not above the first of two limits, nothing near is above the second.
-        limits = [limit * math.cos(reach) * (1 - 1e-15), limit] if spacing > 1 else [limit]
+        # Where no norm is above the first of two limits, nothing between them is above the second.
+        limits = [limit * math.cos(far) * (1 - 1e-15), limit] if spacing > 1 else [limit]
         if len(wanted):
             ladder = np.broadcast_to(np.asarray(limits)[:, None], (len(limits), len(wanted)))
             values[wanted] = norms.upper(problem.angles(frequencies[wanted]), ladder)
         if spacing == 1:
             break
-        supremum = min(supremum, float(values.max()) / math.cos(reach))
-        distance = np.arccos(np.minimum(values[nearest] / max(supremum, sys.float_info.min), 1.0))
-        left = left[supremum * np.cos(np.maximum(distance - reach, 0.0)) > limit]
+        if supremum == math.inf:  # the first of these grids, which lies everywhere
+            supremum = float(values.max()) / math.cos(far)
+        distance = np.arccos(np.minimum(values[coarse] / max(supremum, sys.float_info.min), 1.0))
+        left = left[supremum * np.cos(np.maximum(distance - near, 0.0)) > limit]
     largest = float(values.max())
     return np.flatnonzero(values > limit), max(largest, min(limit, supremum)) if largest <= limit else largest
 

@@ -351,3 +351,28 @@ def test_a_projection_that_is_not_the_nearest_is_caught(monkeypatch: pytest.Monk
     monkeypatch.setattr(convsv, "project", another)
     with pytest.raises(Failure, match=r"dykstra: .* is above"):
         check.nearest(target, case, Ledger(target.eps))
+
+
+@pytest.mark.parametrize("real", [True, False])
+@pytest.mark.parametrize("extents", [(5, 9), (16, 16), (23, 14), (31, 40), (64, 33), (1, 50)])
+def test_no_frequency_above_the_bound_is_left_out(extents: tuple[int, int], real: bool) -> None:
+    """The search by coarser grids finds what a visit of every frequency finds."""
+    conv = convsv.Conv("OIHW")
+    rng = np.random.default_rng(sum(extents))
+    for smooth in (0.0, 0.5, 2.0):
+        kernel = rng.standard_normal((3, 2, 3, 3)) * np.exp(-smooth * np.add.outer([1, 0, 1], [1, 0, 1]))
+        if not real:
+            kernel = kernel * np.exp(1j * rng.uniform(size=kernel.shape))
+        values = convsv.frequency_singular_values(kernel, extents, conv)[..., 0]
+        for share in (0.3, 0.8, 0.97, 1.2):
+            limit = share * float(values.max())
+            problem = projection._make_problem(kernel, extents, conv, limit, "rescale", 1e-4)
+            limit = float(problem.bound)
+            norms = problem.norms(problem.operand.kernel)
+            above, upper = projection.frequencies_above(problem, norms, limit)
+            visited = values[tuple(problem.frequencies.T)] / float(problem.operand.scale)
+            rounding = 100 * np.finfo(float).eps
+            assert set(np.flatnonzero(visited > limit * (1 + rounding))) <= set(above)
+            assert set(above) <= set(np.flatnonzero(visited > limit * (1 - rounding)))
+            assert upper >= visited.max() * (1 - rounding)
+            assert upper <= max(limit, float(visited.max()) * (1 + rounding))
