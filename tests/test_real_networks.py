@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from convsv_conformance.dense import dense_matrix
 
+import convsv_core as convsv
 from convsv_core.analysis import analyse, read_model
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend
@@ -84,3 +85,39 @@ def test_every_convolution_and_three_against_the_dense_matrix(package, file, sha
         assert report.smallest_singular_value == pytest.approx(values[-1], abs=tolerance), layer.name
         if len(values) == len(report.curve):
             np.testing.assert_allclose(report.curve, values, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "shape", "count"),
+    [("facenet_pytorch", "data/pnet.pt", (3, 10, 10), 3), ("convsv_adapters", "data/digits.onnx", (1, 8, 8), 5)],
+    ids=["pnet", "digits"],
+)
+def test_every_3x3_layer_is_projected_alike_by_each_library(package, file, shape, count):
+    layers = [
+        layer
+        for layer in read_model(find(package, file), ReadOptions({"": shape}))
+        if layer.kernel is not None and layer.kernel.shape[-2:] == (3, 3)
+    ]
+    assert len(layers) == count
+    rtol, extents = 1e-4, (10, 10)
+    for layer in layers:
+        bound = 0.7 * float(convsv.operator_norm(layer.kernel, extents, circular(layer.conv)))
+        found = {}
+        for name in ("numpy", "torch", "jax"):
+            backend = get_backend(name)
+            kernel = backend.asarray(layer.kernel, dtype="float32")
+            result = convsv.project(kernel, extents, circular(layer.conv), bound, rtol=rtol)
+            assert result.converged, (layer.name, name)
+            assert bound * (1 - 1e-3) <= float(result.norm) <= bound * (1 + 1e-6)
+            after = float(convsv.operator_norm(result.kernel, extents, circular(layer.conv)))
+            assert after <= bound * (1 + 1e-6)
+            found[name] = (backend.to_numpy(result.kernel), float(result.distance))
+        kernel, distance = found["numpy"]
+        for other, further in found.values():
+            # both are within rtol / 2 of the least distance, and so within sqrt(rtol) of it of the one nearest kernel
+            assert further == pytest.approx(distance, rel=rtol)
+            assert np.linalg.norm(other - kernel) <= 2 * math.sqrt(rtol) * np.linalg.norm(kernel - layer.kernel)
+
+
+def circular(conv):
+    return convsv.Conv(conv.layout, conv.stride, conv.dilation, conv.groups, transposed=conv.transposed)
