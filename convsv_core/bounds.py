@@ -171,7 +171,7 @@ def _norm_bounds(
 ) -> NormBounds:
     conv = operand.plan.conv
     # The answer's own rounding, once up and once down, is part of the gap.
-    margin = 2 * float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
+    margin = 2 * operand.answer_eps
     gap = max(rtol - 3 * margin, rtol / 2)
     norms = SymbolNorms(operand, budget)
     upper = search_torus(norms, gap)

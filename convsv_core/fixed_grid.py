@@ -111,5 +111,5 @@ def grid_upper_bound(operand: Operand, factor: float = 1.0) -> Array:
     is_zero = known == 0
     share = sum_rounding(operand) * xp.sum(moduli) / xp.where(is_zero, xp.ones_like(known), known) ** 2
     widened = xp.sqrt(1 + xp.where(is_zero, xp.zeros_like(share), share))
-    eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
+    eps = operand.answer_eps
     return norm * widened * (factor * (1 + 4 * eps))

@@ -64,6 +64,11 @@ class Operand:
         """The computation's complex dtype, as the library has it."""
         return getattr(self.xp, COMPLEX_OF[self.computed_in])
 
+    @property
+    def answer_eps(self) -> float:
+        """The spacing of numbers at 1 in the answer's dtype."""
+        return float(self.xp.finfo(getattr(self.xp, self.answered_in)).eps)
+
     def run(self, function: Callable[..., Any], *static: Any, arrays: tuple[Array, ...] = ()) -> Any:
         """``function(self, *arrays, *static)``, compiled where the library compiles."""
         return self.backend.run(function, (self, *arrays), static)

@@ -489,7 +489,7 @@ def _is_converged(operator: PaddedOperator, values: Array, residuals: Array) -> 
     which the Ritz value p stands. The p that gives least is the cluster that the first value belongs to.
     """
     xp = operator.operand.xp
-    eps = float(xp.finfo(getattr(xp, operator.operand.answered_in)).eps)
+    eps = operator.operand.answer_eps
     gaps = values[:1] - values[1:]
     separate = gaps > 0
     errors = xp.cumulative_sum(residuals**2)[:-1] / xp.where(separate, gaps, xp.ones_like(gaps))

@@ -509,7 +509,7 @@ def _answer_square(operand: Operand, value: Array) -> Array:
 
 def _check_floor(operand: Operand, floor: float | None) -> float:
     if floor is None:
-        return FLOOR * float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
+        return FLOOR * operand.answer_eps
     number = _as_float("floor", floor)
     if not 0 < number < 1:
         raise ValueError(f"floor={floor}: wanted a number between 0 and 1, relative to the largest singular value")

@@ -229,8 +229,6 @@ class Problem:
         Whether the grid stands for all frequencies.
     factor : float
         How far the norm can rise between those of the grid.
-    geometry : (tuple of int, Conv)
-        Of the circular convolution that has this grid.
     """
 
     operand: Operand
@@ -238,7 +236,6 @@ class Problem:
     known: bool
     every_size: bool
     factor: float
-    geometry: tuple[tuple[int, ...], Conv]
     method: ProjectionMethod
     rtol: float
 
@@ -288,7 +285,7 @@ def _make_problem(
     limit = operand.xp.astype(limit, operand.real_dtype)
     known = backend.truth(limit >= 0) is not None
     rtol = max(rtol, CERTIFICATE_RTOL) if input_shape is None else rtol
-    return Problem(operand, limit, known, input_shape is None, factor, (extents, circular), method, float(rtol))
+    return Problem(operand, limit, known, input_shape is None, factor, method, float(rtol))
 
 
 # ---- the certificate -------------------------------------------------------------------------------
@@ -335,7 +332,7 @@ def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tup
 
 def _slack(operand: Operand, rounding: float, limit: float) -> float:
     """How far, relative, a certified norm may be above the bound: by no more than its own rounding explains."""
-    eps = float(operand.xp.finfo(getattr(operand.xp, operand.answered_in)).eps)
+    eps = operand.answer_eps
     return min(SLACK - eps, SLACK_EPS * eps + rounding / max(limit**2, sys.float_info.min))
 
 
@@ -346,8 +343,8 @@ def certify(problem: Problem, kernel: Array, limit: float, *, slack: bool = Fals
     """
     operand, scale = problem.operand, 1.0
     if problem.every_size:
-        operand = make_operand(kernel, None, problem.geometry[1]).widen()
-        kernel, scale = operand.kernel, float(operand.scale)
+        operand = make_operand(kernel, None, operand.plan.conv).widen()
+        scale = float(operand.scale)
         norms = SymbolNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
     else:
         norms = problem.norms(kernel)
@@ -373,7 +370,7 @@ def rescaled(problem: Problem, kernel: Array, upper: float) -> tuple[Array, floa
     """
     operand, bound = problem.operand, float(problem.bound)
     xp = operand.xp
-    eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
+    eps = operand.answer_eps
     # For every input size so far below the bound that any certificate with the usual gap finds it so.
     gap = CERTIFICATE_RTOL if problem.every_size and len(problem.frequencies) > 1 else 0.0
     target = bound * (1 - 2 * eps) / (1 + gap)
@@ -406,7 +403,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     original = operand.answer(operand.kernel)
     upper, within = certify(problem, operand.kernel, limit, slack=True)
     if within:
-        eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
+        eps = operand.answer_eps
         zero = operand.answer(xp.zeros_like(operand.scale))
         return Projection(original, _number(operand, upper * (1 + eps)), zero, 0, True, state)
     kernel, iterations, converged, reached = operand.kernel, 0, True, None
@@ -611,7 +608,7 @@ def _fixed_steps(
     before, after = (
         grid_upper_bound(dataclasses.replace(operand, kernel=one), factor) for one in (operand.kernel, kernel)
     )
-    eps = float(xp.finfo(getattr(xp, operand.answered_in)).eps)
+    eps = operand.answer_eps
     positive = after > 0
     share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))
     share = xp.where(after > bound, share * (1 - SLACK_EPS * eps), xp.ones_like(share))
