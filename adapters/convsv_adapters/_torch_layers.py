@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +22,6 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 LAYOUTS = {1: "OIW", 2: "OIHW", 3: "OIDHW"}
 TRANSPOSED_LAYOUTS = {1: "IOW", 2: "IOHW", 3: "IODHW"}
 COMPUTED_IN_FORWARD = "its weight is computed by a hook before each forward pass"
-CIRCULAR_NEEDS_EXTENTS = "the extents of the layer {name!r} are not known: wanted an example_input that reaches it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,14 +133,6 @@ def unwrap(model: nn.Module) -> nn.Module:
 def largest_extents(layer: ConvLayer) -> Extents:
     """Those of the most pixels that the layer has been seen with."""
     return max(layer.input_shapes, key=math.prod)
-
-
-def circular_geometry(layer: ConvLayer, extents: Extents) -> tuple[Extents, Conv]:
-    """The circular convolution of a layer and its extents, which the stride divides: the next such multiples."""
-    conv = layer.conv
-    strides = (1,) * conv.ndim if conv.transposed else conv.strides
-    rounded = tuple(-(-n // s) * s for n, s in zip(extents, strides, strict=True))
-    return rounded, replace(conv, padding="same", padding_mode="circular")
 
 
 def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:

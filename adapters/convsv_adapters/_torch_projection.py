@@ -10,13 +10,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from convsv_adapters._operators import NEEDS_EXTENTS, circular_geometry, lattice
 from convsv_adapters._torch_exchange import is_sharded, make_exchange, refuse_flat_parameters, write_shard
 from convsv_adapters._torch_layers import (
-    CIRCULAR_NEEDS_EXTENTS,
     COMPUTED_IN_FORWARD,
     ConvLayer,
     Extents,
-    circular_geometry,
     conv_layers,
     without_autocast,
 )
@@ -304,16 +303,15 @@ def _targets(layers: list[ConvLayer], circular: bool) -> list[Target]:
 def _operators(layer: ConvLayer, circular: bool) -> list[Operator]:
     if circular:
         if not layer.input_shapes:
-            raise ValueError(f"circular=True: {CIRCULAR_NEEDS_EXTENTS.format(name=layer.name)}")
-        geometries = [circular_geometry(layer, extents) for extents in layer.input_shapes]
+            raise ValueError(f"circular=True: {NEEDS_EXTENTS.format(name=layer.name)}")
+        geometries = [circular_geometry(layer.conv, extents) for extents in layer.input_shapes]
         return [Operator(layer.name, conv, extents, 1.0) for extents, conv in geometries]
     shape = tuple(layer.weight.shape)
-    lattice = dataclasses.replace(layer.conv, padding="same", padding_mode="circular")
     if layer.conv.padding_mode == "zeros":
-        return [Operator(layer.name, lattice, None, 1.0)]
+        return [Operator(layer.name, lattice(layer.conv), None, 1.0)]
     if layer.input_shapes:
         largest = max(padding_norm(shape, extents, layer.conv) for extents in layer.input_shapes)
-        return [Operator(layer.name, lattice, None, largest)]
+        return [Operator(layer.name, lattice(layer.conv), None, largest)]
     try:
         check_repeats_no_pixel(make_operand(_whole(layer.weight.detach()), None, layer.conv), layer.conv)
     except NotImplementedError as error:
@@ -321,7 +319,7 @@ def _operators(layer: ConvLayer, circular: bool) -> list[Operator]:
             f"the layer {layer.name!r} has padding that repeats pixels, and no extents are known: wanted an "
             f"example_input or input_shapes ({error})"
         ) from None
-    return [Operator(layer.name, lattice, None, 1.0)]
+    return [Operator(layer.name, lattice(layer.conv), None, 1.0)]
 
 
 # ---- weights ---------------------------------------------------------------------------------------------

@@ -12,10 +12,8 @@ One line bounds every convolution of a model, after each step of the optimizer:
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -23,18 +21,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import convsv_core
+from convsv_adapters._operators import check_penalty, circular_geometry, layer_penalty
 from convsv_adapters._torch_layers import (
-    CIRCULAR_NEEDS_EXTENTS,
     CONVOLUTIONS,
     ConvLayer,
     Extents,
-    circular_geometry,
     conv_layers,
-    largest_extents,
     without_autocast,
 )
 from convsv_adapters._torch_projection import StepProjection, project_after_step
-from convsv_core import Conv, norm_upper_bound, penalties
+from convsv_core import Conv, norm_upper_bound
 from convsv_core.analysis import LayerReport
 
 __all__ = [
@@ -47,12 +43,6 @@ __all__ = [
     "penalty",
     "project_after_step",
 ]
-
-PENALTIES = tuple(
-    name
-    for name, function in vars(penalties).items()
-    if inspect.isfunction(function) and function.__module__ == penalties.__name__ and not name.startswith("_")
-)
 
 Mode = Literal["bound", "normalise"]
 
@@ -189,7 +179,7 @@ def operator_norm(
     if circular:
         if input_shape is None:
             raise ValueError("circular=True: wanted an input_shape, at which the circular convolution is meant")
-        input_shape, conv = circular_geometry(layer, tuple(input_shape))
+        input_shape, conv = circular_geometry(layer.conv, tuple(input_shape))
     parametrize.register_parametrization(module, "weight", OperatorNorm(conv, input_shape, bound, mode, rtol=rtol))
     return module
 
@@ -239,32 +229,16 @@ def penalty(
     >>> loss = penalty(model, "norm_hinge", layers=layers, bound=0.1)
     >>> loss.backward()
     """
-    if kind not in PENALTIES:
-        raise ValueError(f"kind={kind!r}: wanted one of {', '.join(PENALTIES)}")
+    check_penalty(kind)
     chosen = conv_layers(model, example_input) if layers is None else list(layers)
     if not chosen:
         raise ValueError("model has no convolution")
-    parts = [_penalty(layer, kind, options) for layer in chosen]
+    parts = []
+    for layer in chosen:
+        weight = layer.weight
+        with without_autocast(weight):
+            parts.append(layer_penalty(layer.name, weight, layer.conv, layer.input_shapes, kind, options))
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
-
-
-def _penalty(layer: ConvLayer, kind: str, options: dict[str, Any]) -> torch.Tensor:
-    weight = layer.weight
-    with without_autocast(weight):
-        if layer.input_shapes:
-            extents, conv = circular_geometry(layer, largest_extents(layer))
-            return getattr(penalties, kind)(weight, extents, conv, **options)
-        conv = replace(layer.conv, padding="same", padding_mode="circular")
-        if kind == "orthogonality":
-            return penalties.orthogonality(weight, None, conv, **options)
-        if kind == "squared_norm":
-            return norm_upper_bound(weight, conv, **options) ** 2
-        if kind == "norm_hinge":
-            bound = options["bound"] if set(options) == {"bound"} else None
-            if bound is None:
-                raise TypeError(f"options={options}: norm_hinge takes a bound")
-            return torch.relu(norm_upper_bound(weight, conv) - bound) ** 2
-    raise ValueError(f"kind={kind!r}: {CIRCULAR_NEEDS_EXTENTS.format(name=layer.name)}")
 
 
 def analyze(model: nn.Module, example_input: object = None, **options: Any) -> list[LayerReport]:
