@@ -116,6 +116,12 @@ class Backend:
         xp = self.namespace(array)
         return xp.conj(array) if xp.isdtype(array.dtype, "complex floating") else array
 
+    def complex(self, real: Array, imaginary: Array) -> Array:
+        """Complex numbers from their parts, which are of one dtype."""
+        xp = self.namespace(real)
+        kind = xp.complex64 if real.dtype == xp.float32 else xp.complex128
+        return xp.astype(real, kind) + 1j * xp.astype(imaginary, kind)
+
     def adjoint(self, array: Array) -> Array:
         """Conjugate transposes of the matrices in the last two axes."""
         return self.conj(self.namespace(array).matrix_transpose(array))
@@ -198,8 +204,8 @@ class Backend:
             state = function(*state)
         return state
 
-    def full_precision(self) -> AbstractContextManager[object]:
-        """Have matrix products, while it is entered, keep the digits of their arguments' dtype."""
+    def computing(self, like: Array) -> AbstractContextManager[object]:
+        """What holds while a call computes with arrays such as `like`: products keep the digits of their dtype."""
         return contextlib.nullcontext()
 
     # ---- transformations of functions, None where the library has none ----------------------------

@@ -28,8 +28,8 @@ from convsv_core.ascent import ascend
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int
 from convsv_core.covering import Cells, cover, distinct
-from convsv_core.decomposition import squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, differences_of, gram_coefficients, itemsize, symbol_polynomial
+from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
+from convsv_core.gram import gram_polynomial, sum_rounding
 from convsv_core.operand import Operand, make_operand
 from convsv_core.padded import padded_operator_norm, padding_norm
 from convsv_core.plan import HostArray, check_input_shape, is_circulant
@@ -148,7 +148,7 @@ def norm_bounds(
     if input_shape is None:
         check_repeats_no_pixel(operand, conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
-    with operand.backend.full_precision():
+    with operand.backend.computing(operand.kernel):
         return _norm_bounds(operand, kernel, extents, rtol, budget)
 
 
@@ -203,23 +203,6 @@ def _norm_bounds(
     )
 
 
-def sum_rounding(operand: Operand) -> float:
-    """Rounding error of the sums that make a Gram matrix and its eigenvalues, relative to the sum of their moduli."""
-    rows, columns = operand.plan.block
-    offsets, differences = (
-        math.prod(count)
-        for count in zip(*((len(a.offsets), len(differences_of(a.offsets))) for a in operand.plan.axes), strict=True)
-    )
-    terms = differences + offsets * max(rows, columns) + min(rows, columns)
-    return min(terms, 8 * math.sqrt(terms)) * float(operand.xp.finfo(operand.real_dtype).eps) / 2
-
-
-def largest_coefficients(operand: Operand, coefficients: Array) -> Array:
-    """The largest Frobenius norm among the groups of each of the Gram matrix' coefficients."""
-    xp = operand.xp
-    return xp.sqrt(xp.max(squared_norm(xp, coefficients, axis=(-2, -1)), axis=-1))
-
-
 class SymbolNorms:
     """Norms of the symbol at any angles, with the rounding error of each and the best one so far.
 
@@ -247,18 +230,14 @@ class SymbolNorms:
         self.budget = budget
         self.evaluations = spent
         self.best = 0.0
-        coefficients, axes = gram_coefficients(operand)
-        self._differences = np.asarray(list(itertools.product(*axes)), float)
-        self.types = np.asarray([max(axis) / 2 for axis in axes], float)
-        self.best_angles = np.zeros(len(axes))
+        self._gram = gram_polynomial(operand)
+        self._differences = self._gram.differences.astype(float)
+        self.types = operand.plan.exponential_types
+        self.best_angles = np.zeros(len(self.types))
         self._attained = False
-        _, groups, side, _ = coefficients.shape
-        identity = backend.constant(np.tile(np.eye(side), (1, groups, 1, 1)), coefficients)
-        identity = operand.xp.astype(identity, operand.complex_dtype, copy=False)
-        self.tests = side >= tested_side
-        self._terms = operand.xp.concat([identity, -coefficients], axis=0)
-        self._moduli = backend.to_numpy(largest_coefficients(operand, coefficients)).astype(float)
-        self.relative_rounding = sum_rounding(operand)
+        self.tests = min(operand.plan.block) >= tested_side
+        self._moduli = backend.to_numpy(self._gram.moduli()).astype(float)
+        self.relative_rounding = sum_rounding(operand.plan) * operand.eps
         self.rounding = self.relative_rounding * float(self._moduli.sum())
         self.ceiling = math.sqrt(float(self._moduli.sum()) + self.rounding)
 
@@ -298,18 +277,16 @@ class SymbolNorms:
 
     def _map(self, function: Callable[[Array], Array], angles: HostArray, levels: HostArray) -> HostArray:
         """`function` of ``level I - G`` at `angles`, one number or flag a row, on the host."""
-        xp, backend = self.operand.xp, self.operand.backend
-        count, groups, side, _ = self._terms.shape
-        flat = xp.reshape(self._terms, (count, groups * side**2))
+        xp, backend, gram = self.operand.xp, self.operand.backend, self._gram
 
         def of_block(rows: Array) -> Array:
-            rows = xp.astype(rows, self.operand.complex_dtype, copy=False)
-            return function(xp.reshape(xp.matmul(rows, flat), (-1, groups, side, side)))
+            return function(gram.matrices(xp.astype(rows, self.operand.real_dtype, copy=False)))
 
-        rows = np.concatenate([levels[:, None], np.exp(1j * (angles @ self._differences.T))], axis=1)
+        rows = gram.factors_below(angles, levels)
         filled = np.minimum(np.arange(backend.batch_size(len(rows))), len(rows) - 1)
-        row_bytes = (count + 3 * groups * side**2) * itemsize(self.operand)
-        found = backend.map_blocks(of_block, rows[filled], self.operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
+        found = backend.map_blocks(
+            of_block, rows[filled], self.operand.kernel, row_bytes=gram.row_bytes, budget=BLOCK_BYTES
+        )
         return backend.to_numpy(found)[: len(rows)]
 
     def _largest(self, matrices: Array) -> Array:

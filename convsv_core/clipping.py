@@ -78,11 +78,10 @@ def _clip(operand: Operand, limit: Array, lower: Array | None = None) -> Array:
     xp, plan = operand.xp, operand.plan
     wide = operand.widen()
     method: Method = "gram" if wide.widened and lower is None else "svd"
-    rows = np.arange(len(plan.frequencies))
-    frequencies, weights = frequency_tables(wide, rows)
+    frequencies, weights = frequency_tables(wide, np.arange(len(plan.frequencies)))
     limit = xp.astype(limit, wide.real_dtype)
     lower = None if lower is None else xp.astype(lower, wide.real_dtype)
-    change, *_ = excess_pass(wide, wide.kernel, limit, rows, frequencies, weights, None, method, lower=lower)
+    change, *_ = excess_pass(wide, wide.kernel, limit, frequencies, weights, None, method, lower=lower, tested=operand)
     return wide.answer(wide.kernel - change)
 
 

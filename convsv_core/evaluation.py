@@ -1,28 +1,25 @@
-"""Matrices at given frequencies: the symbol's, and those of its Gram matrix.
+"""The symbol's matrices at given frequencies.
 
-Both are trigonometric polynomials. A product of a small matrix of phases with the coefficients, block by
+The symbol is a trigonometric polynomial. A product of a small matrix of phases with its coefficients, block by
 block, is less work than an FFT for the kernels of real networks, and leaves the matrices contiguous.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array
 from convsv_core.operand import Operand
 from convsv_core.plan import IntArray, unit_phases
 
 BLOCK_BYTES = 1 << 28
 """Default budget, in bytes, for the frequencies held at one time."""
-
-PAIRED_ENTRIES = 1 << 20
-"""Products of entries of the taps, in all pairs, up to which one matrix product makes them all."""
 
 FFT_FACTOR = 24
 """Offsets, in units of log2 of the number of frequencies, from which an FFT is cheaper than a product."""
@@ -45,8 +42,8 @@ class TrigonometricPolynomial:
 
     Attributes
     ----------
-    coefficients : array, shape (offsets, groups, rows, columns), complex
-        One matrix for each combination of the axes' offsets, in row-major order.
+    coefficients : array, shape (offsets, groups, rows, columns)
+        One matrix for each combination of the axes' offsets, in row-major order; real for real kernels.
     tables : list of array, one an axis, shape (period, offsets of the axis), complex
         The phases.
     """
@@ -63,18 +60,20 @@ class TrigonometricPolynomial:
 
     def __call__(self, frequencies: Array) -> Array:
         """The matrices at the frequencies of the given indices."""
+        return self.matrices(self.phases(frequencies))
+
+    def matrices(self, phases: Array) -> Array:
+        """The matrices that rows of phases stand for."""
         xp, shape = self.operand.xp, self.coefficients.shape
         flat = xp.reshape(self.coefficients, (shape[0], math.prod(shape[1:])))
-        return xp.reshape(xp.matmul(self.phases(frequencies), flat), (-1, *shape[1:]))
+        if self.operand.plan.real:  # two real products are half of the work of a complex one
+            parts = xp.matmul(xp.real(phases), flat), xp.matmul(xp.imag(phases), flat)
+            return xp.reshape(self.operand.backend.complex(*parts), (-1, *shape[1:]))
+        return xp.reshape(xp.matmul(phases, flat), (-1, *shape[1:]))
 
     def phases(self, frequencies: Array) -> Array:
         """The phase of every offset at the frequencies of the given indices: shape (B, offsets)."""
-        xp = self.operand.xp
-        phases = xp.take(self.tables[0], frequencies[:, 0], axis=0)
-        for axis, table in enumerate(self.tables[1:], start=1):
-            along = xp.take(table, frequencies[:, axis], axis=0)
-            phases = xp.reshape(phases[:, :, None] * along[:, None, :], (phases.shape[0], -1))
-        return phases
+        return phases_at(self.tables, frequencies, self.operand.xp)
 
 
 @dataclass(frozen=True)
@@ -114,31 +113,10 @@ class RealPart:
         return self.operand.backend.contiguous(self.operand.xp.real(self.evaluate(frequencies)))
 
 
-@dataclass(frozen=True)
-class GramOf:
-    """``A A*`` or ``A* A``, whichever is smaller, of the matrices of another evaluator."""
-
-    operand: Operand
-    evaluate: Evaluator
-
-    @property
-    def row_bytes(self) -> int:
-        """See `Evaluator`."""
-        return 2 * self.evaluate.row_bytes
-
-    def __call__(self, frequencies: Array) -> Array:
-        """The matrices at the frequencies of the given indices."""
-        xp, blocks = self.operand.xp, self.evaluate(frequencies)
-        adjoint = self.operand.backend.adjoint(blocks)
-        rows, columns = blocks.shape[-2:]
-        return xp.matmul(blocks, adjoint) if rows <= columns else xp.matmul(adjoint, blocks)
-
-
 def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
     """The symbol, as a polynomial whose coefficients are the taps."""
     offsets = [axis.offsets for axis in operand.plan.axes]
-    taps = operand.xp.astype(operand.taps(), operand.complex_dtype, copy=False)
-    return TrigonometricPolynomial(operand, taps, _tables(operand, offsets))
+    return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, offsets))
 
 
 def symbol_evaluator(operand: Operand) -> Evaluator:
@@ -147,99 +125,13 @@ def symbol_evaluator(operand: Operand) -> Evaluator:
     return _transform(polynomial) if _fft_is_cheaper(operand) else polynomial
 
 
-def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
-    """Return the cheapest way to evaluate the Gram matrix ``A A*`` or ``A* A`` of `symbol`, the smaller one.
-
-    The Gram matrix is a polynomial too. Its coefficients cost a product for every pair of taps, which
-    soon is less than a product for every frequency.
-    """
-    plan = operand.plan
-    rows, columns = plan.block
-    side = min(rows, columns)
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
-    direct = len(plan.frequencies) * 8 * rows * columns * (offsets + side)
-    pairs = offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
-    if pairs + len(plan.frequencies) * 8 * differences * side**2 > direct:
-        return GramOf(operand, symbol)
-    return gram_polynomial(operand)
-
-
-def gram_polynomial(operand: Operand) -> TrigonometricPolynomial:
-    """The symbol's Gram matrix, as a polynomial."""
-    coefficients, axes = gram_coefficients(operand)
-    return TrigonometricPolynomial(operand, coefficients, _tables(operand, axes))
-
-
-def gram_coefficients(operand: Operand) -> tuple[Array, list[tuple[int, ...]]]:
-    """Coefficients of the symbol's Gram matrix, ``A A* = sum over s of G_s exp(i s theta)``, or of ``A* A``.
-
-    ``G_s`` is the sum of ``K_p K_p'*`` over the taps whose offsets differ by s, and ``G_-s = G_s*``. Returns
-    them as an array of shape (differences, groups, side, side), complex, and the differences of each axis, of
-    which the first axis of the array holds every combination in row-major order.
-    """
-    xp, backend, plan = operand.xp, operand.backend, operand.plan
-    taps = operand.taps()
-    sign = 1
-    if taps.shape[-2] > taps.shape[-1]:  # A* A: the same with the adjoint taps, at the opposite offsets
-        taps, sign = backend.adjoint(taps), -1
-    axes = [differences_of(axis.offsets) for axis in plan.axes]
-    pairs = _pairs(tuple(axis.offsets for axis in plan.axes), sign)
-    if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
-        coefficients = _paired_products(backend, taps, pairs)
-    else:
-        coefficients = _summed_products(backend, taps, pairs)
-    return xp.astype(coefficients, operand.complex_dtype, copy=False), axes
-
-
-def _pairs(offsets: tuple[tuple[int, ...], ...], sign: int) -> list[list[tuple[int, int]]]:
-    """For each combination of the axes' differences, in row-major order, the pairs of taps that differ by it."""
-    found: dict[tuple[int, ...], list[tuple[int, int]]] = {
-        difference: [] for difference in itertools.product(*map(differences_of, offsets))
-    }
-    for (p, one), (q, other) in itertools.product(enumerate(itertools.product(*offsets)), repeat=2):
-        found[tuple(sign * (a - b) for a, b in zip(one, other, strict=True))].append((p, q))
-    return list(found.values())
-
-
-def _paired_products(backend: Backend, taps: Array, pairs: list[list[tuple[int, int]]]) -> Array:
-    """The sums of ``K_p K_q*`` over each list of pairs, from one product that holds every pair: for small taps."""
-    xp = backend.namespace(taps)
-    count, groups, side, inner = taps.shape
-    flat = xp.reshape(xp.permute_dims(taps, (1, 0, 2, 3)), (groups, count * side, inner))
-    products = xp.reshape(xp.matmul(flat, backend.adjoint(flat)), (groups, count, side, count, side))
-    products = xp.reshape(xp.permute_dims(products, (1, 3, 0, 2, 4)), (count**2, -1))
-    chosen = np.zeros((len(pairs), count**2))
-    for row, listed in zip(chosen, pairs, strict=True):
-        row[[p * count + q for p, q in listed]] = 1
-    chosen = xp.astype(backend.constant(chosen, products), products.dtype, copy=False)
-    return xp.reshape(xp.matmul(chosen, products), (len(pairs), groups, side, side))
-
-
-def _summed_products(backend: Backend, taps: Array, pairs: list[list[tuple[int, int]]]) -> Array:
-    """The same, from one product for each list, whose opposite has the adjoint."""
-    xp = backend.namespace(taps)
-    _, groups, side, inner = taps.shape
-    upper = []
-    for listed in pairs[len(pairs) // 2 :]:
-        left, right = (
-            xp.reshape(
-                xp.permute_dims(xp.take(taps, backend.constant(np.asarray(chosen), taps), axis=0), (1, 2, 0, 3)),
-                (groups, side, len(chosen) * inner),
-            )
-            for chosen in zip(*listed, strict=True)
-        )
-        upper.append(xp.matmul(left, backend.adjoint(right)))
-    coefficients = xp.stack(upper)
-    return xp.concat([backend.adjoint(xp.flip(coefficients[1:, ...], axis=0)), coefficients], axis=0)
-
-
 def itemsize(operand: Operand) -> int:
     """Bytes of one complex number of the computation."""
     return int(2 * operand.xp.finfo(operand.real_dtype).bits // 8)
 
 
-def _tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]:
+def phase_tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]:
+    """The phases of each axis's offsets at all frequencies of one period: shape (period, offsets) each, complex."""
     phases = [
         unit_phases(np.outer(np.arange(axis.period), chosen), axis.period)
         for axis, chosen in zip(operand.plan.axes, offsets, strict=True)
@@ -250,9 +142,13 @@ def _tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]
     ]
 
 
-def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:
-    """Every difference of two of the offsets, ascending."""
-    return tuple(sorted({a - b for a in offsets for b in offsets}))
+def phases_at(tables: list[Array], frequencies: Array, xp: ModuleType) -> Array:
+    """The phase of every combination of the axes' offsets at the frequencies of the given indices."""
+    phases = xp.take(tables[0], frequencies[:, 0], axis=0)
+    for axis, table in enumerate(tables[1:], start=1):
+        along = xp.take(table, frequencies[:, axis], axis=0)
+        phases = xp.reshape(phases[:, :, None] * along[:, None, :], (phases.shape[0], -1))
+    return phases
 
 
 def _fft_is_cheaper(operand: Operand) -> bool:
@@ -275,7 +171,8 @@ def _transform(polynomial: TrigonometricPolynomial) -> Tabulated:
     operand = polynomial.operand
     xp, backend, plan = operand.xp, operand.backend, operand.plan
     shape = polynomial.coefficients.shape[1:]
-    padded = xp.reshape(polynomial.coefficients, (*(len(axis.offsets) for axis in plan.axes), *shape))
+    padded = xp.astype(polynomial.coefficients, operand.complex_dtype, copy=False)
+    padded = xp.reshape(padded, (*(len(axis.offsets) for axis in plan.axes), *shape))
     for index, axis in enumerate(plan.axes):
         count = len(axis.offsets)
         source: IntArray = np.full(axis.period, count)  # the appended zeros, except at the offsets

@@ -17,14 +17,12 @@ import numpy as np
 
 from convsv_core.backend import Array, Backend
 from convsv_core.decomposition import safe_sqrt, squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, gram_evaluator, symbol_polynomial
+from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
+from convsv_core.gram import GramPolynomial, gram_evaluator, smaller_gram
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
 
 Method: TypeAlias = Literal["svd", "gram", "products"]
-
-TESTED_SIDE = 24
-"""Side from which Cholesky's factorisation is the cheaper test; below it, the Gram matrix's square."""
 
 MARGIN_EPS = 4
 """Rounding error of a test, in units of eps times the side times the eigenvalues' sum: twice Higham's bound."""
@@ -44,7 +42,6 @@ def excess_pass(
     operand: Operand,
     kernel: Array,
     limit: Array,
-    rows: HostArray,
     frequencies: Array,
     weights: Array,
     dual: Array | None,
@@ -52,6 +49,7 @@ def excess_pass(
     *,
     keep: bool = False,
     lower: Array | None = None,
+    tested: Operand | None = None,
 ) -> tuple[Array, Array | None, Array | None]:
     """One pass over some frequencies: the excess of ``symbol(kernel) + dual`` over `limit`.
 
@@ -63,8 +61,6 @@ def excess_pass(
         Of the operand's kernel's shape and scale.
     limit : 0-d array
         At the same scale.
-    rows : int array, shape (count,)
-        On the host: ``arange(count)``, or fewer of these.
     frequencies, weights : arrays, shapes (count, ndim) and (count,)
         Indices of frequencies, and how many of the grid each stands for.
     dual : array, shape (count, groups, rows, columns), complex, optional
@@ -75,6 +71,9 @@ def excess_pass(
     lower : 0-d array, optional
         With "svd": raise smaller singular values to it. The excess then holds what they lack, negative.
 
+    tested : Operand, optional
+        One that holds the same kernel, in another dtype, to look for the frequencies with an excess with.
+
     Returns
     -------
     change : array of the kernel's shape
@@ -84,51 +83,42 @@ def excess_pass(
         Sum of the singular values of each frequency's excess.
     """
     xp, backend = operand.xp, operand.backend
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
-    # Without a dual the Gram matrix has an expansion of its own, and the symbol is needed where it exceeds alone.
-    tested = lower is None
-    gram = gram_evaluator(operand, symbol) if tested and dual is None and not keep else None
+    operand = dataclasses.replace(operand, kernel=kernel)
+    symbol = symbol_polynomial(operand)
+    count = frequencies.shape[0]
+    above = None if lower is not None else Threshold(tested or operand, frequencies, dual, method).rows_above(limit)
+    rows = np.arange(count) if above is None else above
+    if not len(rows):
+        return xp.zeros_like(kernel), *(_no_excess(operand, symbol.coefficients, count) if keep else (None, None))
 
     def of_block(chosen: Array) -> tuple[Array, ...]:
-        where = xp.take(frequencies, chosen, axis=0)
-        matrices = None
-        if gram is None:
-            matrices = symbol(where)
-            matrices = matrices if dual is None else matrices + xp.take(dual, chosen, axis=0)
-        above = None
-        if tested:
-            above = _not_below(operand, smaller_gram(backend, matrices) if gram is None else gram(where), limit, method)
-        count = chosen.shape[0]
-        if above is not None and len(above) < count:
-            if not len(above):
-                nothing = symbol.coefficients[None, ...] * 0
-                return (nothing, *(_no_excess(operand, symbol.coefficients, count) if keep else ()))
-            index = backend.constant(above, chosen)
-            chosen, where = xp.take(chosen, index, axis=0), xp.take(where, index, axis=0)
-            matrices = None if matrices is None else xp.take(matrices, index, axis=0)
-        matrices = symbol(where) if matrices is None else matrices
+        phases = symbol.phases(xp.take(frequencies, chosen, axis=0))
+        matrices = symbol.matrices(phases)
+        if dual is not None:
+            matrices = matrices + xp.take(dual, chosen, axis=0)
         excess, trace = EXCESSES[method](backend, matrices, limit, lower)
-        phases = symbol.phases(where) * xp.take(weights, chosen, axis=0)[:, None]
+        weighted = phases * xp.take(weights, chosen, axis=0)[:, None]
         flat = xp.reshape(excess, (excess.shape[0], -1))
-        part = xp.reshape(xp.matmul(backend.adjoint(phases), flat), (1, -1, *matrices.shape[1:]))
-        if not keep:
-            return (part,)
-        if above is not None and len(above) < count:
-            places = np.full(count, len(above))
-            places[above] = np.arange(len(above))
-            excess, trace = operand.take_or_zero(excess, places, 0), operand.take_or_zero(trace, places, 0)
-        return part, excess, trace
+        part = xp.reshape(xp.matmul(backend.adjoint(weighted), flat), (1, -1, *matrices.shape[1:]))
+        return (part, excess, trace) if keep else (part,)
 
     row_bytes = (4 if keep else 3) * symbol.row_bytes
-    found = backend.map_blocks(of_block, rows, operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
+    found = backend.map_blocks(of_block, rows, kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
     change = to_kernel(operand, xp.sum(found[0], axis=0))
-    return (change, found[1], found[2]) if keep else (change, None, None)
+    if not keep:
+        return change, None, None
+    excess, trace = found[1:]
+    if len(rows) < count:
+        places = np.full(count, len(rows))
+        places[rows] = np.arange(len(rows))
+        excess, trace = operand.take_or_zero(excess, places, 0), operand.take_or_zero(trace, places, 0)
+    return change, excess, trace
 
 
 def _no_excess(operand: Operand, like: Array, count: int) -> tuple[Array, Array]:
     xp = operand.xp
     excess = xp.broadcast_to(xp.zeros_like(like[:1, ...]), (count, *like.shape[1:]))
-    return excess, xp.real(excess[:, 0, 0, 0])
+    return xp.astype(excess, operand.complex_dtype, copy=False), xp.real(excess[:, 0, 0, 0])
 
 
 def frequency_tables(operand: Operand, chosen: HostArray) -> tuple[Array, Array]:
@@ -178,36 +168,81 @@ def taps_of(operand: Operand, frequencies: Array, weights: Array, matrices: Arra
     return to_kernel(operand, xp.sum(parts, axis=0))
 
 
-def smaller_gram(backend: Backend, matrices: Array) -> Array:
-    """``W W*`` or ``W* W``, whichever is smaller."""
-    xp, adjoint = backend.namespace(matrices), backend.adjoint(matrices)
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    return xp.matmul(matrices, adjoint) if wide else xp.matmul(adjoint, matrices)
+class Threshold:
+    """Tests whether the norms at some frequencies are within a limit, without computing them.
 
+    By Cholesky's factorisation of ``limit**2 I - G``, less what rounding may have taken from it, unless the method is
+    to do with products alone.
 
-def _not_below(operand: Operand, grams: Array, limit: Array, method: Method) -> HostArray | None:
-    """Indices of the rows that are not shown to be below the limit; None where tracing leaves them open.
-
-    By Cholesky's factorisation of large matrices, unless the method is to do with products alone.
+    Parameters
+    ----------
+    operand : Operand
+    frequencies : array, shape (count, ndim)
+        Indices.
+    dual : array, shape (count, groups, rows, columns), complex, optional
+        To be added to the symbol.
+    method : "svd", "gram" or "products"
+        How the excess over the limit will be computed.
     """
-    xp, backend = operand.xp, operand.backend
-    side = grams.shape[-1]
-    # Less than the limit by what rounding may have taken from the Gram matrix and from the test.
-    margin = MARGIN_EPS * side * float(xp.finfo(operand.real_dtype).eps)
-    if side < TESTED_SIDE or method == "products":
-        # The sum of a power of the eigenvalues is at least that power of the largest.
-        powers = grams / xp.where(limit > 0, limit, xp.ones_like(limit)) ** 2
-        for _ in range(SQUARINGS if side > 1 else 0):
-            powers = xp.matmul(powers, powers)
-        below = (squared_norm(xp, powers, axis=(-2, -1)) <= 1 - 2 ** (SQUARINGS + 1) * margin) & (limit > 0)
-    else:
-        level = limit**2 - margin * xp.real(xp.linalg.trace(grams))
-        identity = xp.astype(backend.constant(np.eye(side), grams), grams.dtype, copy=False)
-        below = backend.is_positive_definite(xp.astype(level, grams.dtype)[..., None, None] * identity - grams)
-    below = xp.all(below, axis=-1)
-    if backend.truth(xp.all(below)) is None:
-        return None
-    return np.flatnonzero(~backend.to_numpy(below))
+
+    def __init__(
+        self, operand: Operand, frequencies: Array, dual: Array | None = None, method: Method = "gram"
+    ) -> None:
+        self.operand, self.frequencies, self.dual = operand, frequencies, dual
+        self._below = _below_by_powers if method == "products" else _below
+        self._symbol = symbol_polynomial(operand)
+        self._gram = gram_evaluator(operand, self._symbol) if dual is None else None
+        self._polynomial = self._gram if isinstance(self._gram, GramPolynomial) and method != "products" else None
+
+    def rows_above(self, limit: Array, rows: HostArray | None = None) -> HostArray | None:
+        """Those of the rows whose norms are not shown to be within the limit; None where tracing leaves them open."""
+        operand, backend = self.operand, self.operand.backend
+        limit = operand.xp.astype(limit, operand.real_dtype)
+        if backend.truth(operand.xp.isfinite(operand.xp.max(operand.xp.abs(operand.kernel)) + limit)) is None:
+            return None
+        rows = np.arange(self.frequencies.shape[0]) if rows is None else rows
+        row_bytes = 2 * self._symbol.row_bytes if self._gram is None else self._gram.row_bytes
+        below = backend.map_blocks(
+            lambda chosen: operand.xp.all(self._are_below(limit, chosen), axis=-1),
+            rows,
+            operand.kernel,
+            row_bytes=row_bytes,
+            budget=BLOCK_BYTES,
+        )
+        return rows[~backend.to_numpy(below)]
+
+    def _are_below(self, limit: Array, chosen: Array) -> Array:
+        xp, backend = self.operand.xp, self.operand.backend
+        where = xp.take(self.frequencies, chosen, axis=0)
+        if self._polynomial is not None:
+            level = limit**2 - self._polynomial.rounding()
+            return backend.is_positive_definite(self._polynomial.below(level, where))
+        if self._gram is not None:
+            grams = self._gram(where)
+        else:
+            grams = smaller_gram(backend, self._symbol(where) + xp.take(self.dual, chosen, axis=0))
+        return self._below(self.operand, grams, limit)
+
+
+def _margin(operand: Operand, side: int) -> float:
+    return MARGIN_EPS * side * float(operand.xp.finfo(operand.real_dtype).eps)
+
+
+def _below(operand: Operand, grams: Array, limit: Array) -> Array:
+    xp, side = operand.xp, grams.shape[-1]
+    level = limit**2 - _margin(operand, side) * xp.real(xp.linalg.trace(grams))
+    identity = xp.astype(operand.backend.constant(np.eye(side), grams), grams.dtype, copy=False)
+    return operand.backend.is_positive_definite(xp.astype(level, grams.dtype)[..., None, None] * identity - grams)
+
+
+def _below_by_powers(operand: Operand, grams: Array, limit: Array) -> Array:
+    """The sum of a power of the eigenvalues is at least that power of the largest."""
+    xp, side = operand.xp, grams.shape[-1]
+    powers = grams / xp.where(limit > 0, limit, xp.ones_like(limit)) ** 2
+    for _ in range(SQUARINGS if side > 1 else 0):
+        powers = xp.matmul(powers, powers)
+    margin = 2 ** (SQUARINGS + 1) * _margin(operand, side)
+    return (squared_norm(xp, powers, axis=(-2, -1)) <= 1 - margin) & (limit > 0)
 
 
 def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None) -> tuple[Array, Array]:

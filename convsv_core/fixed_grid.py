@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from convsv_core.backend import Array
-from convsv_core.bounds import check_repeats_no_pixel, largest_coefficients, sum_rounding
+from convsv_core.bounds import check_repeats_no_pixel
 from convsv_core.conv import Conv
 from convsv_core.decomposition import safe_sqrt
-from convsv_core.evaluation import BLOCK_BYTES, gram_polynomial
+from convsv_core.evaluation import BLOCK_BYTES
+from convsv_core.gram import gram_polynomial
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import make_plan
 
@@ -74,10 +76,11 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     return make_operand(kernel, extents, circular).widen().run(_upper_bound, factor)
 
 
+@functools.lru_cache(maxsize=256)
 def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> tuple[tuple[int, ...], Conv, float]:
     """Extents and circular convolution of a fine enough grid, and how far the norm can rise between its points."""
-    axes = make_plan(kernel_shape, False, None, conv).axes
-    types = [(max(axis.offsets) - min(axis.offsets)) / 2 for axis in axes]
+    plan = make_plan(kernel_shape, False, None, conv)
+    axes, types = plan.axes, plan.exponential_types.tolist()
     active = sum(kind > 0 for kind in types)
     largest = math.acos((1 + rtol) ** (-1 / max(active, 1)))
     points = [max(1, math.ceil(kind * math.pi / largest)) for kind in types]
@@ -106,10 +109,9 @@ def grid_upper_bound(operand: Operand, factor: float = 1.0) -> Array:
         largest, operand.plan.frequencies, operand.kernel, row_bytes=2 * evaluate.row_bytes, budget=BLOCK_BYTES
     )
     norm = safe_sqrt(xp, xp.max(squares))
-    moduli = largest_coefficients(operand, backend.stop_gradient(evaluate.coefficients))
     known = backend.stop_gradient(norm)
     is_zero = known == 0
-    share = sum_rounding(operand) * xp.sum(moduli) / xp.where(is_zero, xp.ones_like(known), known) ** 2
+    share = evaluate.rounding() / xp.where(is_zero, xp.ones_like(known), known) ** 2
     widened = xp.sqrt(1 + xp.where(is_zero, xp.zeros_like(share), share))
     eps = operand.answer_eps
     return norm * widened * (factor * (1 + 4 * eps))

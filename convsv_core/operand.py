@@ -65,13 +65,19 @@ class Operand:
         return getattr(self.xp, COMPLEX_OF[self.computed_in])
 
     @property
+    def eps(self) -> float:
+        """The spacing of numbers at 1 in the computation's dtype."""
+        return float(self.xp.finfo(self.real_dtype).eps)
+
+    @property
     def answer_eps(self) -> float:
         """The spacing of numbers at 1 in the answer's dtype."""
         return float(self.xp.finfo(getattr(self.xp, self.answered_in)).eps)
 
     def run(self, function: Callable[..., Any], *static: Any, arrays: tuple[Array, ...] = ()) -> Any:
         """``function(self, *arrays, *static)``, compiled where the library compiles."""
-        return self.backend.run(function, (self, *arrays), static)
+        with self.backend.computing(self.kernel):
+            return self.backend.run(function, (self, *arrays), static)
 
     def widen(self) -> Operand:
         """The same operand in float64 where the library has it at hand, to be answered as before."""

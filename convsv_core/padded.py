@@ -265,7 +265,7 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     True
     """
     operator = make_padded_operator(kernel, input_shape, conv).narrowed()
-    with operator.operand.backend.full_precision():
+    with operator.operand.backend.computing(operator.operand.kernel):
         maximiser = _maximiser(operator.constant())
         # An error of the maximiser enters its Rayleigh quotient squared, so only the quotient need be wide.
         operator = operator.widened()

@@ -29,7 +29,8 @@ import numpy as np
 from convsv_core.backend import Array
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv
-from convsv_core.evaluation import BLOCK_BYTES, gram_coefficients, gram_evaluator, symbol_evaluator
+from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
+from convsv_core.gram import differences_of, gram_coefficients, gram_evaluator
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import Plan, check_input_shape
 from convsv_core.spectrum import make_spectral_operand, operator_norm, squared_frobenius, visited_values
@@ -434,7 +435,9 @@ def _squared_gram(operand: Operand, shift: float) -> Array:
     """The mean over frequencies of ``|G - shift I|_F**2``, with G the Gram matrix at the user's scale."""
     if not _pairs_are_cheaper(operand.plan):
         return _mean_over_grams(operand, lambda gram: _squared_distances(operand, gram, shift))
-    coefficients, centre = _fold(operand, *gram_coefficients(operand))
+    upper = operand.xp.astype(gram_coefficients(operand), operand.complex_dtype, copy=False)
+    lower = operand.backend.adjoint(operand.xp.flip(upper[1:, ...], axis=0))
+    coefficients, centre = _fold(operand, operand.xp.concat([lower, upper], axis=0))
     total = operand.xp.sum(_squared_distances(operand, coefficients[centre : centre + 1, ...], shift))
     for others in (coefficients[:centre, ...], coefficients[centre + 1 :, ...]):
         total = total + operand.xp.sum(_squared_distances(operand, others, 0.0))
@@ -464,10 +467,11 @@ def _pairs_are_cheaper(plan: Plan) -> bool:
     return not all(plan.periods) or (offsets <= MOST_OFFSETS and of_pairs <= of_frequencies)
 
 
-def _fold(operand: Operand, coefficients: Array, differences: list[tuple[int, ...]]) -> tuple[Array, int]:
+def _fold(operand: Operand, coefficients: Array) -> tuple[Array, int]:
     """Add coefficients whose phases are the same at every frequency of the grid; also the place of difference 0."""
     xp, plan = operand.xp, operand.plan
     matrices = coefficients.shape[1:]
+    differences = [differences_of(axis.offsets) for axis in plan.axes]
     folded = xp.reshape(coefficients, (*map(len, differences), *matrices))
     centre = 0
     for index, (axis, along) in enumerate(zip(plan.axes, differences, strict=True)):

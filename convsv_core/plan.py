@@ -24,6 +24,9 @@ import numpy as np
 
 from convsv_core.conv import Conv, Pads, as_int, per_axis
 
+QUARTER_TURN = 1e-15
+"""Far above the rounding error of a phase's vanishing part, and below the parts of all other phases."""
+
 IntArray: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 HostArray: TypeAlias = np.ndarray[Any, Any]
 
@@ -136,6 +139,11 @@ class Plan:
     def is_square(self) -> bool:
         """Whether the operator has as many outputs as inputs."""
         return self.rows == self.columns * math.prod(self.conv.strides)
+
+    @property
+    def exponential_types(self) -> HostArray:
+        """Of the symbol along each axis: half the span of the axis's offsets."""
+        return np.asarray([(max(axis.offsets) - min(axis.offsets)) / 2 for axis in self.axes])
 
     def weights(self) -> HostArray:
         """How many frequencies of one period each visited one stands for; sums to ``prod(periods)``."""
@@ -256,8 +264,12 @@ def _fits(taps: int, extent: int, stride: int, dilation: int, pad: tuple[int, in
 
 
 def unit_phases(numerators: IntArray, denominator: int) -> HostArray:
-    """``exp(2 pi i m / denominator)`` for integers m, reduced exactly before rounding."""
-    return np.asarray(np.exp(2j * np.pi * (numerators % denominator) / denominator))
+    """``exp(2 pi i m / denominator)`` for integers m, reduced exactly before rounding; quarter turns are exact."""
+    phases = np.asarray(np.exp(2j * np.pi * (numerators % denominator) / denominator))
+    # What rounding leaves of a zero would make denormal numbers of real matrices' imaginary parts.
+    phases.real[np.abs(phases.real) < QUARTER_TURN] = 0
+    phases.imag[np.abs(phases.imag) < QUARTER_TURN] = 0
+    return phases
 
 
 def _make_axis(taps: int, extent: int, stride: int, dilation: int, before: int, all_residues: bool) -> Axis:

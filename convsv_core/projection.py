@@ -27,10 +27,10 @@ from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv, as_int
 from convsv_core.decomposition import absolute_square, safe_sqrt, squared_norm
 from convsv_core.evaluation import itemsize
-from convsv_core.excess import Method, excess_pass, frequency_tables, sharing, taps_of
+from convsv_core.excess import Method, Threshold, excess_pass, frequency_tables, sharing, taps_of
 from convsv_core.fixed_grid import every_size_grid, grid_upper_bound
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.plan import HostArray, check_input_shape
+from convsv_core.plan import HostArray, Plan, check_input_shape, make_plan
 from convsv_core.plugins import backend_of
 from convsv_core.spectrum import squared_frobenius
 
@@ -42,6 +42,15 @@ GRID_RTOL = 0.01
 
 COARSER = (8, 4, 2, 1)
 """Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
+
+TESTED_RTOLS = (0.53, 0.072, 0.0098)
+"""How far the norm can rise between the frequencies of the grids that a kernel is tested on first."""
+
+TESTED_FREQUENCIES = 1024
+"""Most frequencies of such a grid; beyond it, searches that leave out most of a grid are cheaper."""
+
+RETESTED = 4
+"""Frequencies of one such grid that tell whether a finer one may do."""
 
 CERTIFICATE_RTOL = 1e-3
 """Gap of the certificate for every input size."""
@@ -207,6 +216,11 @@ def project(
     True
     """
     problem = _make_problem(kernel, input_shape, conv, bound, method, rtol)
+    with problem.operand.backend.computing(problem.operand.kernel):
+        return _solve(problem, max_iterations, steps, state)
+
+
+def _solve(problem: Problem, max_iterations: int, steps: int | None, state: ProjectionState | None) -> Projection:
     if steps is not None:
         return _project_steps(problem, as_int("steps", steps, least=1), state)
     if not problem.known:
@@ -221,6 +235,8 @@ class Problem:
     Attributes
     ----------
     operand : Operand
+    narrow : Operand
+        The same in the answer's own dtype.
     bound : 0-d array
         At the operand's scale.
     known : bool
@@ -232,6 +248,7 @@ class Problem:
     """
 
     operand: Operand
+    narrow: Operand
     bound: Array
     known: bool
     every_size: bool
@@ -281,11 +298,11 @@ def _make_problem(
             f"{error}; input_shape=None bounds circular, zero and 'valid' padding of every size"
         ) from None
     limit = check_bound(operand, bound) / operand.scale
-    operand = operand.widen()
+    narrow, operand = operand, operand.widen()
     limit = operand.xp.astype(limit, operand.real_dtype)
     known = backend.truth(limit >= 0) is not None
     rtol = max(rtol, CERTIFICATE_RTOL) if input_shape is None else rtol
-    return Problem(operand, limit, known, input_shape is None, factor, method, float(rtol))
+    return Problem(operand, narrow, limit, known, input_shape is None, factor, method, float(rtol))
 
 
 # ---- the certificate -------------------------------------------------------------------------------
@@ -328,6 +345,44 @@ def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tup
         left = left[supremum * np.cos(np.maximum(distance - near, 0.0)) > limit]
     largest = float(values.max())
     return np.flatnonzero(values > limit), max(largest, min(limit, supremum)) if largest <= limit else largest
+
+
+def shown_within(problem: Problem, limit: float) -> bool:
+    """Whether a few quick tests show the norm of the problem's kernel to be at most `limit`.
+
+    On grids that stand for all frequencies, ever finer ones, as long as these are fewer than the problem's own; then on
+    its own grid. A grid is left out where a coarser one's frequencies show that it would not do.
+    """
+    operand, plan = problem.narrow, problem.operand.plan
+    limit *= 1 - 4 * operand.eps
+    shape = tuple(int(extent) for extent in operand.kernel.shape)
+    most = TESTED_FREQUENCIES if problem.every_size else min(TESTED_FREQUENCIES, len(plan.frequencies) // 4)
+    failed: tuple[Threshold, HostArray] | None = None
+
+    def above(threshold: Threshold, level: float, rows: HostArray | None = None) -> HostArray:
+        found = threshold.rows_above(operand.xp.full_like(operand.scale, level), rows)
+        assert found is not None
+        return found
+
+    def threshold(grid: Plan) -> Threshold:
+        frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
+        return Threshold(dataclasses.replace(operand, plan=grid), frequencies)
+
+    for rtol in TESTED_RTOLS:
+        extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
+        grid = make_plan(shape, plan.real, extents, conv)
+        if len(grid.frequencies) > most or (failed and len(above(failed[0], limit / factor, failed[1]))):
+            continue
+        tested = threshold(grid)
+        left = above(tested, limit / factor)
+        if not len(left):
+            return True
+        failed = tested, left[:RETESTED]
+    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES:
+        return False
+    if failed and len(above(failed[0], limit, failed[1])):
+        return False
+    return not len(above(threshold(plan), limit))
 
 
 def _slack(operand: Operand, rounding: float, limit: float) -> float:
@@ -401,7 +456,9 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     operand, limit = problem.operand, float(problem.bound)
     xp = operand.xp
     original = operand.answer(operand.kernel)
-    upper, within = certify(problem, operand.kernel, limit, slack=True)
+    upper, within = limit, shown_within(problem, limit)
+    if not within:
+        upper, within = certify(problem, operand.kernel, limit, slack=True)
     if within:
         eps = operand.answer_eps
         zero = operand.answer(xp.zeros_like(operand.scale))
@@ -491,11 +548,8 @@ def _advance(operand: Operand, bound: Array, frequencies: Array, weights: Array,
     xp, plan = operand.xp, operand.plan
     dual, ahead, change, change_ahead, momentum, step, value = state
     longest = max(1.0, math.prod(plan.periods) / math.prod(axis.taps for axis in plan.axes))  # right for one frequency
-    rows = np.arange(dual.shape[0])
     kernel = (operand.kernel - change_ahead) * xp.astype(step, change.dtype)
-    new_change, new, trace = excess_pass(
-        operand, kernel, bound * step, rows, frequencies, weights, ahead, "gram", keep=True
-    )
+    new_change, new, trace = excess_pass(operand, kernel, bound * step, frequencies, weights, ahead, "gram", keep=True)
     assert new is not None
     assert trace is not None
     counts = xp.real(weights)[:, None, None, None] * plan.copies
@@ -544,8 +598,7 @@ def _alternate(problem: Problem, max_iterations: int) -> tuple[Array, int, bool]
 def _clip_and_cut(
     operand: Operand, kernel: Array, bound: Array, frequencies: Array, weights: Array, method: Method
 ) -> Array:
-    rows = np.arange(frequencies.shape[0])
-    return kernel - excess_pass(operand, kernel, bound, rows, frequencies, weights, None, method)[0]
+    return kernel - excess_pass(operand, kernel, bound, frequencies, weights, None, method)[0]
 
 
 # ---- traceable: so many steps over the whole grid --------------------------------------------------

@@ -16,7 +16,8 @@ from convsv_core.decomposition import (
     safe_sqrt,
     squared_norm,
 )
-from convsv_core.evaluation import BLOCK_BYTES, Evaluator, GramOf, RealPart, gram_evaluator, symbol_evaluator
+from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator
+from convsv_core.gram import GramOf, gram_evaluator
 from convsv_core.operand import Operand, check_conv, make_operand
 from convsv_core.padded import padded_operator_norm
 from convsv_core.plan import check_input_shape, is_circulant

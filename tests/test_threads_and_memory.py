@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -106,6 +108,48 @@ def test_blocks_share_the_budget() -> None:
     assert max(int(size[0]) for size in sizes) <= 20  # half of the budget for each thread
     assert sum(int(size[0]) for size in sizes) == 1000
     assert np.array_equal(np.concatenate(list(split_rows(rows, 7))), rows)
+
+
+def test_an_error_in_a_block_is_raised_and_the_threads_serve_the_next_call() -> None:
+    rows = np.arange(64)[:, None]
+
+    def fail(block: np.ndarray) -> np.ndarray:
+        if 40 in block:
+            raise ValueError("planted")
+        return block
+
+    for initializer in (None, int):
+        with pytest.raises(ValueError, match="planted"):
+            map_in_threads(fail, rows, 2, row_bytes=1 << 20, budget=1 << 30, initializer=initializer)
+        found = map_in_threads(np.copy, rows, 2, row_bytes=1 << 20, budget=1 << 30, initializer=initializer)
+        assert np.array_equal(np.concatenate(found), rows)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_starts_threads_of_its_own() -> None:
+    script = (
+        "import multiprocessing, numpy as np, convsv_core as convsv\n"
+        "kernel = np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype('float32')\n"
+        "def norm(_): return float(convsv.operator_norm(kernel, (64, 64), convsv.Conv('OIHW')))\n"
+        "here = norm(0)\n"
+        "with multiprocessing.get_context('fork').Pool(1) as pool:\n"
+        "    assert pool.map_async(norm, [0]).get(timeout=60) == [here]\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
+def test_which_matrices_have_a_cholesky_factor() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(6, 5, 5)) + 1j * rng.normal(size=(6, 5, 5))
+    definite = vectors @ np.conj(vectors.swapaxes(-1, -2)) + np.eye(5)
+    definite[[1, 4]] -= 3 * np.eye(5) * np.linalg.eigvalsh(definite)[[1, 4], -1, None, None]
+    expected = [True, False, True, True, False, True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert get_backend("numpy").is_positive_definite(definite).tolist() == expected
+    factors = _numpy._cholesky_one_by_one(definite)  # what stands in where NumPy's own function is not to be had
+    assert np.isfinite(factors[:, -1, -1]).tolist() == expected
+    assert np.array_equal(factors[0], np.linalg.cholesky(definite[0]))
 
 
 MEASURE = """

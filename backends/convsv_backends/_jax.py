@@ -94,14 +94,19 @@ class JaxBackend(Backend):
         import jax
 
         _register_operand()
-        with self.full_precision():
-            if any(_traced(leaf) for leaf in jax.tree.leaves(arrays)):
-                return function(*arrays, *static)
-            return _compiled(function, len(arrays), len(static))(*arrays, *static)
+        if any(_traced(leaf) for leaf in jax.tree.leaves(arrays)):
+            return function(*arrays, *static)
+        return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
     def batch_size(self, count: int) -> int:
         """A power of two: JAX compiles each operation anew for each shape."""
         return 1 << max(count - 1, 0).bit_length()
+
+    def complex(self, real: Array, imaginary: Array) -> Array:
+        """By `jax.lax.complex`."""
+        import jax
+
+        return jax.lax.complex(real, imaginary)
 
     def is_positive_definite(self, array: Array) -> Array:
         """By Cholesky's factorisation, which JAX fills with NaN where there is none."""
@@ -139,7 +144,7 @@ class JaxBackend(Backend):
             return super().repeat(function, state, count, like)
         return jax.lax.fori_loop(0, count, lambda _, carried: function(*carried), state)
 
-    def full_precision(self) -> AbstractContextManager[object]:
+    def computing(self, like: Array) -> AbstractContextManager[object]:
         """The default of some accelerators keeps 10 bits or fewer."""
         import jax
 

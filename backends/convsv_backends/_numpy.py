@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -14,8 +16,11 @@ from convsv_backends._threads import SharedLimit, map_in_threads, usable_process
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
-BATCHED_SIDE = 64
-"""Side below which a call of NumPy's costs about as much as a factorisation."""
+BLAS_ENTRIES = 1 << 18
+"""Entries of a kernel from which products with it gain from BLAS's own threads.
+
+Those spin for a while after a product, and keep the threads of this backend waiting.
+"""
 
 
 class NumpyBackend(Backend):
@@ -42,16 +47,24 @@ class NumpyBackend(Backend):
         """In C order."""
         return np.ascontiguousarray(array)
 
+    def complex(self, real: Array, imaginary: Array) -> Array:
+        """Without a product by i."""
+        parts = np.empty(real.shape, np.result_type(real, np.complex64))
+        parts.real, parts.imag = real, imaginary
+        return parts
+
     def has_fast_float64(self, array: Array) -> bool:
         """LAPACK in double precision takes less than twice the time of single."""
         return True
 
+    def computing(self, like: Array) -> AbstractContextManager[object]:
+        """With one BLAS thread, but for large kernels."""
+        return _blas_limit if like.size < BLAS_ENTRIES else contextlib.nullcontext()
+
     def is_positive_definite(self, array: Array) -> Array:
-        """By Cholesky's factorisation: of small ones together, and where that fails of one after another."""
-        if array.shape[-1] < BATCHED_SIDE and _has_cholesky(array):
-            return np.ones(array.shape[:-2], bool)
-        matrices = array.reshape(-1, *array.shape[-2:])
-        return np.asarray([_has_cholesky(matrix) for matrix in matrices]).reshape(array.shape[:-2])
+        """By Cholesky's factorisation of all matrices together."""
+        with np.errstate(all="ignore"):
+            return np.isfinite(_cholesky(array)[..., -1, -1].real)
 
     def map_blocks(
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
@@ -65,12 +78,18 @@ class NumpyBackend(Backend):
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
 
 
-def _has_cholesky(matrices: Array) -> bool:
-    try:
-        np.linalg.cholesky(matrices)
-    except np.linalg.LinAlgError:
-        return False
-    return True
+def _cholesky_one_by_one(array: Array) -> Array:
+    """The factors of Hermitian matrices; NaN for those that are not positive definite."""
+    factors = np.full(array.shape, np.nan, array.dtype)
+    for place in np.ndindex(array.shape[:-2]):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            factors[place] = np.linalg.cholesky(array[place])
+    return factors
+
+
+# What `numpy.linalg.cholesky` calls. That raises where one of many matrices has no factor, and does not say which. It
+# is not public, and may move.
+_cholesky = getattr(getattr(np.linalg, "_umath_linalg", None), "cholesky_lo", _cholesky_one_by_one)
 
 
 @functools.cache

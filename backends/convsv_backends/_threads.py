@@ -6,10 +6,11 @@ on some sizes lose most of their time to them; one matrix a thread gains nearly 
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +20,7 @@ SMALL_BYTES = 1 << 22
 """Work of fewer bytes than this is done by the caller's thread: starting others would cost more."""
 
 BLOCKS_PER_THREAD = 4
-"""Enough for the threads to end at about one time, few enough for each block to be worth its start."""
+"""Enough for the threads to end at about one time; fewer where blocks would be of less than `SMALL_BYTES`."""
 
 
 class SharedLimit:
@@ -79,8 +80,44 @@ def map_in_threads(
     budget: int,
     initializer: Callable[[], object] | None = None,
 ) -> list[Array | tuple[Array, ...]]:
-    """Results of `function` on consecutive blocks of `rows`, in order; the threads share `budget` bytes."""
+    """Results of `function` on consecutive blocks of `rows`, in order; the threads share `budget` bytes.
+
+    The caller's thread is one of them, unless each has to be prepared by an `initializer`.
+    """
     affordable = max(1, budget // threads // max(1, row_bytes))
-    balanced = -(-len(rows) // (BLOCKS_PER_THREAD * threads))
-    with ThreadPoolExecutor(threads, thread_name_prefix="convsv", initializer=initializer) as pool:
-        return list(pool.map(function, split_rows(rows, min(affordable, balanced))))
+    count = threads * max(1, min(BLOCKS_PER_THREAD, len(rows) * row_bytes // (SMALL_BYTES * threads)))
+    blocks = list(split_rows(rows, min(affordable, -(-len(rows) // count))))
+    results: list[Any] = [None] * len(blocks)
+    places = iter(range(len(blocks)))
+    choosing = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with choosing:
+                place = next(places, None)
+            if place is None:
+                return
+            results[place] = function(blocks[place])
+
+    helpers = threads if initializer else threads - 1
+    tasks = [_pool(helpers, initializer).submit(work) for _ in range(helpers)]
+    try:
+        if not initializer:
+            work()
+    finally:
+        # A helper that has not begun finds nothing left to do; it may be waiting for another caller's work.
+        begun = [task for task in tasks if initializer or not task.cancel()]
+        wait(begun)
+    for task in begun:
+        task.result()
+    return results
+
+
+@functools.cache
+def _pool(threads: int, initializer: Callable[[], object] | None) -> ThreadPoolExecutor:
+    """Threads that are kept, since starting them takes longer than many a call."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="convsv", initializer=initializer)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads

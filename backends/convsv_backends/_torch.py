@@ -82,6 +82,12 @@ class TorchBackend(Backend):
             return array
         return array.conj() if _has_memory(array) else torch.complex(array.real, -array.imag)
 
+    def complex(self, real: Array, imaginary: Array) -> Array:
+        """By `torch.complex`."""
+        import torch
+
+        return torch.complex(real, imaginary)
+
     def is_positive_definite(self, array: Array) -> Array:
         """By Cholesky's factorisation."""
         import torch
@@ -112,7 +118,7 @@ class TorchBackend(Backend):
                             threads,
                             row_bytes=row_bytes,
                             budget=budget,
-                            initializer=functools.partial(torch.set_num_threads, 1),
+                            initializer=_one_thread,
                         )
                     )
         return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
@@ -166,6 +172,12 @@ def _limit_torch() -> tuple[int, Callable[[], object]]:
 
     threads = torch.get_num_threads()
     return threads, functools.partial(torch.set_num_threads, threads)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 _torch_limit = SharedLimit(_limit_torch)
