@@ -6,9 +6,10 @@ import numpy as np
 
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.excess import Method, excess_pass, frequency_tables
+from convsv_core.excess import excess_pass, frequency_tables
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plugins import backend_of
+from convsv_core.threshold import Method
 
 
 def clip(

@@ -11,24 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from convsv_core.backend import Array, Backend
 from convsv_core.decomposition import safe_sqrt, squared_norm
 from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
-from convsv_core.gram import GramPolynomial, gram_evaluator, smaller_gram
+from convsv_core.gram import smaller_gram
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
-
-Method: TypeAlias = Literal["svd", "gram", "products"]
-
-MARGIN_EPS = 4
-"""Rounding error of a test, in units of eps times the side times the eigenvalues' sum: twice Higham's bound."""
-
-SQUARINGS = 3
-"""Of that matrix: the test lets no norm pass that is above the bound, and few that are 3 % below it."""
+from convsv_core.threshold import Method, Threshold
 
 FAST_STEPS, LAST_STEPS = 10, 4
 """Of the iteration for the polar factor: steps that raise small singular values, steps that end at 1."""
@@ -166,83 +158,6 @@ def taps_of(operand: Operand, frequencies: Array, weights: Array, matrices: Arra
         of_block, np.arange(count), operand.kernel, row_bytes=2 * symbol.row_bytes, budget=BLOCK_BYTES
     )
     return to_kernel(operand, xp.sum(parts, axis=0))
-
-
-class Threshold:
-    """Tests whether the norms at some frequencies are within a limit, without computing them.
-
-    By Cholesky's factorisation of ``limit**2 I - G``, less what rounding may have taken from it, unless the method is
-    to do with products alone.
-
-    Parameters
-    ----------
-    operand : Operand
-    frequencies : array, shape (count, ndim)
-        Indices.
-    dual : array, shape (count, groups, rows, columns), complex, optional
-        To be added to the symbol.
-    method : "svd", "gram" or "products"
-        How the excess over the limit will be computed.
-    """
-
-    def __init__(
-        self, operand: Operand, frequencies: Array, dual: Array | None = None, method: Method = "gram"
-    ) -> None:
-        self.operand, self.frequencies, self.dual = operand, frequencies, dual
-        self._below = _below_by_powers if method == "products" else _below
-        self._symbol = symbol_polynomial(operand)
-        self._gram = gram_evaluator(operand, self._symbol) if dual is None else None
-        self._polynomial = self._gram if isinstance(self._gram, GramPolynomial) and method != "products" else None
-
-    def rows_above(self, limit: Array, rows: HostArray | None = None) -> HostArray | None:
-        """Those of the rows whose norms are not shown to be within the limit; None where tracing leaves them open."""
-        operand, backend = self.operand, self.operand.backend
-        limit = operand.xp.astype(limit, operand.real_dtype)
-        if backend.truth(operand.xp.isfinite(operand.xp.max(operand.xp.abs(operand.kernel)) + limit)) is None:
-            return None
-        rows = np.arange(self.frequencies.shape[0]) if rows is None else rows
-        row_bytes = 2 * self._symbol.row_bytes if self._gram is None else self._gram.row_bytes
-        below = backend.map_blocks(
-            lambda chosen: operand.xp.all(self._are_below(limit, chosen), axis=-1),
-            rows,
-            operand.kernel,
-            row_bytes=row_bytes,
-            budget=BLOCK_BYTES,
-        )
-        return rows[~backend.to_numpy(below)]
-
-    def _are_below(self, limit: Array, chosen: Array) -> Array:
-        xp, backend = self.operand.xp, self.operand.backend
-        where = xp.take(self.frequencies, chosen, axis=0)
-        if self._polynomial is not None:
-            level = limit**2 - self._polynomial.rounding()
-            return backend.is_positive_definite(self._polynomial.below(level, where))
-        if self._gram is not None:
-            grams = self._gram(where)
-        else:
-            grams = smaller_gram(backend, self._symbol(where) + xp.take(self.dual, chosen, axis=0))
-        return self._below(self.operand, grams, limit)
-
-
-def _margin(operand: Operand, side: int) -> float:
-    return MARGIN_EPS * side * float(operand.xp.finfo(operand.real_dtype).eps)
-
-
-def _below(operand: Operand, grams: Array, limit: Array) -> Array:
-    xp, side = operand.xp, grams.shape[-1]
-    level = limit**2 - _margin(operand, side) * xp.real(xp.linalg.trace(grams))
-    identity = xp.astype(operand.backend.constant(np.eye(side), grams), grams.dtype, copy=False)
-    return operand.backend.is_positive_definite(xp.astype(level, grams.dtype)[..., None, None] * identity - grams)
-
-
-def _below_by_powers(operand: Operand, grams: Array, limit: Array) -> Array:
-    """The sum of a power of the eigenvalues is at least that power of the largest."""
-    xp, side = operand.xp, grams.shape[-1]
-    powers = grams / xp.where(limit > 0, limit, xp.ones_like(limit)) ** 2
-    for _ in range(SQUARINGS if side > 1 else 0):
-        powers = xp.matmul(powers, powers)
-    margin = 2 ** (SQUARINGS + 1) * _margin(operand, side)
-    return (squared_norm(xp, powers, axis=(-2, -1)) <= 1 - margin) & (limit > 0)
 
 
 def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None) -> tuple[Array, Array]:

@@ -16,23 +16,32 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from convsv_core.backend import Array
-from convsv_core.bounds import SymbolNorms, check_repeats_no_pixel, search_torus
+from convsv_core.bounds import check_repeats_no_pixel
+from convsv_core.certificate import (
+    CERTIFICATE_RTOL,
+    SLACK_EPS,
+    Problem,
+    certify,
+    frequencies_above,
+    rescaled,
+    shown_within,
+)
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv, as_int
-from convsv_core.decomposition import absolute_square, safe_sqrt, squared_norm
+from convsv_core.decomposition import absolute_square, safe_sqrt
 from convsv_core.evaluation import itemsize
-from convsv_core.excess import Method, Threshold, excess_pass, frequency_tables, sharing, taps_of
+from convsv_core.excess import excess_pass, frequency_tables, sharing, taps_of
 from convsv_core.fixed_grid import every_size_grid, grid_upper_bound
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.plan import HostArray, Plan, check_input_shape, make_plan
+from convsv_core.plan import HostArray, check_input_shape
 from convsv_core.plugins import backend_of
 from convsv_core.spectrum import squared_frobenius
+from convsv_core.threshold import Method
 
 ProjectionMethod: TypeAlias = Literal["dykstra", "alternating", "rescale", "newton-schulz"]
 METHODS = ("dykstra", "alternating", "rescale", "newton-schulz")
@@ -40,41 +49,8 @@ METHODS = ("dykstra", "alternating", "rescale", "newton-schulz")
 GRID_RTOL = 0.01
 """How far the norm can rise between the frequencies of the grid that stands for every input size."""
 
-COARSER = (8, 4, 2, 1)
-"""Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
-
-TESTED_RTOLS = (0.53, 0.072, 0.0098)
-"""How far the norm can rise between the frequencies of the grids that a kernel is tested on first."""
-
-TESTED_FREQUENCIES = 1024
-"""Most frequencies of such a grid; beyond it, searches that leave out most of a grid are cheaper."""
-
-RETESTED = 4
-"""Frequencies of one such grid that tell whether a finer one may do."""
-
-CERTIFICATE_RTOL = 1e-3
-"""Gap of the certificate for every input size."""
-
-CLOSEST_RTOL, CLOSEST_EVALUATIONS = 1e-7, 2000
-"""A second look at a norm that this gap leaves on both sides of the bound, and what it may cost."""
-
-MOST_EVALUATIONS = 20_000
-"""Of the symbol, in one certificate."""
-
-RESCALINGS = 8
-"""More than rounding to the answer's dtype needs."""
-
-SLACK = 1e-6
-"""Largest relative excess of a certified norm that counts as within the bound."""
-
-SLACK_EPS = 4
-"""That excess, in eps of the answer, beside the certificate's own rounding."""
-
 LONGER = 1.1
 """What the step of the dual is multiplied by after one that was not too long."""
-
-TESTED_SIDE = 12
-"""Side from which Cholesky's factorisation is cheaper than eigenvalues where one limit decides."""
 
 NEAR = 0.97
 """Frequencies of at least this share of the bound enter the first working set."""
@@ -228,48 +204,6 @@ def _solve(problem: Problem, max_iterations: int, steps: int | None, state: Proj
     return _project(problem, as_int("max_iterations", max_iterations, least=1), state)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A kernel to project, in the computing dtype and on its grid.
-
-    Attributes
-    ----------
-    operand : Operand
-    narrow : Operand
-        The same in the answer's own dtype.
-    bound : 0-d array
-        At the operand's scale.
-    known : bool
-        Whether values can be looked at: not under tracing.
-    every_size : bool
-        Whether the grid stands for all frequencies.
-    factor : float
-        How far the norm can rise between those of the grid.
-    """
-
-    operand: Operand
-    narrow: Operand
-    bound: Array
-    known: bool
-    every_size: bool
-    factor: float
-    method: ProjectionMethod
-    rtol: float
-
-    @property
-    def frequencies(self) -> HostArray:
-        """Indices of the visited frequencies."""
-        return self.operand.plan.frequencies
-
-    def norms(self, kernel: Array) -> SymbolNorms:
-        """Of the symbol of a kernel at the operand's scale."""
-        return SymbolNorms(dataclasses.replace(self.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
-
-    def angles(self, frequencies: HostArray) -> HostArray:
-        """Of indices on the grid."""
-        return np.asarray(2 * np.pi * frequencies / np.asarray(self.operand.plan.periods))
-
-
 def _make_problem(
     kernel: Array,
     input_shape: tuple[int, ...] | None,
@@ -305,150 +239,6 @@ def _make_problem(
     return Problem(operand, narrow, limit, known, input_shape is None, factor, method, float(rtol))
 
 
-# ---- the certificate -------------------------------------------------------------------------------
-
-
-def frequencies_above(problem: Problem, norms: SymbolNorms, limit: float) -> tuple[HostArray, float]:
-    """Places, among the visited frequencies, of those with a norm above `limit`; and the largest norm.
-
-    Both with rounding counted in. The largest is an upper bound, which is at most `limit` if no place is returned.
-    Frequencies near one of a coarser grid are left out where the Bernstein-Szego bound shows them to be below.
-    """
-    if norms.ceiling <= limit:
-        return np.zeros(0, int), norms.ceiling
-    frequencies, periods = problem.frequencies, np.asarray(problem.operand.plan.periods)
-    visit = problem.operand.plan.visit.reshape(tuple(periods))
-    values = np.full(len(frequencies), -1.0)
-    left = np.arange(len(frequencies))
-    supremum = math.inf
-    for spacing in COARSER:
-        # A frequency is within `near` of its coarse one, and any angle, by way of a frequency, within `far` of some.
-        near, far = (
-            float(np.sum(norms.types * np.minimum(steps, periods) * 2 * np.pi / periods))
-            for steps in (spacing / 2, (spacing + 1) / 2)
-        )
-        if spacing > 1 and far > 1:
-            continue
-        coarse = visit[tuple((np.rint(frequencies[left] / spacing).astype(int) * spacing % periods).T)]
-        wanted = np.unique(coarse)
-        wanted = wanted[values[wanted] < 0]
-        # Where no norm is above the first of two limits, nothing between them is above the second.
-        limits = [limit * math.cos(far) * (1 - 1e-15), limit] if spacing > 1 else [limit]
-        if len(wanted):
-            ladder = np.broadcast_to(np.asarray(limits)[:, None], (len(limits), len(wanted)))
-            values[wanted] = norms.upper(problem.angles(frequencies[wanted]), ladder)
-        if spacing == 1:
-            break
-        if supremum == math.inf:  # the first of these grids, which lies everywhere
-            supremum = float(values.max()) / math.cos(far)
-        distance = np.arccos(np.minimum(values[coarse] / max(supremum, sys.float_info.min), 1.0))
-        left = left[supremum * np.cos(np.maximum(distance - near, 0.0)) > limit]
-    largest = float(values.max())
-    return np.flatnonzero(values > limit), max(largest, min(limit, supremum)) if largest <= limit else largest
-
-
-def shown_within(problem: Problem, limit: float) -> bool:
-    """Whether a few quick tests show the norm of the problem's kernel to be at most `limit`.
-
-    On grids that stand for all frequencies, ever finer ones, as long as these are fewer than the problem's own; then on
-    its own grid. A grid is left out where a coarser one's frequencies show that it would not do.
-    """
-    operand, plan = problem.narrow, problem.operand.plan
-    limit *= 1 - 4 * operand.eps
-    shape = tuple(int(extent) for extent in operand.kernel.shape)
-    most = TESTED_FREQUENCIES if problem.every_size else min(TESTED_FREQUENCIES, len(plan.frequencies) // 4)
-    failed: tuple[Threshold, HostArray] | None = None
-
-    def above(threshold: Threshold, level: float, rows: HostArray | None = None) -> HostArray:
-        found = threshold.rows_above(operand.xp.full_like(operand.scale, level), rows)
-        assert found is not None
-        return found
-
-    def threshold(grid: Plan) -> Threshold:
-        frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
-        return Threshold(dataclasses.replace(operand, plan=grid), frequencies)
-
-    for rtol in TESTED_RTOLS:
-        extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
-        grid = make_plan(shape, plan.real, extents, conv)
-        if len(grid.frequencies) > most or (failed and len(above(failed[0], limit / factor, failed[1]))):
-            continue
-        tested = threshold(grid)
-        left = above(tested, limit / factor)
-        if not len(left):
-            return True
-        failed = tested, left[:RETESTED]
-    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES:
-        return False
-    if failed and len(above(failed[0], limit, failed[1])):
-        return False
-    return not len(above(threshold(plan), limit))
-
-
-def _slack(operand: Operand, rounding: float, limit: float) -> float:
-    """How far, relative, a certified norm may be above the bound: by no more than its own rounding explains."""
-    eps = operand.answer_eps
-    return min(SLACK - eps, SLACK_EPS * eps + rounding / max(limit**2, sys.float_info.min))
-
-
-def certify(problem: Problem, kernel: Array, limit: float, *, slack: bool = False) -> tuple[float, bool]:
-    """An upper bound of the norm of a kernel, at the problem's scale, and whether it is at most `limit`.
-
-    It is improved no further than to that. With `slack` it may be above by what rounding explains.
-    """
-    operand, scale = problem.operand, 1.0
-    if problem.every_size:
-        operand = make_operand(kernel, None, operand.plan.conv).widen()
-        scale = float(operand.scale)
-        norms = SymbolNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
-    else:
-        norms = problem.norms(kernel)
-    limit = limit / scale
-    if slack:
-        limit *= 1 + _slack(problem.operand, norms.rounding, limit)
-    if not problem.every_size:
-        upper = frequencies_above(problem, norms, limit)[1]
-    elif norms.ceiling <= limit:
-        upper = norms.ceiling
-    else:
-        upper = search_torus(norms, CERTIFICATE_RTOL, limit)
-        if upper > limit >= norms.best:  # left open by this gap
-            norms.budget = norms.evaluations + CLOSEST_EVALUATIONS
-            upper = min(upper, search_torus(norms, CLOSEST_RTOL, limit))
-    return upper * scale, upper <= limit
-
-
-def rescaled(problem: Problem, kernel: Array, upper: float) -> tuple[Array, float]:
-    """A kernel multiplied by what brings it within the bound, at the answer's scale, and its certified norm.
-
-    `upper` is that of the kernel, before.
-    """
-    operand, bound = problem.operand, float(problem.bound)
-    xp = operand.xp
-    eps = operand.answer_eps
-    # For every input size so far below the bound that any certificate with the usual gap finds it so.
-    gap = CERTIFICATE_RTOL if problem.every_size and len(problem.frequencies) > 1 else 0.0
-    target = bound * (1 - 2 * eps) / (1 + gap)
-    for _ in range(RESCALINGS):
-        share = min(1.0, target / upper)
-        exact = kernel * share
-        answer = operand.answer(exact)
-        stored = xp.astype(answer, exact.dtype) / operand.scale
-        # What rounding to the answer's dtype, or the product itself, adds to the norm is at most its taps' norms.
-        rounding = stored - exact if operand.widened else eps * exact
-        certified = (share * upper + _sum_of_norms(operand, rounding)) * (1 + eps)
-        if certified <= bound:
-            return answer, certified
-        target -= 2 * (certified - bound)
-    return operand.answer(kernel * 0), 0.0
-
-
-def _sum_of_norms(operand: Operand, kernel: Array) -> float:
-    """The sum of the taps' Frobenius norms, an upper bound of the operator norm."""
-    taps = dataclasses.replace(operand, kernel=kernel).taps()
-    return float(operand.xp.sum(operand.xp.sqrt(squared_norm(operand.xp, taps, axis=(-3, -2, -1)))))
-
-
 # ---- eager: until it has converged -----------------------------------------------------------------
 
 
@@ -456,9 +246,9 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     operand, limit = problem.operand, float(problem.bound)
     xp = operand.xp
     original = operand.answer(operand.kernel)
-    upper, within = limit, shown_within(problem, limit)
+    upper, within = limit, shown_within(problem)
     if not within:
-        upper, within = certify(problem, operand.kernel, limit, slack=True)
+        upper, within = certify(problem, operand.kernel, slack=True)
     if within:
         eps = operand.answer_eps
         zero = operand.answer(xp.zeros_like(operand.scale))
@@ -469,7 +259,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     elif limit > 0 and problem.method != "rescale":
         kernel, iterations, converged = _alternate(problem, max_iterations)
     if problem.method != "rescale":
-        upper, _ = certify(problem, kernel, 0.0)
+        upper, _ = certify(problem, kernel)
     answer, upper = rescaled(problem, kernel, upper)
     change = xp.astype(answer, operand.kernel.dtype) / operand.scale
     distance = _number(operand, _distance(operand, change, problem.every_size))
@@ -483,7 +273,7 @@ def _nearest(
     operand, limit = problem.operand, float(problem.bound)
     xp = operand.xp
     chosen, dual = _from_state(problem, state)
-    above, _ = frequencies_above(problem, problem.norms(operand.kernel), NEAR * limit)
+    above, *_ = frequencies_above(problem, operand.kernel, NEAR * limit)
     iterations = 0
     while True:
         chosen, dual = _extended(problem, chosen, dual, above)
@@ -492,9 +282,8 @@ def _nearest(
         # An excess moves the whole kernel in the last rescaling, so it counts by the kernel's size over the distance.
         size = math.sqrt(float(squared_frobenius(dataclasses.replace(operand, kernel=kernel))))
         tolerance = TOLERANCE * problem.rtol * min(1.0, math.sqrt(max(2 * value, 0.0)) / max(size, sys.float_info.min))
-        norms = problem.norms(kernel)
-        above, upper = frequencies_above(problem, norms, limit * (1 + tolerance))
-        squared = float(_squared_change(operand, kernel * min(1.0, limit / _computed(norms, upper))))
+        above, upper, rounding = frequencies_above(problem, kernel, limit * (1 + tolerance))
+        squared = float(_squared_change(operand, kernel * min(1.0, limit / _computed(upper, rounding))))
         converged = squared - 2 * value <= problem.rtol * squared
         fresh = np.setdiff1d(above, chosen)
         if converged or iterations >= max_iterations or not len(fresh):
@@ -511,7 +300,6 @@ def _accelerated(
 ) -> tuple[Array, Array, int, float]:
     """Solve the problem that knows the chosen frequencies alone: its kernel, dual, iterations, and dual value."""
     operand, limit = problem.operand, float(problem.bound)
-    angles = problem.angles(problem.frequencies[chosen])
     frequencies, weights = frequency_tables(operand, chosen)
     state = operand.run(_begin, arrays=(frequencies, weights, dual))
     iterations = 0
@@ -521,16 +309,17 @@ def _accelerated(
         if iterations % CHECK_EVERY and iterations < max_iterations:
             continue
         kernel, value = operand.kernel - state[2], float(state[-1])
-        norms = problem.norms(kernel)
-        upper = _computed(norms, float(norms.upper(angles).max()))
+        threshold = problem.threshold(kernel, chosen)
+        above = threshold.rows_above(limit)
+        upper = limit if above is None or not len(above) else _computed(threshold.largest(above), threshold.rounding)
         squared = float(_squared_change(operand, kernel * min(1.0, limit / upper)))
         if squared - 2 * value <= INNER * problem.rtol * squared or iterations >= max_iterations:
             return kernel, state[0], iterations, value
 
 
-def _computed(norms: SymbolNorms, upper: float) -> float:
-    """The norm that an upper bound was computed from: without what rounding may have taken from it."""
-    return math.sqrt(max(upper**2 - norms.rounding, sys.float_info.min))
+def _computed(upper: float, rounding: float) -> float:
+    """The norm that an upper bound was computed from: without what rounding may have taken from its square."""
+    return math.sqrt(max(upper**2 - rounding, sys.float_info.min))
 
 
 def _begin(operand: Operand, frequencies: Array, weights: Array, dual: Array) -> tuple[Array, ...]:
@@ -589,7 +378,7 @@ def _alternate(problem: Problem, max_iterations: int) -> tuple[Array, int, bool]
         kernel = operand.run(_clip_and_cut, method, arrays=(kernel, problem.bound, frequencies, weights))
         iterations += 1
         if iterations % CHECK_EVERY == 0 or iterations == max_iterations:
-            above, _ = frequencies_above(problem, problem.norms(kernel), limit * (1 + problem.rtol))
+            above, *_ = frequencies_above(problem, kernel, limit * (1 + problem.rtol))
             if not len(above):
                 return kernel, iterations, True
     return kernel, iterations, False

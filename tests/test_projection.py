@@ -15,7 +15,7 @@ from convsv_conformance.random_layers import random_layer
 from convsv_conformance.target import Failure, Ledger, Target
 
 import convsv_core as convsv
-from convsv_core import Conv, excess, projection
+from convsv_core import Conv, certificate, excess, projection
 from convsv_core.plugins import get_backend
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
@@ -356,7 +356,7 @@ def test_a_projection_that_is_not_the_nearest_is_caught(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("extents", [(5, 9), (16, 16), (23, 14), (31, 40), (64, 33), (1, 50)])
 def test_no_frequency_above_the_bound_is_left_out(extents: tuple[int, int], real: bool) -> None:
-    """The search by coarser grids finds what a visit of every frequency finds."""
+    """The tests of all frequencies, and the search by coarser grids, find what a visit of every frequency finds."""
     conv = convsv.Conv("OIHW")
     rng = np.random.default_rng(sum(extents))
     for smooth in (0.0, 0.5, 2.0):
@@ -368,11 +368,11 @@ def test_no_frequency_above_the_bound_is_left_out(extents: tuple[int, int], real
             limit = share * float(values.max())
             problem = projection._make_problem(kernel, extents, conv, limit, "rescale", 1e-4)
             limit = float(problem.bound)
-            norms = problem.norms(problem.operand.kernel)
-            above, upper = projection.frequencies_above(problem, norms, limit)
             visited = values[tuple(problem.frequencies.T)] / float(problem.operand.scale)
             rounding = 100 * np.finfo(float).eps
-            assert set(np.flatnonzero(visited > limit * (1 + rounding))) <= set(above)
-            assert set(above) <= set(np.flatnonzero(visited > limit * (1 - rounding)))
-            assert upper >= visited.max() * (1 - rounding)
-            assert upper <= max(limit, float(visited.max()) * (1 + rounding))
+            for find in (certificate.frequencies_above, certificate._search_above):
+                above, upper, _ = find(problem, problem.operand.kernel, limit)
+                assert set(np.flatnonzero(visited > limit * (1 + rounding))) <= set(above)
+                assert set(above) <= set(np.flatnonzero(visited > limit * (1 - rounding)))
+                assert upper >= visited.max() * (1 - rounding)
+                assert upper <= max(limit, float(visited.max()) * (1 + rounding))

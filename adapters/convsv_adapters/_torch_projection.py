@@ -21,10 +21,10 @@ from convsv_adapters._torch_layers import (
 )
 from convsv_adapters._torch_targets import Operator, Target, projected
 from convsv_core.bounds import check_repeats_no_pixel
+from convsv_core.certificate import CERTIFICATE_RTOL
 from convsv_core.conv import as_int
 from convsv_core.operand import make_operand
 from convsv_core.padded import padding_norm
-from convsv_core.projection import CERTIFICATE_RTOL
 
 ProcessGroup: TypeAlias = Any
 

@@ -1,0 +1,245 @@
+"""Certificates that the norm of a kernel is within a bound, and what there is above it.
+
+A kernel that is far within the bound is shown to be so by few frequencies, one that is near it by those of its grid:
+all tested rather than decomposed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from convsv_core.backend import Array
+from convsv_core.bounds import SymbolNorms, search_torus
+from convsv_core.fixed_grid import every_size_grid
+from convsv_core.operand import Operand, make_operand
+from convsv_core.plan import HostArray, Plan, make_plan
+from convsv_core.threshold import Threshold, sum_of_norms
+
+COARSER = (8, 4, 2, 1)
+"""Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
+
+TESTED_RTOLS = (0.53, 0.072, 0.0098)
+"""How far the norm can rise between the frequencies of the grids that a kernel is tested on first."""
+
+TESTED_FREQUENCIES = 1024
+"""Most frequencies of such a grid; beyond it, searches that leave out most of a grid are cheaper."""
+
+RETESTED = 4
+"""Frequencies of one such grid that tell whether a finer one may do."""
+
+CERTIFICATE_RTOL = 1e-3
+"""Gap of the certificate for every input size."""
+
+CLOSEST_RTOL, CLOSEST_EVALUATIONS = 1e-7, 2000
+"""A second look at a norm that this gap leaves on both sides of the bound, and what it may cost."""
+
+MOST_EVALUATIONS = 20_000
+"""Of the symbol, in one certificate."""
+
+RESCALINGS = 8
+"""More than rounding to the answer's dtype needs."""
+
+SLACK = 1e-6
+"""Largest relative excess of a certified norm that counts as within the bound."""
+
+SLACK_EPS = 4
+"""That excess, in eps of the answer, beside the certificate's own rounding."""
+
+TESTED_SIDE = 12
+"""Side from which Cholesky's factorisation is cheaper than eigenvalues where one limit decides."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A kernel and a bound of its norm, in the computing dtype and on a grid.
+
+    Attributes
+    ----------
+    operand : Operand
+    narrow : Operand
+        The same in the answer's own dtype.
+    bound : 0-d array
+        At the operand's scale.
+    known : bool
+        Whether values can be looked at: not under tracing.
+    every_size : bool
+        Whether the grid stands for all frequencies.
+    factor : float
+        How far the norm can rise between those of the grid.
+    method : str
+    rtol : float
+        Of the projection.
+    """
+
+    operand: Operand
+    narrow: Operand
+    bound: Array
+    known: bool
+    every_size: bool
+    factor: float
+    method: str
+    rtol: float
+
+    @property
+    def frequencies(self) -> HostArray:
+        """Indices of the visited frequencies."""
+        return self.operand.plan.frequencies
+
+    def threshold(self, kernel: Array, places: HostArray | None = None) -> Threshold:
+        """Tests of a kernel, at the operand's scale, at the visited frequencies, or those of the given places."""
+        frequencies = self.frequencies if places is None else self.frequencies[places]
+        operand = dataclasses.replace(self.operand, kernel=kernel)
+        return Threshold(operand, operand.backend.constant(frequencies, kernel))
+
+
+def frequencies_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostArray, float, float]:
+    """Places, among the visited frequencies, of those with a norm above `limit`; the largest norm; its rounding.
+
+    The norms are those of a kernel at the problem's scale, with rounding counted in, which is given in squares. The
+    largest is an upper bound, which is at most `limit` if no place is returned.
+    """
+    if len(problem.frequencies) > TESTED_FREQUENCIES:
+        return _search_above(problem, kernel, limit)
+    threshold = problem.threshold(kernel)
+    above = threshold.rows_above(limit)
+    assert above is not None
+    return above, threshold.largest(above) if len(above) else limit, threshold.rounding
+
+
+def _search_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostArray, float, float]:
+    """The same on a large grid.
+
+    Frequencies near one of a coarser grid are left out where the Bernstein-Szego bound shows them to be below.
+    """
+    norms = SymbolNorms(dataclasses.replace(problem.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
+    if norms.ceiling <= limit:
+        return np.zeros(0, int), norms.ceiling, norms.rounding
+    frequencies, periods = problem.frequencies, np.asarray(problem.operand.plan.periods)
+    visit = problem.operand.plan.visit.reshape(tuple(periods))
+    values = np.full(len(frequencies), -1.0)
+    left = np.arange(len(frequencies))
+    supremum = math.inf
+    for spacing in COARSER:
+        # A frequency is within `near` of its coarse one, and any angle, by way of a frequency, within `far` of some.
+        near, far = (
+            float(np.sum(norms.types * np.minimum(steps, periods) * 2 * np.pi / periods))
+            for steps in (spacing / 2, (spacing + 1) / 2)
+        )
+        if spacing > 1 and far > 1:
+            continue
+        coarse = visit[tuple((np.rint(frequencies[left] / spacing).astype(int) * spacing % periods).T)]
+        wanted = np.unique(coarse)
+        wanted = wanted[values[wanted] < 0]
+        # Where no norm is above the first of two limits, nothing between them is above the second.
+        limits = [limit * math.cos(far) * (1 - 1e-15), limit] if spacing > 1 else [limit]
+        if len(wanted):
+            ladder = np.broadcast_to(np.asarray(limits)[:, None], (len(limits), len(wanted)))
+            values[wanted] = norms.upper(2 * np.pi * frequencies[wanted] / periods, ladder)
+        if spacing == 1:
+            break
+        if supremum == math.inf:  # the first of these grids, which lies everywhere
+            supremum = float(values.max()) / math.cos(far)
+        distance = np.arccos(np.minimum(values[coarse] / max(supremum, sys.float_info.min), 1.0))
+        left = left[supremum * np.cos(np.maximum(distance - near, 0.0)) > limit]
+    largest = float(values.max())
+    if largest <= limit:
+        largest = max(largest, min(limit, supremum))
+    return np.flatnonzero(values > limit), largest, norms.rounding
+
+
+def shown_within(problem: Problem) -> bool:
+    """Whether a few quick tests show the norm of the problem's kernel to be within the bound.
+
+    On grids that stand for all frequencies, ever finer ones, as long as these are fewer than the problem's own; then on
+    its own grid. A grid is left out where a coarser one's frequencies show that it would not do.
+    """
+    operand, plan = problem.narrow, problem.operand.plan
+    limit = float(problem.bound) * (1 - 4 * operand.eps)
+    shape = tuple(int(extent) for extent in operand.kernel.shape)
+    most = TESTED_FREQUENCIES if problem.every_size else min(TESTED_FREQUENCIES, len(plan.frequencies) // 4)
+    failed: tuple[Threshold, HostArray] | None = None
+
+    def passes(threshold: Threshold, level: float, rows: HostArray | None = None) -> bool:
+        nonlocal failed
+        above = threshold.rows_above(level, rows)
+        assert above is not None
+        if len(above) and rows is None:
+            failed = threshold, above[:RETESTED]
+        return not len(above)
+
+    def threshold(grid: Plan) -> Threshold:
+        frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
+        return Threshold(dataclasses.replace(operand, plan=grid), frequencies)
+
+    for rtol in TESTED_RTOLS:
+        extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
+        grid = make_plan(shape, plan.real, extents, conv)
+        if len(grid.frequencies) > most or (failed is not None and not passes(failed[0], limit / factor, failed[1])):
+            continue
+        if passes(threshold(grid), limit / factor):
+            return True
+    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES:
+        return False
+    return (failed is None or passes(failed[0], limit, failed[1])) and passes(threshold(plan), limit)
+
+
+def _slack(operand: Operand, rounding: float, limit: float) -> float:
+    """How far, relative, a certified norm may be above the bound: by no more than its own rounding explains."""
+    eps = operand.answer_eps
+    return min(SLACK - eps, SLACK_EPS * eps + rounding / max(limit**2, sys.float_info.min))
+
+
+def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[float, bool]:
+    """An upper bound of the norm of a kernel, at the problem's scale, and whether it is within the bound.
+
+    It is improved no further than to that. With `slack` it may be above by what rounding explains.
+    """
+    operand, limit = problem.operand, float(problem.bound)
+    if not problem.every_size:
+        upper = frequencies_above(problem, kernel, limit)[1]
+        if slack and upper > limit:
+            limit *= 1 + _slack(operand, problem.threshold(kernel).rounding, limit)
+        return upper, upper <= limit
+    operand = make_operand(kernel, None, operand.plan.conv).widen()
+    scale = float(operand.scale)
+    norms = SymbolNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
+    limit = limit / scale
+    if slack:
+        limit *= 1 + _slack(problem.operand, norms.rounding, limit)
+    if norms.ceiling <= limit:
+        return norms.ceiling * scale, True
+    upper = search_torus(norms, CERTIFICATE_RTOL, limit)
+    if upper > limit >= norms.best:  # left open by this gap
+        norms.budget = norms.evaluations + CLOSEST_EVALUATIONS
+        upper = min(upper, search_torus(norms, CLOSEST_RTOL, limit))
+    return upper * scale, upper <= limit
+
+
+def rescaled(problem: Problem, kernel: Array, upper: float) -> tuple[Array, float]:
+    """A kernel multiplied by what brings it within the bound, at the answer's scale, and its certified norm.
+
+    `upper` is that of the kernel, before.
+    """
+    operand, bound = problem.operand, float(problem.bound)
+    xp = operand.xp
+    eps = operand.answer_eps
+    # For every input size so far below the bound that any certificate with the usual gap finds it so.
+    gap = CERTIFICATE_RTOL if problem.every_size and len(problem.frequencies) > 1 else 0.0
+    target = bound * (1 - 2 * eps) / (1 + gap)
+    for _ in range(RESCALINGS):
+        share = min(1.0, target / upper)
+        exact = kernel * share
+        answer = operand.answer(exact)
+        stored = xp.astype(answer, exact.dtype) / operand.scale
+        # What rounding to the answer's dtype, or the product itself, adds to the norm is at most its taps' norms.
+        rounding = stored - exact if operand.widened else eps * exact
+        certified = (share * upper + sum_of_norms(dataclasses.replace(operand, kernel=rounding))) * (1 + eps)
+        if certified <= bound:
+            return answer, certified
+        target -= 2 * (certified - bound)
+    return operand.answer(kernel * 0), 0.0

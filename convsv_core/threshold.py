@@ -1,0 +1,130 @@
+"""Tests whether norms of the symbol are within a limit, by factorisations that cost less than the norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from convsv_core.backend import Array
+from convsv_core.decomposition import squared_norm
+from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
+from convsv_core.gram import GramPolynomial, gram_evaluator, smaller_gram
+from convsv_core.operand import Operand
+from convsv_core.plan import HostArray
+
+Method: TypeAlias = Literal["svd", "gram", "products"]
+
+MARGIN_EPS = 4
+"""Rounding error of a test, in units of eps times the side times the eigenvalues' sum: twice Higham's bound."""
+
+SQUARINGS = 3
+"""Of a Gram matrix: the test lets no norm pass that is above the bound, and few that are 3 % below it."""
+
+
+class Threshold:
+    """Tests whether the norms at some frequencies are within a limit, without computing them.
+
+    By Cholesky's factorisation of ``limit**2 I - G``, less what rounding may have taken from it, unless the method is
+    to do with products alone.
+
+    Parameters
+    ----------
+    operand : Operand
+    frequencies : array, shape (count, ndim)
+        Indices.
+    dual : array, shape (count, groups, rows, columns), complex, optional
+        To be added to the symbol.
+    method : "svd", "gram" or "products"
+        How the excess over the limit will be computed.
+    """
+
+    def __init__(
+        self, operand: Operand, frequencies: Array, dual: Array | None = None, method: Method = "gram"
+    ) -> None:
+        self.operand, self.frequencies, self.dual = operand, frequencies, dual
+        self._below = _below_by_powers if method == "products" else _below
+        self._symbol = symbol_polynomial(operand)
+        self._gram = gram_evaluator(operand, self._symbol) if dual is None else None
+        self._polynomial = self._gram if isinstance(self._gram, GramPolynomial) and method != "products" else None
+
+    def rows_above(self, limit: float | Array, rows: HostArray | None = None) -> HostArray | None:
+        """Those of the rows whose norms are not shown to be within the limit; None where tracing leaves them open."""
+        operand, xp = self.operand, self.operand.xp
+        level = xp.astype(limit, operand.real_dtype) if hasattr(limit, "dtype") else xp.full_like(operand.scale, limit)
+        if operand.backend.truth(xp.isfinite(xp.max(xp.abs(operand.kernel)) + level)) is None:
+            return None
+        rows = np.arange(self.frequencies.shape[0]) if rows is None else rows
+        return rows[~self._map(lambda chosen: xp.all(self._are_below(level, chosen), axis=-1), rows)]
+
+    def largest(self, rows: HostArray) -> float:
+        """An upper bound of the norms at some of the rows, rounding included."""
+        xp, backend = self.operand.xp, self.operand.backend
+
+        def of_block(chosen: Array) -> Array:
+            grams = self._grams(chosen)
+            alone = grams.shape[-1] == 1
+            values = xp.real(grams[..., 0, 0]) if alone else backend.eigvalsh(grams)[..., -1]
+            return xp.max(values, axis=-1)
+
+        return math.sqrt(max(float(self._map(of_block, rows).max()), 0.0) + self.rounding)
+
+    @property
+    def rounding(self) -> float:
+        """Rounding error of the squared norms."""
+        if self._polynomial is not None:
+            return float(self._polynomial.rounding())
+        side = min(self.operand.plan.block)
+        return _margin(self.operand, side) * sum_of_norms(self.operand) ** 2
+
+    def _map(self, function: Callable[[Array], Array], rows: HostArray) -> HostArray:
+        backend = self.operand.backend
+        if not len(rows):
+            return np.zeros(0, bool)
+        row_bytes = 2 * self._symbol.row_bytes if self._gram is None else self._gram.row_bytes
+        filled = rows[np.minimum(np.arange(backend.batch_size(len(rows))), len(rows) - 1)]
+        found = backend.map_blocks(function, filled, self.operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
+        return backend.to_numpy(found)[: len(rows)]
+
+    def _are_below(self, limit: Array, chosen: Array) -> Array:
+        if self._polynomial is not None:
+            where = self.operand.xp.take(self.frequencies, chosen, axis=0)
+            level = limit**2 - self._polynomial.rounding()
+            return self.operand.backend.is_positive_definite(self._polynomial.below(level, where))
+        return self._below(self.operand, self._grams(chosen), limit)
+
+    def _grams(self, chosen: Array) -> Array:
+        xp = self.operand.xp
+        where = xp.take(self.frequencies, chosen, axis=0)
+        if self._gram is not None:
+            return self._gram(where)
+        return smaller_gram(self.operand.backend, self._symbol(where) + xp.take(self.dual, chosen, axis=0))
+
+
+def _margin(operand: Operand, side: int) -> float:
+    return MARGIN_EPS * side * float(operand.xp.finfo(operand.real_dtype).eps)
+
+
+def _below(operand: Operand, grams: Array, limit: Array) -> Array:
+    xp, side = operand.xp, grams.shape[-1]
+    level = limit**2 - _margin(operand, side) * xp.real(xp.linalg.trace(grams))
+    identity = xp.astype(operand.backend.constant(np.eye(side), grams), grams.dtype, copy=False)
+    return operand.backend.is_positive_definite(xp.astype(level, grams.dtype)[..., None, None] * identity - grams)
+
+
+def _below_by_powers(operand: Operand, grams: Array, limit: Array) -> Array:
+    """The sum of a power of the eigenvalues is at least that power of the largest."""
+    xp, side = operand.xp, grams.shape[-1]
+    powers = grams / xp.where(limit > 0, limit, xp.ones_like(limit)) ** 2
+    for _ in range(SQUARINGS if side > 1 else 0):
+        powers = xp.matmul(powers, powers)
+    margin = 2 ** (SQUARINGS + 1) * _margin(operand, side)
+    return (squared_norm(xp, powers, axis=(-2, -1)) <= 1 - margin) & (limit > 0)
+
+
+def sum_of_norms(operand: Operand) -> float:
+    """The sum of the taps' Frobenius norms, an upper bound of the operator norm."""
+    xp = operand.xp
+    return float(xp.sum(xp.sqrt(squared_norm(xp, operand.taps(), axis=(-3, -2, -1)))))
