@@ -152,8 +152,8 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostAr
     return np.flatnonzero(values > limit), largest, norms.rounding
 
 
-def shown_within(problem: Problem) -> bool:
-    """Whether a few quick tests show the norm of the problem's kernel to be within the bound.
+def left_above(problem: Problem) -> HostArray | None:
+    """Places that a few quick tests do not show to be within the bound: none if the whole kernel is; None if unknown.
 
     On grids that stand for all frequencies, ever finer ones, as long as these are fewer than the problem's own; then on
     its own grid. A grid is left out where a coarser one's frequencies show that it would not do.
@@ -164,34 +164,50 @@ def shown_within(problem: Problem) -> bool:
     most = TESTED_FREQUENCIES if problem.every_size else min(TESTED_FREQUENCIES, len(plan.frequencies) // 4)
     failed: tuple[Threshold, HostArray] | None = None
 
-    def passes(threshold: Threshold, level: float, rows: HostArray | None = None) -> bool:
+    def above(grid: Plan, level: float) -> HostArray:
         nonlocal failed
-        above = threshold.rows_above(level, rows)
-        assert above is not None
-        if len(above) and rows is None:
-            failed = threshold, above[:RETESTED]
-        return not len(above)
-
-    def threshold(grid: Plan) -> Threshold:
         frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
-        return Threshold(dataclasses.replace(operand, plan=grid), frequencies)
+        threshold = Threshold(dataclasses.replace(operand, plan=grid), frequencies)
+        rows = threshold.rows_above(level)
+        assert rows is not None
+        if len(rows):
+            failed = threshold, rows[:RETESTED]
+        return rows
+
+    def is_hopeless(level: float) -> bool:
+        if failed is None:
+            return False
+        rows = failed[0].rows_above(level, failed[1])
+        return rows is None or len(rows) > 0
 
     for rtol in TESTED_RTOLS:
         extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
         grid = make_plan(shape, plan.real, extents, conv)
-        if len(grid.frequencies) > most or (failed is not None and not passes(failed[0], limit / factor, failed[1])):
+        if len(grid.frequencies) > most or is_hopeless(limit / factor):
             continue
-        if passes(threshold(grid), limit / factor):
-            return True
-    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES:
-        return False
-    return (failed is None or passes(failed[0], limit, failed[1])) and passes(threshold(plan), limit)
+        if not len(above(grid, limit / factor)):
+            return np.zeros(0, int)
+    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES or is_hopeless(limit):
+        return None
+    return above(plan, limit)
 
 
 def _slack(operand: Operand, rounding: float, limit: float) -> float:
     """How far, relative, a certified norm may be above the bound: by no more than its own rounding explains."""
     eps = operand.answer_eps
     return min(SLACK - eps, SLACK_EPS * eps + rounding / max(limit**2, sys.float_info.min))
+
+
+def certify_original(problem: Problem) -> tuple[float, bool]:
+    """An upper bound of the norm of the problem's own kernel, and whether it is within the bound, but for rounding."""
+    left = left_above(problem)
+    if left is not None and not len(left):
+        return float(problem.bound), True
+    if left is None:
+        return certify(problem, problem.operand.kernel, slack=True)
+    threshold, limit = problem.threshold(problem.operand.kernel, left), float(problem.bound)
+    upper = max(limit, threshold.largest(np.arange(len(left))))
+    return upper, upper <= limit * (1 + _slack(problem.operand, threshold.rounding, limit))
 
 
 def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[float, bool]:
@@ -201,10 +217,8 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[fl
     """
     operand, limit = problem.operand, float(problem.bound)
     if not problem.every_size:
-        upper = frequencies_above(problem, kernel, limit)[1]
-        if slack and upper > limit:
-            limit *= 1 + _slack(operand, problem.threshold(kernel).rounding, limit)
-        return upper, upper <= limit
+        _, upper, rounding = frequencies_above(problem, kernel, limit)
+        return upper, upper <= limit * (1 + (_slack(operand, rounding, limit) if slack else 0.0))
     operand = make_operand(kernel, None, operand.plan.conv).widen()
     scale = float(operand.scale)
     norms = SymbolNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)

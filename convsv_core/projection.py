@@ -27,9 +27,9 @@ from convsv_core.certificate import (
     SLACK_EPS,
     Problem,
     certify,
+    certify_original,
     frequencies_above,
     rescaled,
-    shown_within,
 )
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv, as_int
@@ -246,9 +246,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     operand, limit = problem.operand, float(problem.bound)
     xp = operand.xp
     original = operand.answer(operand.kernel)
-    upper, within = limit, shown_within(problem)
-    if not within:
-        upper, within = certify(problem, operand.kernel, slack=True)
+    upper, within = certify_original(problem)
     if within:
         eps = operand.answer_eps
         zero = operand.answer(xp.zeros_like(operand.scale))

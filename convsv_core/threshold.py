@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from convsv_core.backend import Array
+from convsv_core.conv import Conv
 from convsv_core.decomposition import squared_norm
 from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
 from convsv_core.gram import GramPolynomial, gram_evaluator, smaller_gram
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
+from convsv_core.plugins import backend_of
 
 Method: TypeAlias = Literal["svd", "gram", "products"]
 
@@ -52,12 +55,19 @@ class Threshold:
 
     def rows_above(self, limit: float | Array, rows: HostArray | None = None) -> HostArray | None:
         """Those of the rows whose norms are not shown to be within the limit; None where tracing leaves them open."""
+        rows = np.arange(self.frequencies.shape[0]) if rows is None else rows
+        above = self.above(limit, rows)
+        return None if above is None else rows[above.any(axis=1)]
+
+    def above(self, limit: float | Array, rows: HostArray) -> HostArray | None:
+        """Whether the norm of each group, at each of the rows, is not shown to be within the limit."""
         operand, xp = self.operand, self.operand.xp
         level = xp.astype(limit, operand.real_dtype) if hasattr(limit, "dtype") else xp.full_like(operand.scale, limit)
         if operand.backend.truth(xp.isfinite(xp.max(xp.abs(operand.kernel)) + level)) is None:
             return None
-        rows = np.arange(self.frequencies.shape[0]) if rows is None else rows
-        return rows[~self._map(lambda chosen: xp.all(self._are_below(level, chosen), axis=-1), rows)]
+        if not len(rows):
+            return np.zeros((0, operand.plan.groups), bool)
+        return ~self._map(lambda chosen: self._are_below(level, chosen), rows)
 
     def largest(self, rows: HostArray) -> float:
         """An upper bound of the norms at some of the rows, rounding included."""
@@ -74,15 +84,15 @@ class Threshold:
     @property
     def rounding(self) -> float:
         """Rounding error of the squared norms."""
-        if self._polynomial is not None:
-            return float(self._polynomial.rounding())
-        side = min(self.operand.plan.block)
-        return _margin(self.operand, side) * sum_of_norms(self.operand) ** 2
+        return max(self.polynomial_rounding, product_rounding(self.operand, sum_of_norms(self.operand) ** 2))
+
+    @property
+    def polynomial_rounding(self) -> float:
+        """Rounding error of Gram matrices that are made from coefficients of their own; 0 for products."""
+        return 0.0 if self._polynomial is None else float(self._polynomial.rounding())
 
     def _map(self, function: Callable[[Array], Array], rows: HostArray) -> HostArray:
         backend = self.operand.backend
-        if not len(rows):
-            return np.zeros(0, bool)
         row_bytes = 2 * self._symbol.row_bytes if self._gram is None else self._gram.row_bytes
         filled = rows[np.minimum(np.arange(backend.batch_size(len(rows))), len(rows) - 1)]
         found = backend.map_blocks(function, filled, self.operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
@@ -103,13 +113,14 @@ class Threshold:
         return smaller_gram(self.operand.backend, self._symbol(where) + xp.take(self.dual, chosen, axis=0))
 
 
-def _margin(operand: Operand, side: int) -> float:
-    return MARGIN_EPS * side * float(operand.xp.finfo(operand.real_dtype).eps)
+def product_rounding(operand: Operand, trace: Any) -> Any:
+    """Rounding error of the eigenvalues of a matrix times its adjoint, of the given trace."""
+    return MARGIN_EPS * min(operand.plan.block) * operand.eps * trace
 
 
 def _below(operand: Operand, grams: Array, limit: Array) -> Array:
     xp, side = operand.xp, grams.shape[-1]
-    level = limit**2 - _margin(operand, side) * xp.real(xp.linalg.trace(grams))
+    level = limit**2 - product_rounding(operand, xp.real(xp.linalg.trace(grams)))
     identity = xp.astype(operand.backend.constant(np.eye(side), grams), grams.dtype, copy=False)
     return operand.backend.is_positive_definite(xp.astype(level, grams.dtype)[..., None, None] * identity - grams)
 
@@ -120,11 +131,51 @@ def _below_by_powers(operand: Operand, grams: Array, limit: Array) -> Array:
     powers = grams / xp.where(limit > 0, limit, xp.ones_like(limit)) ** 2
     for _ in range(SQUARINGS if side > 1 else 0):
         powers = xp.matmul(powers, powers)
-    margin = 2 ** (SQUARINGS + 1) * _margin(operand, side)
+    margin = 2 ** (SQUARINGS + 1) * product_rounding(operand, 1.0)
     return (squared_norm(xp, powers, axis=(-2, -1)) <= 1 - margin) & (limit > 0)
 
 
 def sum_of_norms(operand: Operand) -> float:
-    """The sum of the taps' Frobenius norms, an upper bound of the operator norm."""
+    """The largest sum, among the groups, of the taps' Frobenius norms: an upper bound of the operator norm."""
     xp = operand.xp
-    return float(xp.sum(xp.sqrt(squared_norm(xp, operand.taps(), axis=(-3, -2, -1)))))
+    return float(xp.max(xp.sum(xp.sqrt(squared_norm(xp, operand.taps(), axis=(-2, -1))), axis=0)))
+
+
+def frobenius_bound(kernel: Array, conv: Conv) -> float:
+    """An upper bound of the operator norm for every input size, from the products of the taps alone.
+
+    The squared Frobenius norm of the symbol is a trigonometric polynomial, whose coefficient at an offset is the sum of
+    the inner products of the taps that lie so far apart; it is at most the sum of these coefficients' moduli. With a
+    stride the taps of different classes do not meet, which all pairs of one offset have in common.
+
+    Parameters
+    ----------
+    kernel : array
+        With the axes that ``conv.layout`` names.
+    conv : Conv
+        Of which the layout alone enters, and no padding but zero, "valid" and circular padding that repeats no pixel is
+        meant.
+
+    Returns
+    -------
+    float
+        But for the rounding of the products.
+    """
+    backend = backend_of(kernel)
+    xp = backend.namespace(kernel)
+    order = [conv.layout.index(letter) for letter in ("O", "I", *conv.spatial)]
+    taps = tuple(kernel.shape[axis] for axis in order[2:])
+    flat = xp.reshape(xp.permute_dims(kernel, tuple(order)), (-1, math.prod(taps)))
+    products = backend.to_numpy(xp.matmul(backend.adjoint(flat), flat)).reshape(-1)
+    lags = _lags(taps)
+    sums = np.bincount(lags, products.real) + 1j * np.bincount(lags, products.imag)
+    return float(np.sqrt(np.abs(sums).sum()))
+
+
+@functools.lru_cache(maxsize=64)
+def _lags(taps: tuple[int, ...]) -> HostArray:
+    """For each pair of taps, in row-major order, a number of the offset between them."""
+    places = np.indices(taps).reshape(len(taps), -1)
+    apart = places[:, :, None] - places[:, None, :] + np.asarray(taps)[:, None, None] - 1
+    numbers = np.ravel_multi_index(tuple(apart), tuple(2 * k - 1 for k in taps))
+    return np.asarray(numbers).reshape(-1)

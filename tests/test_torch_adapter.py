@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import shutil
@@ -17,6 +18,7 @@ from convsv_adapters import _torch_targets
 from convsv_adapters._commands import convsv as command_line
 from convsv_adapters.torch import (
     OperatorNorm,
+    StepProjection,
     analyze,
     conv_layers,
     operator_norm,
@@ -433,7 +435,7 @@ def test_the_circular_operator_is_bounded_where_it_is_asked_for() -> None:
     model, batch = network(), images()
     layers = conv_layers(model, batch)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    project_after_step(optimizer, model, 1.0, circular=True, method="rescale", layers=layers)
+    project_after_step(optimizer, model, 1.0, circular=True, headroom=0.0, layers=layers)
     train(model, optimizer, 1)
     for layer in layers:
         conv = convsv.Conv(
@@ -445,6 +447,34 @@ def test_the_circular_operator_is_bounded_where_it_is_asked_for() -> None:
         )
         norm = convsv.operator_norm(layer.weight.detach(), layer.input_shape, conv)
         assert float(norm) == pytest.approx(1.0, rel=2e-3)
+
+
+@pytest.mark.parametrize("method", ["rescale", "dykstra"])
+def test_headroom_spares_the_next_certificates(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = network(), images()
+    projection = StepProjection(model, 0.5, method=method, headroom=0.1, example_input=batch)
+    projection.project()
+    assert all(norm <= 0.45 * SLACK for norm in projection.norms.values())
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("there is a certificate that holds")
+
+    monkeypatch.setattr(_torch_targets, "rescale_together", fail)
+    monkeypatch.setattr(_torch_targets, "project", fail)
+    with torch.no_grad():
+        for layer in projection.layers:
+            layer.module.weight.mul_(1 + 1e-3)
+    before = copy.deepcopy(model.state_dict())
+    projection.project()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    for layer in projection.layers:
+        found = convsv.norm_bounds(layer.weight.detach().double(), dataclasses.replace(layer.conv, padding="valid"))
+        assert float(found.lower) <= projection.norms[layer.name] <= 0.5
+    with torch.no_grad():
+        for layer in projection.layers:
+            layer.module.weight.mul_(1.2)
+    with pytest.raises(AssertionError, match="there is a certificate"):
+        projection.project()
 
 
 def test_every_counts_steps_and_remove_ends_it() -> None:
@@ -478,12 +508,12 @@ def test_kernels_within_the_bound_stay_bit_for_bit() -> None:
 
 def test_layers_that_hardly_move_within_the_bound_are_not_certified_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.ConvTranspose2d(3, 2, 3))
-    projection = project_after_step(torch.optim.SGD(model.parameters()), model, 5.0, method="rescale")
+    projection = project_after_step(torch.optim.SGD(model.parameters()), model, 5.0, headroom=0.5)
     first = projection.project()
     calls = []
-    project = _torch_targets.project
+    rescale = _torch_targets.rescale_together
     monkeypatch.setattr(
-        _torch_targets, "project", lambda *args, **options: calls.append(1) or project(*args, **options)
+        _torch_targets, "rescale_together", lambda *args, **options: calls.append(1) or rescale(*args, **options)
     )
     with torch.no_grad():
         for layer in model:
@@ -529,7 +559,7 @@ def test_stored_weights_of_16_bits_are_within_the_bound(dtype: torch.dtype) -> N
     with torch.no_grad():
         layer.weight.mul_(4)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
-    project_after_step(optimizer, layer, 1.0)
+    project_after_step(optimizer, layer, 1.0, headroom=0.0)
     layer.weight.grad = torch.zeros_like(layer.weight)
     optimizer.step()
     assert layer.weight.dtype == dtype
@@ -618,6 +648,9 @@ def test_impossible_projections_are_refused() -> None:
         project_after_step(optimizer, model, -1)
     with pytest.raises(ValueError, match="every=0"):
         project_after_step(optimizer, model, 1.0, every=0)
+    for headroom in (-0.1, 1.0, True):
+        with pytest.raises(ValueError, match="headroom"):
+            project_after_step(optimizer, model, 1.0, headroom=headroom)
     with pytest.raises(ValueError, match="no convolution"):
         project_after_step(optimizer, nn.Linear(2, 2), 1.0)
     with pytest.warns(FutureWarning, match="weight_norm"):

@@ -19,7 +19,16 @@ from convsv_adapters._torch_layers import (
     conv_layers,
     without_autocast,
 )
-from convsv_adapters._torch_targets import Operator, Target, projected
+from convsv_adapters._torch_targets import (
+    Operator,
+    Projected,
+    Target,
+    is_simple,
+    projected,
+    rescaled,
+    still_certified,
+    together,
+)
 from convsv_core.bounds import check_repeats_no_pixel
 from convsv_core.certificate import CERTIFICATE_RTOL
 from convsv_core.conv import as_int
@@ -27,6 +36,9 @@ from convsv_core.operand import make_operand
 from convsv_core.padded import padding_norm
 
 ProcessGroup: TypeAlias = Any
+
+HEADROOM = 0.01
+"""Share of the bound that a layer which was above it is left below."""
 
 STEP_OPTIONS = {"rtol": 1e-2, "max_iterations": 10}
 """How far one projection goes, where the next step's begins from the dual variables of this one."""
@@ -44,6 +56,7 @@ class StepProjection:
     layers : list of ConvLayer
         What is projected.
     bound : float
+    headroom : float
     every : int
     steps : int
         Optimizer steps so far.
@@ -55,7 +68,8 @@ class StepProjection:
         bound: float,
         every: int = 1,
         *,
-        method: str = "dykstra",
+        method: str = "rescale",
+        headroom: float = HEADROOM,
         circular: bool = False,
         example_input: object = None,
         input_shapes: Mapping[str, Extents] | None = None,
@@ -66,6 +80,9 @@ class StepProjection:
         if isinstance(bound, bool) or not isinstance(bound, int | float) or not bound >= 0:
             raise ValueError(f"bound={bound!r}: wanted a number that is not negative")
         self.bound = float(bound)
+        if isinstance(headroom, bool) or not isinstance(headroom, int | float) or not 0 <= headroom < 1:
+            raise ValueError(f"headroom={headroom!r}: wanted a number from 0 to less than 1, a share of the bound")
+        self.headroom = float(headroom)
         self.every = as_int("every", every, least=1)
         self.steps = 0
         refuse_flat_parameters(model)
@@ -134,18 +151,18 @@ class StepProjection:
         failure: Exception | None = None
         with torch.no_grad():
             weights = [_whole(target.weight) for target in self._targets]
-            for index, (target, owner) in enumerate(zip(self._targets, self._owners, strict=True)):
-                if owner != exchange.rank or failure is not None:
-                    continue
+            mine = [index for index, owner in enumerate(self._owners) if owner == exchange.rank]
+            for chosen in self._calls(mine, weights):
                 try:
-                    with without_autocast(weights[index]):
-                        kernels[index], found = projected(
-                            target, weights[index], self.bound / (1 + CERTIFICATE_RTOL), self._options
-                        )
-                    norms |= found
+                    with without_autocast(weights[chosen[0]]):
+                        for index, (kernel, found) in zip(chosen, self._projected(chosen, weights), strict=True):
+                            kernels[index] = kernel
+                            norms |= found
                 except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-                    error.add_note(f"in the projection of the layer {target.operators[0].name!r}")
+                    layers = ", ".join(repr(self._targets[index].operators[0].name) for index in chosen)
+                    error.add_note(f"in the projection of {'the layer' if len(chosen) == 1 else 'a layer of'} {layers}")
                     failure = error  # raised once the other ranks know, which would wait otherwise
+                    break
             exchange.raise_together(failure, weights[0].device)
             names = [operator.name for target in self._targets for operator in target.operators]
             self._norms = exchange.collect(norms, names, weights[0].device)
@@ -155,6 +172,24 @@ class StepProjection:
                 if not torch.equal(kernel, weight):
                     _store(target.module, kernel)
         return self.norms
+
+    def _calls(self, chosen: list[int], weights: list[torch.Tensor]) -> list[list[int]]:
+        """Targets that are projected by one call each."""
+        if self._options["method"] != "rescale":
+            return [[index] for index in chosen]
+        return together({i: self._targets[i] for i in chosen}, {i: weights[i] for i in chosen})
+
+    def _projected(self, chosen: list[int], weights: list[torch.Tensor]) -> list[Projected]:
+        bound = self.bound / (1 + CERTIFICATE_RTOL)
+        found = {index: still_certified(self._targets[index], weights[index], bound) for index in chosen}
+        left = [index for index in chosen if found[index] is None]
+        if left and self._options["method"] == "rescale" and is_simple(self._targets[left[0]], weights[left[0]]):
+            targets = [self._targets[index] for index in left]
+            found |= zip(left, rescaled(targets, [weights[index] for index in left], bound, self.headroom), strict=True)
+        else:
+            for index in left:
+                found[index] = projected(self._targets[index], weights[index], bound, self.headroom, self._options)
+        return [one for index in chosen if (one := found[index]) is not None]
 
     def _move_to(self, model: nn.Module) -> None:
         refuse_flat_parameters(model)
@@ -174,7 +209,8 @@ def project_after_step(
     bound: float,
     every: int = 1,
     *,
-    method: str = "dykstra",
+    method: str = "rescale",
+    headroom: float = HEADROOM,
     circular: bool = False,
     example_input: object = None,
     input_shapes: Mapping[str, Extents] | None = None,
@@ -194,8 +230,15 @@ def project_after_step(
         Largest operator norm, not negative.
     every : int, default 1
         Project after every so many steps.
-    method : str, default "dykstra"
-        As for `convsv_core.project`, which starts from the dual variables of the step before.
+    method : str, default "rescale"
+        As for `convsv_core.project`. "rescale" multiplies a layer that is above the bound by one number, and costs a
+        few per cent of a training step. "dykstra" moves it to the nearest kernel that is within, from the dual
+        variables of the step before, and costs many times more; "alternating", with ``max_iterations=1`` the
+        paper's step before a rescaling, lies between them.
+    headroom : float, default 0.01
+        A layer that was above the bound is left this share of it below, as a whole. Until the weights may have moved so
+        far again, the last certificate holds, and nothing is computed but the size of that change. With 0, a layer at
+        its bound is certified anew after every step.
     circular : bool, default False
         What is bounded. By default the layer with its own padding, for every input size. Otherwise the circular
         convolution at the layer's extents, as in the paper (where a stride does not divide them, at the next
@@ -254,6 +297,7 @@ def project_after_step(
         bound,
         every,
         method=method,
+        headroom=headroom,
         circular=circular,
         example_input=example_input,
         input_shapes=input_shapes,

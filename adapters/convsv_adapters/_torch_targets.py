@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from convsv_adapters._torch_layers import Extents
 from convsv_core import Conv, ProjectionState, project
+from convsv_core.rescaling import rescale_together
+from convsv_core.threshold import frobenius_bound
+
+Projected: TypeAlias = "tuple[torch.Tensor, dict[str, float]]"
+"""A weight, and the certified norms of its operators by name."""
 
 ROUNDINGS = 16
 """Attempts to round a kernel to 16 bits within the bound; each gives up more, the last ones half of the norm."""
@@ -79,48 +85,86 @@ class Target:
         return float(math.prod(grid) * conv.groups * rows * columns * min(rows, columns))
 
 
+def still_certified(target: Target, weight: torch.Tensor, bound: float) -> Projected | None:
+    """The weight itself, if its last certificate and its change since show it to be within the bound.
+
+    No norm changes by more than the norm of the change, for any stride, dilation, grouping or input size.
+    """
+    reference = target.reference
+    if reference is None or reference.kernel.shape != weight.shape or reference.kernel.device != weight.device:
+        return None
+    wide = torch.complex128 if weight.is_complex() else torch.float64
+    change = weight.to(wide) - reference.kernel.to(wide)
+    drift = frobenius_bound(change, target.operators[0].conv) * (1 + DRIFT_ROUNDING)
+    uppers = [upper + drift for upper in reference.uppers]
+    within = all(u * o.padding_norm <= bound for u, o in zip(uppers, target.operators, strict=True))
+    return _named(target, weight, uppers) if within else None
+
+
+def is_simple(target: Target, weight: torch.Tensor) -> bool:
+    """Whether a weight stands for one operator, in a dtype that needs no rounding."""
+    return len(target.operators) == 1 and weight.dtype not in (torch.float16, torch.bfloat16)
+
+
+def together(targets: Mapping[int, Target], weights: Mapping[int, torch.Tensor]) -> list[list[int]]:
+    """Which targets can be rescaled in one call: those of one geometry, by their keys."""
+    found: dict[Any, list[int]] = {}
+    for key, target in targets.items():
+        weight = weights[key]
+        alike: Any = key
+        if is_simple(target, weight):
+            operator = dataclasses.replace(target.operators[0], name="")
+            alike = (tuple(weight.shape), weight.dtype, weight.device, operator)
+        found.setdefault(alike, []).append(key)
+    return list(found.values())
+
+
+def rescaled(
+    targets: Sequence[Target], weights: Sequence[torch.Tensor], bound: float, headroom: float
+) -> list[Projected]:
+    """The weights of targets that are alike, multiplied by what brings them within the bound."""
+    (operator,) = {dataclasses.replace(target.operators[0], name="") for target in targets}
+    limit = bound / operator.padding_norm
+    results = rescale_together(weights, operator.input_shape, operator.conv, limit, headroom=headroom)
+    return [_certified(target, kernel, [upper]) for target, (kernel, upper) in zip(targets, results, strict=True)]
+
+
 def projected(
-    target: Target, weight: torch.Tensor, bound: float, options: Mapping[str, Any]
-) -> tuple[torch.Tensor, dict[str, float]]:
+    target: Target, weight: torch.Tensor, bound: float, headroom: float, options: Mapping[str, Any]
+) -> Projected:
     """The weight, in its own dtype, within the bound for each operator; and the certified norms."""
-    bounds = [bound / operator.padding_norm for operator in target.operators]
-    uppers = _still_certified(target.reference, weight, bounds)
-    kernel = weight
-    if uppers is None:
-        kernel, norms = _nearest(target, weight, bound, options)
-        uppers = [float(norm) for norm in norms]
-        target.reference = Certified(kernel.clone(), uppers)
+    kernel, norms = _nearest(target, weight, bound, headroom, options)
+    return _certified(target, kernel, [float(norm) for norm in norms])
+
+
+def _certified(target: Target, kernel: torch.Tensor, uppers: list[float]) -> Projected:
+    target.reference = Certified(kernel.clone(), uppers)
+    return _named(target, kernel, uppers)
+
+
+def _named(target: Target, kernel: torch.Tensor, uppers: list[float]) -> Projected:
     certified: dict[str, float] = {}
     for operator, upper in zip(target.operators, uppers, strict=True):
         certified[operator.name] = max(certified.get(operator.name, 0.0), upper * operator.padding_norm)
     return kernel, certified
 
 
-def _still_certified(reference: Certified | None, weight: torch.Tensor, bounds: list[float]) -> list[float] | None:
-    """Upper bounds that follow from those of an earlier kernel, if all of them are within the bounds.
-
-    No norm changes by more than the sum over the taps of the norms of the changes' matrices, for any stride,
-    dilation, grouping or input size; Frobenius norms stand for these.
-    """
-    if reference is None or reference.kernel.shape != weight.shape or reference.kernel.device != weight.device:
-        return None
-    wide = torch.complex128 if weight.is_complex() else torch.float64
-    change = (weight.to(wide) - reference.kernel.to(wide)).flatten(2)
-    drift = float(torch.linalg.vector_norm(change, dim=(0, 1)).sum()) * (1 + DRIFT_ROUNDING)
-    uppers = [upper + drift for upper in reference.uppers]
-    return uppers if all(upper <= limit for upper, limit in zip(uppers, bounds, strict=True)) else None
-
-
 def _nearest(
-    target: Target, weight: torch.Tensor, bound: float, options: Mapping[str, Any]
+    target: Target, weight: torch.Tensor, bound: float, headroom: float, options: Mapping[str, Any]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The projected weight, in its own dtype, and the certified norm of each operator, its padding left out."""
     first, *others = target.operators
     found = project(weight, first.input_shape, first.conv, bound / first.padding_norm, state=target.state, **options)
     target.state = found.state
-    kernel, norms = found.kernel, [found.norm]
+    kernel, norm = found.kernel, found.norm
+    if headroom > 0 and found.distance > 0:
+        kernel = kernel * (1 - headroom)
+        # What rounding adds to the norm is at most eps times the sum of the taps' norms.
+        taps = torch.linalg.vector_norm(kernel.flatten(2), dim=(0, 1)).sum()
+        norm = norm * (1 - headroom) + torch.finfo(kernel.dtype).eps * taps
     if kernel.dtype != weight.dtype:
         return _rounded(kernel, weight.dtype, target.operators, bound)
+    norms = [norm]
     for operator in others:
         kernel, norm = _rescaled(kernel, operator, bound)
         norms.append(norm)

@@ -66,9 +66,9 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-def worth_threads(rows: Any, row_bytes: int) -> bool:
-    """Whether there is enough work for more than one thread."""
-    return len(rows) > 1 and len(rows) * row_bytes >= SMALL_BYTES
+def worth_threads(rows: Any, row_bytes: int, least: int = SMALL_BYTES) -> bool:
+    """Whether there is enough work, in bytes, for more than one thread."""
+    return len(rows) > 1 and len(rows) * row_bytes >= least
 
 
 def map_in_threads(

@@ -14,6 +14,9 @@ from convsv_backends._threads import SharedLimit, map_in_threads, worth_threads
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
+SMALL_BYTES = 1 << 26
+"""Work of fewer bytes than this is left to PyTorch's own threads, which products of small matrices use well."""
+
 
 class TorchBackend(Backend):
     """PyTorch tensors, parameters among them."""
@@ -108,7 +111,7 @@ class TorchBackend(Backend):
             with torch.no_grad():
                 return function(self.constant(block, like))
 
-        if worth_threads(rows, row_bytes) and _is_plain(like):
+        if worth_threads(rows, row_bytes, SMALL_BYTES) and _is_plain(like):
             with _torch_limit as threads:
                 if threads > 1:
                     return self.concatenate(

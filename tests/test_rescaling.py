@@ -1,0 +1,112 @@
+"""Kernels of one geometry, each rescaled to the bound, and the bound of a change that certificates rest on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import convsv_core as convsv
+from convsv_core.plugins import get_backend
+from convsv_core.rescaling import rescale_together
+from convsv_core.threshold import frobenius_bound
+
+GEOMETRIES = {
+    "plain": ((6, 4, 3, 3), (8, 10), convsv.Conv("OIHW")),
+    "one channel": ((1, 1, 3, 3), (8, 8), convsv.Conv("OIHW")),
+    "HWIO": ((3, 5, 4, 6), (9, 7), convsv.Conv("HWIO")),
+    "strided": ((8, 3, 3, 3), (8, 8), convsv.Conv("OIHW", stride=2)),
+    "dilated": ((4, 4, 3, 3), (12, 12), convsv.Conv("OIHW", dilation=2)),
+    "grouped": ((8, 2, 3, 3), (8, 8), convsv.Conv("OIHW", groups=4)),
+    "transposed": ((4, 6, 4, 4), (6, 6), convsv.Conv("IOHW", stride=2, transposed=True)),
+    "1-D": ((5, 3, 7), (16,), convsv.Conv("OIW", dilation=3)),
+    "3-D": ((3, 2, 2, 3, 3), (4, 5, 6), convsv.Conv("OIDHW")),
+}
+
+
+def make_kernels(
+    shape: tuple[int, ...], dtype: str, bound: float, norms: np.ndarray, norm_of: object
+) -> list[np.ndarray]:
+    rng = np.random.default_rng(sum(shape))
+    kernels = []
+    for norm in norms:
+        kernel = rng.standard_normal(shape)
+        if np.dtype(dtype).kind == "c":
+            kernel = kernel * np.exp(2j * np.pi * rng.uniform(size=shape))
+        kernels.append((kernel * (norm * bound / norm_of(kernel))).astype(dtype))  # type: ignore[operator]
+    return kernels
+
+
+CASES = [
+    (name, library, dtype)
+    for name in GEOMETRIES
+    for library in ("numpy", "torch")
+    for dtype in ("float32", "float64", "complex64")
+] + [("strided", "jax", "float32")]  # JAX compiles each shape: one stands for all
+
+
+@pytest.mark.parametrize(("name", "library", "dtype"), CASES)
+def test_each_kernel_is_brought_within_the_bound(name: str, library: str, dtype: str) -> None:
+    shape, extents, conv = GEOMETRIES[name]
+    backend = get_backend(library)
+    wide = "complex128" if dtype == "complex64" else "float64"
+    eps = float(np.finfo(dtype).eps)
+
+    def norm_of(kernel: np.ndarray) -> float:
+        return float(convsv.operator_norm(kernel, extents, conv))
+
+    def supremum_of(kernel: np.ndarray) -> float:
+        return float(convsv.norm_bounds(kernel, conv, rtol=1e-6).upper)
+
+    for input_shape, measure, loss in ((extents, norm_of, 2e-3), (None, supremum_of, 0.02)):
+        kernels = make_kernels(shape, dtype, 0.7, np.asarray([0.5, 1.01, 3.0, 0.9]), measure)
+        arrays = [backend.asarray(kernel) for kernel in kernels]
+        results = rescale_together(arrays, input_shape, conv, 0.7)
+        for kernel, array, (found, upper) in zip(kernels, arrays, results, strict=True):
+            after = measure(backend.to_numpy(found).astype(wide))
+            assert after <= upper * (1 + 2e-6)  # the gap of the measure
+            assert upper <= 0.7
+            assert str(found.dtype).rpartition(".")[2] == dtype
+            if measure(kernel.astype(wide)) < 0.7:
+                assert found is array
+            else:
+                assert after >= 0.7 * (1 - loss)
+                share = after / measure(kernel.astype(wide))
+                assert np.abs(backend.to_numpy(found) - share * kernel).max() <= 8 * eps * np.abs(kernel).max() + 1e-5
+        again = rescale_together([found for found, _ in results], input_shape, conv, 0.7)
+        assert all(one is other for (one, _), (other, _) in zip(again, results, strict=True))
+
+
+def test_a_kernel_that_was_above_is_left_with_headroom() -> None:
+    shape, extents, conv = GEOMETRIES["plain"]
+
+    def norm_of(kernel: np.ndarray) -> float:
+        return float(convsv.operator_norm(kernel, extents, conv))
+
+    kernels = make_kernels(shape, "float64", 1.0, np.asarray([0.5, 0.98, 1.001]), norm_of)
+    results = rescale_together(kernels, extents, conv, 1.0, headroom=0.05)
+    assert [found is kernel for (found, _), kernel in zip(results, kernels, strict=True)] == [True, True, False]
+    assert [upper for _, upper in results] == pytest.approx([0.95, 0.98, 0.95], rel=1e-6)
+    assert norm_of(results[2][0]) == pytest.approx(0.95, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_norm_of_a_change_is_bounded_by_products_of_its_taps(name: str) -> None:
+    shape, _, conv = GEOMETRIES[name]
+    rng = np.random.default_rng(1)
+    alike = np.ones(shape)
+    single = np.zeros(shape)
+    single[tuple(0 for _ in shape)] = 2.0
+    for kernel in (
+        rng.standard_normal(shape),
+        rng.standard_normal(shape) + 1j * rng.standard_normal(shape),
+        alike,
+        single,
+    ):
+        supremum = float(convsv.norm_bounds(kernel, conv, rtol=1e-6).lower)
+        bound = frobenius_bound(kernel, conv)
+        assert supremum <= bound * (1 + 16 * np.finfo(float).eps)
+        taps = [shape[conv.layout.index(letter)] for letter in conv.spatial]
+        order = [conv.layout.index(letter) for letter in ("O", "I", *conv.spatial)]
+        norms = np.linalg.norm(kernel.transpose(order).reshape(-1, int(np.prod(taps))), axis=0)
+        assert bound <= norms.sum() * (1 + 16 * np.finfo(float).eps)
+    assert frobenius_bound(single, conv) == 2.0
