@@ -33,6 +33,7 @@ from convsv_core.evaluation import BLOCK_BYTES, differences_of, gram_coefficient
 from convsv_core.operand import Operand, make_operand
 from convsv_core.padded import padded_operator_norm, padding_norm
 from convsv_core.plan import HostArray, check_input_shape, is_circulant
+from convsv_core.plugins import on_values
 
 COARSEST = 1.3
 """Largest D of the first cells; the Bernstein-Szego bound needs less than pi / 2."""
@@ -76,6 +77,7 @@ class NormBounds(NamedTuple):
     right: Array
 
 
+@on_values
 def norm_bounds(
     kernel: Array,
     conv: Conv,

@@ -165,9 +165,11 @@ def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
     return gram_polynomial(operand)
 
 
-def gram_polynomial(operand: Operand) -> TrigonometricPolynomial:
-    """The symbol's Gram matrix, as a polynomial."""
-    coefficients, axes = gram_coefficients(operand)
+def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> TrigonometricPolynomial:
+    """The symbol's Gram matrix, as a polynomial; its coefficients may be given if they are known."""
+    axes = [differences_of(axis.offsets) for axis in operand.plan.axes]
+    if coefficients is None:
+        coefficients, _ = gram_coefficients(operand)
     return TrigonometricPolynomial(operand, coefficients, _tables(operand, axes))
 
 
@@ -224,7 +226,7 @@ def _summed_products(backend: Backend, taps: Array, pairs: list[list[tuple[int, 
     for listed in pairs[len(pairs) // 2 :]:
         left, right = (
             xp.reshape(
-                xp.permute_dims(xp.take(taps, backend.constant(np.asarray(chosen), taps), axis=0), (1, 2, 0, 3)),
+                xp.permute_dims(backend.take(taps, np.asarray(chosen), 0), (1, 2, 0, 3)),
                 (groups, side, len(chosen) * inner),
             )
             for chosen in zip(*listed, strict=True)

@@ -31,7 +31,7 @@ from convsv_core.excess import Method, excess_pass, frequency_tables, sharing, t
 from convsv_core.fixed_grid import every_size_grid, grid_upper_bound
 from convsv_core.operand import Operand, check_conv, make_operand
 from convsv_core.plan import HostArray, check_input_shape
-from convsv_core.plugins import backend_of
+from convsv_core.plugins import backend_of, on_values
 from convsv_core.spectrum import squared_frobenius
 
 ProjectionMethod: TypeAlias = Literal["dykstra", "alternating", "rescale", "newton-schulz"]
@@ -125,6 +125,7 @@ class Projection(NamedTuple):
     state: ProjectionState | None
 
 
+@on_values
 def project(
     kernel: Array,
     input_shape: tuple[int, ...] | None,

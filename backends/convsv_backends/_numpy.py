@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -63,6 +64,10 @@ class NumpyBackend(Backend):
             if threads == 1 or not worth_threads(rows, row_bytes):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
+
+    def single_threaded(self) -> AbstractContextManager[object]:
+        """One BLAS thread, and no threads for blocks within."""
+        return _blas_limit.alone()
 
 
 def _has_cholesky(matrices: Array) -> bool:
