@@ -12,6 +12,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from convsv_backends._jax_mesh import devices_of_mesh, in_loops, on_mesh_of, share_out, with_automatic_axes
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.operand import Operand
 from convsv_core.plugins import hookimpl
@@ -94,9 +95,10 @@ class JaxBackend(Backend):
         import jax
 
         _register_operand()
-        with self.full_precision():
-            if any(_traced(leaf) for leaf in jax.tree.leaves(arrays)):
-                return function(*arrays, *static)
+        leaves = jax.tree.leaves(arrays)
+        with self.full_precision(), on_mesh_of(leaves):
+            if any(_traced(leaf) for leaf in leaves):
+                return with_automatic_axes(function, arrays, static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
     def batch_size(self, count: int) -> int:
@@ -112,22 +114,20 @@ class JaxBackend(Backend):
     def map_blocks(
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
     ) -> Array | tuple[Array, ...]:
-        """Use JAX's own loop when traced, so that the program's size does not grow with the grid."""
-        import jax
+        """Use JAX's own loop when traced, so that the program's size does not grow with the grid.
 
+        The devices of a mesh take equal shares of the rows, with a budget each; all do the few that are left over.
+        """
         if not _traced(like):
             return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
-        size = min(len(rows), max(1, budget // max(1, row_bytes)))
-        whole = len(rows) // size * size
-        results = []
-        if whole == size:
-            results.append(function(self.constant(rows[:size], like)))
-        else:
-            stacked = jax.lax.map(function, self.constant(rows[:whole].reshape(-1, size, *rows.shape[1:]), like))
-            results.append(jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), stacked))
-        if whole < len(rows):
-            results.append(function(self.constant(rows[whole:], like)))
-        return self.concatenate(results)
+        size = max(1, budget // max(1, row_bytes))
+
+        def over(rows: Array) -> Array | tuple[Array, ...]:
+            return self.concatenate(in_loops(function, rows, size))
+
+        shared = len(rows) // devices_of_mesh() * devices_of_mesh()
+        parts = [(share_out(over), rows[:shared]), (over, rows[shared:])]
+        return self.concatenate([apply(self.constant(part, like)) for apply, part in parts if len(part)])
 
     def repeat(
         self, function: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], count: int, like: Array
@@ -168,7 +168,10 @@ class JaxBackend(Backend):
 def _compiled(function: Callable[..., Any], arrays: int, static: int) -> Callable[..., Any]:
     import jax
 
-    return jax.jit(function, static_argnums=tuple(range(arrays, arrays + static)))
+    def call(*arguments: Any) -> Any:
+        return with_automatic_axes(function, arguments[:arrays], arguments[arrays:])
+
+    return jax.jit(call, static_argnums=tuple(range(arrays, arrays + static)))
 
 
 @functools.cache
