@@ -12,8 +12,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from convsv_backends._jax_mesh import devices_of_mesh, in_loops, on_mesh_of, share_out, with_automatic_axes
-from convsv_core.backend import Array, Backend, BlockFunction
+from convsv_backends._jax_mesh import devices_of_mesh, on_mesh_of, share_out, with_automatic_axes
+from convsv_core.backend import Array, Backend, BlockFunction, Prepare
 from convsv_core.operand import Operand
 from convsv_core.plugins import hookimpl
 
@@ -97,8 +97,8 @@ class JaxBackend(Backend):
         _register_operand()
         leaves = jax.tree.leaves(arrays)
         with self.full_precision(), on_mesh_of(leaves):
-            if any(_traced(leaf) for leaf in leaves):
-                return with_automatic_axes(function, arrays, static)
+            if devices_of_mesh() == 1 and any(_traced(leaf) for leaf in leaves):
+                return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
     def batch_size(self, count: int) -> int:
@@ -114,20 +114,43 @@ class JaxBackend(Backend):
     def map_blocks(
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
     ) -> Array | tuple[Array, ...]:
-        """Use JAX's own loop when traced, so that the program's size does not grow with the grid.
-
-        The devices of a mesh take equal shares of the rows, with a budget each; all do the few that are left over.
-        """
+        """Use JAX's own loop when traced, so that the program's size does not grow with the grid."""
         if not _traced(like):
             return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
-        size = max(1, budget // max(1, row_bytes))
+        return self._loop(function, self.constant(rows, like), max(1, budget // max(1, row_bytes)))
 
-        def over(rows: Array) -> Array | tuple[Array, ...]:
-            return self.concatenate(in_loops(function, rows, size))
+    def map_prepared(
+        self,
+        prepare: Prepare,
+        rows: np.ndarray[Any, Any],
+        arrays: tuple[Any, ...],
+        static: tuple[Any, ...],
+        budget: int,
+    ) -> Array | tuple[Array, ...]:
+        """Share the rows out over the devices of a mesh, each of which prepares for itself, with a budget of its own."""
+        like = arrays[0].kernel
+        if devices_of_mesh() == 1 or not _traced(like):
+            return super().map_prepared(prepare, rows, arrays, static, budget)
 
-        shared = len(rows) // devices_of_mesh() * devices_of_mesh()
-        parts = [(share_out(over), rows[:shared]), (over, rows[shared:])]
-        return self.concatenate([apply(self.constant(part, like)) for apply, part in parts if len(part)])
+        def share(rows: Array, arrays: tuple[Any, ...]) -> Array | tuple[Array, ...]:
+            function, row_bytes = prepare(*arrays, *static)
+            return self._loop(function, rows, max(1, budget // max(1, row_bytes)))
+
+        return share_out(share, rows, arrays)
+
+    def _loop(self, function: BlockFunction, rows: Array, size: int) -> Array | tuple[Array, ...]:
+        """Map `function` over blocks of `size` rows in one loop of the program, and over those left over."""
+        import jax
+
+        count = rows.shape[0]
+        size = min(size, count)
+        whole = count // size * size
+        if whole == size:
+            results = [function(rows[:size])]
+        else:
+            stacked = jax.lax.map(function, rows[:whole].reshape(-1, size, *rows.shape[1:]))
+            results = [jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), stacked)]
+        return self.concatenate(results + ([function(rows[whole:])] if whole < count else []))
 
     def repeat(
         self, function: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], count: int, like: Array

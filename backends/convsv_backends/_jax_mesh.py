@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from convsv_core.backend import Array, BlockFunction
+import numpy as np
+
+from convsv_core.backend import Array
 
 
 def on_mesh_of(arrays: Sequence[Array]) -> AbstractContextManager[object]:
@@ -50,56 +52,47 @@ def with_automatic_axes(function: Callable[..., Any], arrays: tuple[Any, ...], s
             operand = jax.lax.with_sharding_constraint(operand, everywhere)
         return function(operand, *others, *static)
 
-    explicit = _axes(jax.sharding.AxisType.Explicit)
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == jax.sharding.AxisType.Explicit
+    ]
     if explicit:
-        call = jax.sharding.auto_axes(call, axes=explicit, out_sharding=everywhere)
+        call = jax.sharding.auto_axes(call, axes=tuple(explicit), out_sharding=everywhere)
     return call(*arrays)
 
 
 def devices_of_mesh() -> int:
-    """Devices among which rows can be shared out: 1 where there is no mesh."""
+    """Devices among which rows can be shared out: 1 where there is no mesh, or one that is in use otherwise."""
     import jax
 
     if not _has_meshes():
         return 1
     mesh = jax.sharding.get_abstract_mesh()
-    axes = _axes(jax.sharding.AxisType.Auto)
-    return math.prod(mesh.shape[axis] for axis in axes) if len(axes) == len(mesh.axis_names) else 1
+    manual = jax.sharding.AxisType.Manual in mesh.axis_types
+    return 1 if manual else math.prod(mesh.axis_sizes)
 
 
-def share_out(function: BlockFunction) -> BlockFunction:
-    """`function` of rows, each device with its share of them; their results in the order of the rows."""
+def share_out(function: Callable[[Array, Any], Any], rows: np.ndarray[Any, Any], arrays: Any) -> Any:
+    """Results of ``function(rows, arrays)`` for each row, of which the devices of the mesh compute equal shares.
+
+    Some rows are computed twice where the devices do not divide their number, and all of them by every device where
+    there are fewer rows than devices.
+    """
     import jax
 
-    if devices_of_mesh() == 1:
-        return function
-    rows = jax.sharding.PartitionSpec(_axes(jax.sharding.AxisType.Auto))
-    return jax.shard_map(function, in_specs=rows, out_specs=rows)
-
-
-def in_loops(function: BlockFunction, rows: Array, size: int) -> list[Any]:
-    """Results of `function` on blocks of `size` rows, in one loop of the program, and on those left over."""
-    import jax
-
-    count = rows.shape[0]
-    size = min(size, count)
-    whole = count // size * size
-    if whole == size:
-        results = [function(rows[:size])]
-    else:
-        stacked = jax.lax.map(function, rows[:whole].reshape(-1, size, *rows.shape[1:]))
-        results = [jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), stacked)]
-    return results + ([function(rows[whole:])] if whole < count else [])
+    count = len(rows)
+    if count < devices_of_mesh():
+        return function(jax.numpy.asarray(rows), arrays)
+    everywhere = jax.sharding.PartitionSpec()
+    over_rows = jax.sharding.PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
+    filled = rows[np.minimum(np.arange(-(-count // devices_of_mesh()) * devices_of_mesh()), count - 1)]
+    results = jax.shard_map(function, in_specs=(over_rows, everywhere), out_specs=over_rows)(filled, arrays)
+    return jax.tree.map(lambda part: part[:count], results)
 
 
 def _has_meshes() -> bool:
     import jax
 
     return hasattr(jax, "set_mesh") and hasattr(jax, "shard_map")  # since JAX 0.8
-
-
-def _axes(kind: Any) -> tuple[str, ...]:
-    import jax
-
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name, one in zip(mesh.axis_names, mesh.axis_types, strict=True) if one == kind)
