@@ -91,6 +91,10 @@ class Backend:
         """Make a host table, such as angles or indices, an array beside `like`: its library and device."""
         return self.namespace(like).asarray(array, device=array_api_compat.device(like))
 
+    def whole(self, kernel: Array) -> Array:
+        """`kernel` in one piece, where an array may lie in many."""
+        return kernel
+
     def take(self, array: Array, places: np.ndarray[Any, Any], axis: int) -> Array:
         """Entries of `array` along `axis` at the places of a host table."""
         return self.namespace(array).take(array, self.constant(places, array), axis=axis)

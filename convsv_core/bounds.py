@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import array_api_compat
 import numpy as np
 
 from convsv_core.ascent import ascend
@@ -552,7 +551,7 @@ def singular_pair(operand: Operand, frequency: tuple[float, ...]) -> tuple[Array
     if plan.conv.transposed:
         matrices = backend.adjoint(matrices)
     u, s, vh = backend.svd(matrices)
-    groups = xp.arange(plan.groups, device=array_api_compat.device(s))
+    groups = backend.constant(np.arange(plan.groups), s)
     best = xp.astype(groups == xp.argmax(s[:, 0]), operand.complex_dtype)[:, None]
     right = backend.conj(vh[:, 0, :]) * best
     return operand.answer(u[..., 0] * best, scaled=False), operand.answer(right, scaled=False)

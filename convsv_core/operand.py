@@ -164,7 +164,9 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     shape = tuple(int(extent) for extent in kernel.shape)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
     plan = make_plan(shape, not is_complex, extents, conv, all_residues=all_residues)
-    kernel = xp.astype(kernel, getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False)
+    kernel = xp.astype(
+        backend.whole(kernel), getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False
+    )
     kernel, finite = check_finite(backend, kernel)
     kernel, scale = backend.run(normalise, (kernel,), (backend,))
     return Operand(backend, xp, plan, kernel, computed_in, answered_in, scale, finite)

@@ -54,6 +54,10 @@ class DaskBackend(Backend):
         """Compute, with the scheduler in effect, and copy to the host."""
         return _chunk_backend(array).to_numpy(array.compute())
 
+    def whole(self, kernel: Array) -> Array:
+        """As one chunk, which every task gets."""
+        return kernel.rechunk(-1)
+
     def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Make a host table one chunk, in the library of the chunks of `like`."""
         import dask.array as da
@@ -93,7 +97,7 @@ class DaskBackend(Backend):
         import dask.array as da
 
         operand, *others = arrays
-        lazy = [array.rechunk(-1) for array in (operand.kernel, operand.scale, *others)]
+        lazy = [self.whole(array) for array in (operand.kernel, operand.scale, *others)]
         bind = functools.partial(_bind, prepare, _without_arrays(operand), static)
         row_bytes, samples, several = _look_ahead(bind, lazy, rows)
 

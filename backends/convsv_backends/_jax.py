@@ -12,7 +12,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from convsv_backends._jax_mesh import devices_of_mesh, on_mesh_of, share_out, with_automatic_axes
+from convsv_backends._jax_mesh import devices_of_mesh, on_every_device, on_mesh_of, share_out, with_automatic_axes
 from convsv_core.backend import Array, Backend, BlockFunction, Prepare
 from convsv_core.operand import Operand
 from convsv_core.plugins import hookimpl
@@ -66,6 +66,10 @@ class JaxBackend(Backend):
         import jax.numpy as jnp
 
         return np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
+
+    def whole(self, kernel: Array) -> Array:
+        """On every device of its mesh."""
+        return on_every_device(kernel)
 
     def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Let JAX place the table beside the arrays it meets, which under tracing have no device yet."""
@@ -127,7 +131,7 @@ class JaxBackend(Backend):
         static: tuple[Any, ...],
         budget: int,
     ) -> Array | tuple[Array, ...]:
-        """Share the rows out over the devices of a mesh, each of which prepares for itself, with a budget of its own."""
+        """Share the rows out over the devices of a mesh, each of which prepares for itself and has its own budget."""
         like = arrays[0].kernel
         if devices_of_mesh() == 1 or not _traced(like):
             return super().map_prepared(prepare, rows, arrays, static, budget)

@@ -27,30 +27,49 @@ def on_mesh_of(arrays: Sequence[Array]) -> AbstractContextManager[object]:
 
     if not _has_meshes() or not jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
-    for array in arrays:
-        # A tracer shows its mesh where the axes are explicit.
-        sharding = jax.typeof(array).sharding if isinstance(array, jax.core.Tracer) else array.sharding
-        if isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh.size > 1:
-            return jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh)
-    return contextlib.nullcontext()
+    meshes = [sharding.mesh.abstract_mesh for sharding in map(_known_sharding, arrays) if sharding is not None]
+    return jax.sharding.use_abstract_mesh(meshes[0]) if meshes else contextlib.nullcontext()
+
+
+def on_every_device(array: Array) -> Array:
+    """A copy of the whole of `array` on every device of its mesh: one gathering, where each use of it would be one."""
+    import jax
+
+    if not _has_meshes():
+        return array
+    everywhere = jax.sharding.PartitionSpec()
+    sharding = _known_sharding(array)
+    if sharding is not None:
+        if all(axes is None for axes in sharding.spec):
+            return array
+        move = jax.sharding.reshard if isinstance(array, jax.core.Tracer) else jax.device_put
+        return move(array, jax.sharding.NamedSharding(sharding.mesh, everywhere))
+    if isinstance(array, jax.core.Tracer) and devices_of_mesh() > 1:
+        return jax.lax.with_sharding_constraint(array, everywhere)
+    return array
+
+
+def _known_sharding(array: Array) -> Any | None:
+    """How `array` lies on a mesh of several devices. A tracer tells where the axes are explicit."""
+    import jax
+
+    sharding = jax.typeof(array).sharding if isinstance(array, jax.core.Tracer) else array.sharding
+    several = isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh.size > 1
+    return sharding if several and not _is_manual(sharding.mesh) else None
 
 
 def with_automatic_axes(function: Callable[..., Any], arrays: tuple[Any, ...], static: tuple[Any, ...]) -> Any:
-    """Call ``function(*arrays, *static)`` where XLA chooses how arrays lie on the mesh, but for the first, the operand.
+    """Call ``function(*arrays, *static)`` where XLA chooses how arrays lie on the mesh; every device gets the results.
 
-    All devices get that one, which is small and of which each makes its own matrices. On explicit axes, which are
-    what `jax.make_mesh` makes, each operation would have to be told how, and all devices get the results.
+    On explicit axes, which are what `jax.make_mesh` makes, each operation would have to be told.
     """
     import jax
 
-    if not _has_meshes() or jax.sharding.get_abstract_mesh().empty:
+    if not _has_meshes():
         return function(*arrays, *static)
-    everywhere = jax.sharding.PartitionSpec()
 
-    def call(operand: Any, *others: Any) -> Any:
-        if devices_of_mesh() > 1:
-            operand = jax.lax.with_sharding_constraint(operand, everywhere)
-        return function(operand, *others, *static)
+    def call(*arrays: Any) -> Any:
+        return function(*arrays, *static)
 
     mesh = jax.sharding.get_abstract_mesh()
     explicit = [
@@ -59,7 +78,7 @@ def with_automatic_axes(function: Callable[..., Any], arrays: tuple[Any, ...], s
         if kind == jax.sharding.AxisType.Explicit
     ]
     if explicit:
-        call = jax.sharding.auto_axes(call, axes=tuple(explicit), out_sharding=everywhere)
+        call = jax.sharding.auto_axes(call, axes=tuple(explicit), out_sharding=jax.sharding.PartitionSpec())
     return call(*arrays)
 
 
@@ -70,8 +89,7 @@ def devices_of_mesh() -> int:
     if not _has_meshes():
         return 1
     mesh = jax.sharding.get_abstract_mesh()
-    manual = jax.sharding.AxisType.Manual in mesh.axis_types
-    return 1 if manual else math.prod(mesh.axis_sizes)
+    return 1 if _is_manual(mesh) else math.prod(mesh.axis_sizes)
 
 
 def share_out(function: Callable[[Array, Any], Any], rows: np.ndarray[Any, Any], arrays: Any) -> Any:
@@ -90,6 +108,12 @@ def share_out(function: Callable[[Array, Any], Any], rows: np.ndarray[Any, Any],
     filled = rows[np.minimum(np.arange(-(-count // devices_of_mesh()) * devices_of_mesh()), count - 1)]
     results = jax.shard_map(function, in_specs=(over_rows, everywhere), out_specs=over_rows)(filled, arrays)
     return jax.tree.map(lambda part: part[:count], results)
+
+
+def _is_manual(mesh: Any) -> bool:
+    import jax
+
+    return jax.sharding.AxisType.Manual in mesh.axis_types
 
 
 def _has_meshes() -> bool:
