@@ -17,6 +17,9 @@ Array: TypeAlias = Any
 
 BlockFunction: TypeAlias = Callable[[Array], "Array | tuple[Array, ...]"]
 
+Prepare: TypeAlias = Callable[..., tuple[BlockFunction, int]]
+"""A pure function of arrays to a function of blocks and the bytes of working memory that one row needs."""
+
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 
 
@@ -33,10 +36,13 @@ class Backend:
         What users call it, as in ``convsv spectrum --backend NAME``.
     module : str
         Import name of the array library.
+    lazy : bool
+        Whether an array has no values until its user asks for them, so that none can be looked at before.
     """
 
     name: str = ""
     module: str = ""
+    lazy: bool = False
 
     # ---- what it owns and has, here and now ------------------------------------------------------
 
@@ -84,6 +90,14 @@ class Backend:
     def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Make a host table, such as angles or indices, an array beside `like`: its library and device."""
         return self.namespace(like).asarray(array, device=array_api_compat.device(like))
+
+    def whole(self, kernel: Array) -> Array:
+        """`kernel` in one piece, where an array may lie in many."""
+        return kernel
+
+    def take(self, array: Array, places: np.ndarray[Any, Any], axis: int) -> Array:
+        """Entries of `array` along `axis` at the places of a host table."""
+        return self.namespace(array).take(array, self.constant(places, array), axis=axis)
 
     def contiguous(self, array: Array) -> Array:
         """`array` laid out in the order of its axes, where that is the user's to say."""
@@ -172,6 +186,38 @@ class Backend:
         ]
         return self.concatenate(results)
 
+    def map_prepared(
+        self,
+        prepare: Prepare,
+        rows: np.ndarray[Any, Any],
+        arrays: tuple[Any, ...],
+        static: tuple[Any, ...],
+        budget: int,
+    ) -> Array | tuple[Array, ...]:
+        """Make a function of blocks from arrays, once, and map it over `rows` as `map_blocks` does.
+
+        A library whose arrays lie on many machines sends the arrays to each, and not what is made from them.
+
+        Parameters
+        ----------
+        prepare : callable
+            ``prepare(*arrays, *static)`` returns the function and its `row_bytes`; of a module's top level.
+        rows : numpy.ndarray
+            As for `map_blocks`.
+        arrays : tuple
+            An operand, and arrays of the size of its kernel.
+        static : tuple
+            Further arguments, hashable.
+        budget : int
+            As for `map_blocks`.
+        """
+        function, row_bytes = prepare(*arrays, *static)
+        return self.map_blocks(function, rows, arrays[0].kernel, row_bytes=row_bytes, budget=budget)
+
+    def single_threaded(self) -> AbstractContextManager[object]:
+        """Hold the library, while it is entered, to the caller's thread: where blocks have threads of their own."""
+        return contextlib.nullcontext()
+
     def batch_size(self, count: int) -> int:
         """To how many rows a batch of `count`, which differs from call to call, is best filled up."""
         return count
@@ -183,6 +229,20 @@ class Backend:
         shapes. The `arrays` may be operands, which hold arrays.
         """
         return function(*arrays, *static)
+
+    def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Call ``function(*arguments, **options)``, which looks at values to decide how it goes on.
+
+        A library that is `lazy` computes the arrays among the arguments, and makes those of the answer its own.
+        """
+        return function(*arguments, **options)
+
+    def run_to_number(self, function: Callable[..., Any], kernel: Array, *static: Any) -> Array:
+        """Call ``function(kernel, *static)``, which looks at values and returns a real 0-d array in the answer's dtype.
+
+        As `run_on_values`, but a library that is `lazy` does so when it is asked for the number.
+        """
+        return function(kernel, *static)
 
     def concatenate(self, results: list[Any]) -> Array | tuple[Array, ...]:
         """Join the results of blocks, arrays or tuples of arrays, along the first axis."""

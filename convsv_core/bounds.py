@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import array_api_compat
 import numpy as np
 
 from convsv_core.ascent import ascend
@@ -33,6 +32,7 @@ from convsv_core.gram import gram_polynomial, sum_rounding
 from convsv_core.operand import Operand, make_operand
 from convsv_core.padded import padded_operator_norm, padding_norm
 from convsv_core.plan import HostArray, check_input_shape, is_circulant
+from convsv_core.plugins import on_values
 
 COARSEST = 1.3
 """Largest D of the first cells; the Bernstein-Szego bound needs less than pi / 2."""
@@ -76,6 +76,7 @@ class NormBounds(NamedTuple):
     right: Array
 
 
+@on_values
 def norm_bounds(
     kernel: Array,
     conv: Conv,
@@ -527,7 +528,7 @@ def singular_pair(operand: Operand, frequency: tuple[float, ...]) -> tuple[Array
     if plan.conv.transposed:
         matrices = backend.adjoint(matrices)
     u, s, vh = backend.svd(matrices)
-    groups = xp.arange(plan.groups, device=array_api_compat.device(s))
+    groups = backend.constant(np.arange(plan.groups), s)
     best = xp.astype(groups == xp.argmax(s[:, 0]), operand.complex_dtype)[:, None]
     right = backend.conj(vh[:, 0, :]) * best
     return operand.answer(u[..., 0] * best, scaled=False), operand.answer(right, scaled=False)

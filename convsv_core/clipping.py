@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from convsv_core.backend import Array
+from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv
+from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
 from convsv_core.excess import excess_pass, frequency_tables
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plugins import backend_of
@@ -70,7 +71,8 @@ def clip(
     if lower is None:
         return operand.run(_clip, arrays=(limit,))
     least = check_bound(operand, lower, "lower") / operand.scale
-    if operand.backend.truth(least > limit):
+    numbers = isinstance(lower, int | float) and isinstance(bound, int | float)
+    if lower > bound if numbers else operand.backend.truth(least > limit):
         raise ValueError(f"lower={lower} is above bound={bound}")
     return operand.run(_clip, arrays=(limit, least))
 
@@ -79,11 +81,29 @@ def _clip(operand: Operand, limit: Array, lower: Array | None = None) -> Array:
     xp, plan = operand.xp, operand.plan
     wide = operand.widen()
     method: Method = "gram" if wide.widened and lower is None else "svd"
-    frequencies, weights = frequency_tables(wide, np.arange(len(plan.frequencies)))
+    rows = np.arange(len(plan.frequencies))
     limit = xp.astype(limit, wide.real_dtype)
     lower = None if lower is None else xp.astype(lower, wide.real_dtype)
-    change, *_ = excess_pass(wide, wide.kernel, limit, frequencies, weights, None, method, lower=lower, tested=operand)
+    if wide.backend.lazy:
+        limits = xp.stack([limit] if lower is None else [limit, lower])
+        change = xp.sum(wide.map_blocks(_change_of_block, rows, method, arrays=(limits,), budget=BLOCK_BYTES), axis=0)
+    else:
+        tables = frequency_tables(wide, rows)
+        change, *_ = excess_pass(wide, wide.kernel, limit, *tables, None, method, lower=lower, tested=operand)
     return wide.answer(wide.kernel - change)
+
+
+def _change_of_block(operand: Operand, limits: Array, method: Method) -> tuple[BlockFunction, int]:
+    """What some frequencies, by their places, change of the taps: where a block is a task of its own."""
+    limit, lower = limits[0], limits[1] if len(limits) > 1 else None
+
+    def change_of_block(places: Array) -> Array:
+        chosen = operand.backend.to_numpy(places)
+        tables = frequency_tables(operand, chosen)
+        change, *_ = excess_pass(operand, operand.kernel, limit, *tables, None, method, lower=lower)
+        return change[None, ...]
+
+    return change_of_block, 3 * symbol_polynomial(operand).row_bytes
 
 
 def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> Array:
@@ -101,6 +121,7 @@ def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> 
         if bound.ndim != 0:
             raise ValueError(f"{name} has shape {tuple(bound.shape)}: wanted a number or a 0-d array")
         array = xp.astype(bound, operand.real_dtype)
-    if backend.truth(array >= 0) is False:
+    known = bound >= 0 if isinstance(bound, int | float) else backend.truth(array >= 0)
+    if known is False:
         raise ValueError(f"{name}={bound}: wanted a number of at least 0")
     return array

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import math
 
-from convsv_core.backend import Array
+from convsv_core.backend import Array, BlockFunction
 from convsv_core.bounds import check_repeats_no_pixel
 from convsv_core.conv import Conv
 from convsv_core.decomposition import safe_sqrt
 from convsv_core.evaluation import BLOCK_BYTES
-from convsv_core.gram import gram_polynomial
+from convsv_core.gram import gram_coefficients, gram_polynomial, gram_rounding
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import make_plan
 
@@ -98,20 +98,25 @@ def _upper_bound(operand: Operand, factor: float) -> Array:
 def grid_upper_bound(operand: Operand, factor: float = 1.0) -> Array:
     """The largest norm on the operand's grid, at its scale, times a factor; rounding, the answer's too, included."""
     xp, backend = operand.xp, operand.backend
-    evaluate = gram_polynomial(operand)
+    coefficients = gram_coefficients(operand)
+    frequencies = operand.plan.frequencies
+    squares = operand.map_blocks(_squares_of_block, frequencies, arrays=(coefficients,), budget=BLOCK_BYTES)
+    norm = safe_sqrt(xp, xp.max(squares))
+    known = backend.stop_gradient(norm)
+    is_zero = known == 0
+    share = gram_rounding(operand, coefficients) / xp.where(is_zero, xp.ones_like(known), known) ** 2
+    widened = xp.sqrt(1 + xp.where(is_zero, xp.zeros_like(share), share))
+    eps = operand.answer_eps
+    return norm * widened * (factor * (1 + 4 * eps))
+
+
+def _squares_of_block(operand: Operand, coefficients: Array) -> tuple[BlockFunction, int]:
+    xp, backend = operand.xp, operand.backend
+    evaluate = gram_polynomial(operand, coefficients)
 
     def largest(frequencies: Array) -> Array:
         grams = evaluate(frequencies)
         values = xp.real(grams[..., 0, 0]) if grams.shape[-1] == 1 else backend.eigvalsh(grams)[..., -1]
         return xp.max(values, axis=-1)
 
-    squares = backend.map_blocks(
-        largest, operand.plan.frequencies, operand.kernel, row_bytes=2 * evaluate.row_bytes, budget=BLOCK_BYTES
-    )
-    norm = safe_sqrt(xp, xp.max(squares))
-    known = backend.stop_gradient(norm)
-    is_zero = known == 0
-    share = evaluate.rounding() / xp.where(is_zero, xp.ones_like(known), known) ** 2
-    widened = xp.sqrt(1 + xp.where(is_zero, xp.zeros_like(share), share))
-    eps = operand.answer_eps
-    return norm * widened * (factor * (1 + 4 * eps))
+    return largest, 2 * evaluate.row_bytes

@@ -109,14 +109,24 @@ class GramPolynomial:
 
     def rounding(self) -> Array:
         """Rounding error of the matrices' eigenvalues: a 0-d array."""
-        return sum_rounding(self.operand.plan) * self.operand.eps * self.operand.xp.sum(self.moduli())
+        return gram_rounding(self.operand, self.coefficients)
 
     def moduli(self) -> Array:
-        """The largest Frobenius norm among the groups of each coefficient, with that of its opposite: shape (half,)."""
-        xp = self.operand.xp
-        coefficients = self.operand.backend.stop_gradient(self.coefficients)
-        norms = xp.sqrt(xp.max(squared_norm(xp, coefficients, axis=(-2, -1)), axis=-1))
-        return xp.concat([norms[:1], 2 * norms[1:]])
+        """See `coefficient_moduli`."""
+        return coefficient_moduli(self.operand, self.coefficients)
+
+
+def coefficient_moduli(operand: Operand, coefficients: Array) -> Array:
+    """The largest Frobenius norm among the groups of each coefficient, with that of its opposite: shape (half,)."""
+    xp = operand.xp
+    coefficients = operand.backend.stop_gradient(coefficients)
+    norms = xp.sqrt(xp.max(squared_norm(xp, coefficients, axis=(-2, -1)), axis=-1))
+    return xp.concat([norms[:1], 2 * norms[1:]])
+
+
+def gram_rounding(operand: Operand, coefficients: Array) -> Array:
+    """Rounding error of the eigenvalues of matrices made from these coefficients: a 0-d array."""
+    return sum_rounding(operand.plan) * operand.eps * operand.xp.sum(coefficient_moduli(operand, coefficients))
 
 
 def sum_rounding(plan: Plan) -> float:
@@ -152,10 +162,10 @@ def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
     return gram_polynomial(operand)
 
 
-def gram_polynomial(operand: Operand) -> GramPolynomial:
-    """The symbol's Gram matrices, as a polynomial."""
+def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> GramPolynomial:
+    """The symbol's Gram matrices, as a polynomial; its coefficients may be given if they are known."""
     xp, backend, plan = operand.xp, operand.backend, operand.plan
-    coefficients = gram_coefficients(operand)
+    coefficients = gram_coefficients(operand) if coefficients is None else coefficients
     half, groups, side, _ = coefficients.shape
     others = coefficients[1:, ...]
     adjoint = backend.adjoint(others)
@@ -244,9 +254,7 @@ def _summed_products(backend: Backend, taps: Array, pairs: Pairs) -> Array:
     for listed in pairs:
         left, right = (
             xp.reshape(
-                beside
-                if chosen == tuple(range(count))
-                else xp.take(beside, backend.constant(np.asarray(chosen), taps), axis=2),
+                beside if chosen == tuple(range(count)) else backend.take(beside, np.asarray(chosen), 2),
                 (groups, side, len(chosen) * inner),
             )
             for chosen in zip(*listed, strict=True)

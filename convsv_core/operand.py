@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array, Backend, Prepare
 from convsv_core.conv import Conv
 from convsv_core.plan import IntArray, Plan, check_input_shape, make_plan
 from convsv_core.plugins import backend_of
@@ -79,6 +79,12 @@ class Operand:
         with self.backend.computing(self.kernel):
             return self.backend.run(function, (self, *arrays), static)
 
+    def map_blocks(
+        self, prepare: Prepare, rows: IntArray, *static: Any, arrays: tuple[Array, ...] = (), budget: int
+    ) -> Any:
+        """Map the function that ``prepare(self, *arrays, *static)`` returns over blocks of `rows`."""
+        return self.backend.map_prepared(prepare, rows, (self, *arrays), static, budget)
+
     def widen(self) -> Operand:
         """The same operand in float64 where the library has it at hand, to be answered as before."""
         if self.computed_in == "float64" or not self.backend.has_fast_float64(self.kernel):
@@ -128,9 +134,9 @@ class Operand:
         """Entries of `array` along `axis`; zeros where a place is the extent of that axis."""
         xp, extent = self.xp, array.shape[axis]
         if extent in places:
-            nothing = xp.zeros_like(xp.take(array, self.backend.constant(np.zeros(1, int), array), axis=axis))
+            nothing = xp.zeros_like(self.backend.take(array, np.zeros(1, int), axis))
             array = xp.concat([array, nothing], axis=axis)
-        return xp.take(array, self.backend.constant(places, array), axis=axis)
+        return self.backend.take(array, places, axis)
 
     def from_taps(self, taps: Array) -> Array:
         """Put matrices by offset back into an array of the kernel's shape: the inverse of `taps`."""
@@ -146,7 +152,7 @@ class Operand:
         for index, axis in enumerate(plan.axes):
             places = np.asarray([q * len(axis.residues) + r for q, r in axis.tap_slots()])
             if not np.array_equal(places, np.arange(merged[index])):
-                taps = xp.take(taps, self.backend.constant(places, taps), axis=index)
+                taps = self.backend.take(taps, places, index)
         if conv.transposed:
             taps = self.backend.conj(taps)
         letters = (*conv.spatial, *(("I", "O") if conv.transposed else ("O", "I")))
@@ -164,7 +170,9 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     shape = tuple(int(extent) for extent in kernel.shape)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
     plan = make_plan(shape, not is_complex, extents, conv, all_residues=all_residues)
-    kernel = xp.astype(kernel, getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False)
+    kernel = xp.astype(
+        backend.whole(kernel), getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False
+    )
     kernel, finite = check_finite(backend, kernel)
     kernel, scale = backend.run(normalise, (kernel,), (backend,))
     return Operand(backend, xp, plan, kernel, computed_in, answered_in, scale, finite)

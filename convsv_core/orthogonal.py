@@ -13,7 +13,7 @@ from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
 from convsv_core.excess import frequency_tables, to_kernel
 from convsv_core.operand import Operand, dtype_name, make_operand
 from convsv_core.plan import check_input_shape, resolve_channels
-from convsv_core.plugins import backend_of, get_backend
+from convsv_core.plugins import backend_of, get_backend, on_values
 from convsv_core.spectrum import visited_values
 
 OUTER = 0.1
@@ -43,6 +43,7 @@ class NearestOrthogonal(NamedTuple):
     converged: bool
 
 
+@on_values
 def nearest_orthogonal(
     kernel: Array,
     input_shape: tuple[int, ...],

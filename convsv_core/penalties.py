@@ -23,10 +23,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
-from convsv_core.backend import Array
+from convsv_core.backend import Array, BlockFunction
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv
 from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
@@ -383,21 +384,22 @@ def _orthogonality(operand: Operand) -> Array:
 
 
 def _even_schatten(operand: Operand, power: int) -> Array:
-    xp, backend, plan = operand.xp, operand.backend, operand.plan
+    xp, plan = operand.xp, operand.plan
     if power == 2:
         return _answer_square(operand, squared_frobenius(operand) / math.prod(plan.grid))
     if power == 4:
         return operand.answer(_squared_gram(operand, 0.0), scaled=False)
-
-    def trace_of_power(gram: Array) -> Array:
-        """Of a Hermitian matrix's power, as the inner product of its two halves."""
-        gram = gram * operand.scale * operand.scale
-        square = xp.matmul(gram, gram)
-        return xp.sum(xp.real(backend.conj(gram if power == 6 else square) * square), axis=(-3, -2, -1))
-
-    trace = _mean_over_grams(operand, trace_of_power)
+    trace = _mean_over_grams(operand, _trace_of_power, power)
     trace = xp.where(xp.isnan(trace), xp.full_like(trace, math.inf), trace)  # of products that overflowed
     return operand.answer(trace, scaled=False)
+
+
+def _trace_of_power(operand: Operand, gram: Array, power: int) -> Array:
+    """Of a Hermitian matrix's power, as the inner product of its two halves."""
+    xp = operand.xp
+    gram = gram * operand.scale * operand.scale
+    square = xp.matmul(gram, gram)
+    return xp.sum(xp.real(operand.backend.conj(gram if power == 6 else square) * square), axis=(-3, -2, -1))
 
 
 def _schatten(operand: Operand, power: float) -> Array:
@@ -434,7 +436,7 @@ def _negative_log_abs_det(operand: Operand, floor: float) -> Array:
 def _squared_gram(operand: Operand, shift: float) -> Array:
     """The mean over frequencies of ``|G - shift I|_F**2``, with G the Gram matrix at the user's scale."""
     if not _pairs_are_cheaper(operand.plan):
-        return _mean_over_grams(operand, lambda gram: _squared_distances(operand, gram, shift))
+        return _mean_over_grams(operand, _squared_distances, shift)
     upper = operand.xp.astype(gram_coefficients(operand), operand.complex_dtype, copy=False)
     lower = operand.backend.adjoint(operand.xp.flip(upper[1:, ...], axis=0))
     coefficients, centre = _fold(operand, operand.xp.concat([lower, upper], axis=0))
@@ -485,17 +487,17 @@ def _fold(operand: Operand, coefficients: Array) -> tuple[Array, int]:
     return xp.reshape(folded, (-1, *matrices)), centre
 
 
-def _mean_over_grams(operand: Operand, function: Callable[[Array], Array]) -> Array:
-    """The mean over frequencies of what `function` makes of the Gram matrices, at the operand's own scale."""
-    evaluate = gram_evaluator(operand, symbol_evaluator(operand))
-    parts = operand.backend.map_blocks(
-        lambda frequencies: function(evaluate(frequencies)),
-        operand.plan.frequencies,
-        operand.kernel,
-        row_bytes=2 * evaluate.row_bytes,
-        budget=BLOCK_BYTES,
-    )
+def _mean_over_grams(operand: Operand, function: Callable[[Operand, Array, Any], Array], parameter: float) -> Array:
+    """The mean over frequencies of ``function(operand, grams, parameter)``, with grams at the operand's own scale."""
+    parts = operand.map_blocks(_of_grams, operand.plan.frequencies, function, parameter, budget=BLOCK_BYTES)
     return _mean(operand, parts)
+
+
+def _of_grams(
+    operand: Operand, function: Callable[[Operand, Array, Any], Array], parameter: float
+) -> tuple[BlockFunction, int]:
+    evaluate = gram_evaluator(operand, symbol_evaluator(operand))
+    return lambda frequencies: function(operand, evaluate(frequencies), parameter), 2 * evaluate.row_bytes
 
 
 def _mean(operand: Operand, values: Array) -> Array:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 import pluggy
 
@@ -20,6 +20,9 @@ hookspec = pluggy.HookspecMarker("convsv")
 hookimpl = pluggy.HookimplMarker("convsv")
 
 ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _loading = threading.Lock()
 
@@ -144,6 +147,20 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
         f"one of the installed libraries ({', '.join(loaded.backends)})"
         + (f", for example numpy.asarray({argument})" if isinstance(array, list | tuple | float | int) else "")
     )
+
+
+def on_values(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function of a kernel and more, which looks at values to decide how it goes on, get arrays with values."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        # A task finds the function by its name, and that is this one.
+        backend = backend_of(arguments[0] if arguments else options.get("kernel"))
+        if backend.lazy:
+            return backend.run_on_values(call, *arguments, **options)
+        return function(*arguments, **options)
+
+    return call
 
 
 def _inspect(backend: Backend) -> BackendInfo:

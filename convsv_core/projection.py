@@ -39,7 +39,7 @@ from convsv_core.excess import excess_pass, frequency_tables, sharing, taps_of
 from convsv_core.fixed_grid import every_size_grid, grid_upper_bound
 from convsv_core.operand import Operand, check_conv, make_operand
 from convsv_core.plan import HostArray, check_input_shape
-from convsv_core.plugins import backend_of
+from convsv_core.plugins import backend_of, on_values
 from convsv_core.spectrum import squared_frobenius
 from convsv_core.threshold import Method
 
@@ -110,6 +110,7 @@ class Projection(NamedTuple):
     state: ProjectionState | None
 
 
+@on_values
 def project(
     kernel: Array,
     input_shape: tuple[int, ...] | None,

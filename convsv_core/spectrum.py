@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from convsv_core.backend import Array
+from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv, as_int
 from convsv_core.decomposition import (
     CLOSED_FORM_SIDE,
@@ -16,11 +16,11 @@ from convsv_core.decomposition import (
     safe_sqrt,
     squared_norm,
 )
-from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator
+from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
 from convsv_core.gram import GramOf, gram_evaluator
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.padded import padded_operator_norm
-from convsv_core.plan import check_input_shape, is_circulant
+from convsv_core.padded import make_padded_plan, padded_operator_norm
+from convsv_core.plan import check_input_shape, is_circulant, resolve_channels
 from convsv_core.plugins import backend_of
 
 METHODS = ("auto", "svd", "gram")
@@ -173,13 +173,16 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     >>> round(float(operator_norm(kernel, (8, 8), Conv("OIHW", padding_mode="zeros"))), 3)
     8.291
     """
-    backend_of(kernel)
+    backend = backend_of(kernel)
     check_conv(conv)
     extents = check_input_shape(input_shape, conv)
     circular = conv.padding_mode == "circular" and conv.padding == "same"  # where the stride divides, and must
-    if circular or is_circulant(tuple(int(extent) for extent in kernel.shape), extents, conv):
+    shape = tuple(int(extent) for extent in kernel.shape)
+    if circular or is_circulant(shape, extents, conv):
         return make_operand(kernel, extents, conv).run(_operator_norm)
-    return padded_operator_norm(kernel, extents, conv)
+    taps, *_ = resolve_channels(shape, conv)
+    make_padded_plan(tuple(taps), extents, conv)  # refuses what is impossible now, where the rest is for later
+    return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
 
 
 def frobenius_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
@@ -335,7 +338,7 @@ def _frequency_singular_values(operand: Operand, method: str, max_bytes: int) ->
     if unread:
         values = xp.concat([values, _zeros(operand, values, (values.shape[0], unread))], axis=-1)
     visit, _ = plan.full_grid()
-    values = xp.take(values, operand.backend.constant(visit, values), axis=0)
+    values = operand.backend.take(values, visit, 0)
     return xp.reshape(values, (*plan.grid, -1))
 
 
@@ -358,9 +361,11 @@ def _stable_rank(operand: Operand) -> Array:
 
 
 def _condition_number(operand: Operand) -> Array:
-    xp = operand.xp
-    values = _singular_values(operand, "auto", BLOCK_BYTES)
-    largest, smallest = values[0], values[-1]
+    xp, plan = operand.xp, operand.plan
+    values = operand.answer(visited_values(operand, "auto", BLOCK_BYTES))
+    largest, smallest = xp.max(values), xp.min(values)
+    if plan.values_per_block > min(plan.block):
+        smallest = smallest * 0
     invertible = smallest > 0
     ratio = largest / xp.where(invertible, smallest, xp.ones_like(smallest))
     otherwise = xp.where(xp.isnan(smallest), smallest, xp.full_like(smallest, math.inf))
@@ -384,32 +389,37 @@ def _log_abs_det(operand: Operand) -> Array:
 
 def visited_values(operand: Operand, method: str, max_bytes: int, *, first_only: bool = False) -> Array:
     """Singular values at the visited frequencies, descending: (visited, groups, values); 1 if `first_only`."""
-    backend, plan = operand.backend, operand.plan
+    plan = operand.plan
     gram = method == "gram" or (method == "auto" and operand.widened)
     gram = gram and min(plan.block) > CLOSED_FORM_SIDE
-    values_of = gram_singular_values if gram else block_singular_values
     # The symbol of a real kernel is real where a frequency is its own conjugate (everywhere, for 1x1 kernels), and
     # real decompositions take a third of the time; closed forms do not gain.
     alone = plan.self_conjugate if plan.real and min(plan.block) > CLOSED_FORM_SIDE else 0
-    symbol = symbol_evaluator(operand)
-    results = []
-    for real, frequencies in ((True, plan.frequencies[:alone]), (False, plan.frequencies[alone:])):
-        if not len(frequencies):
-            continue
-        evaluate: Evaluator = RealPart(operand, symbol) if real else symbol
-        if gram:
-            evaluate = GramOf(operand, evaluate) if real else gram_evaluator(operand, symbol)
+    parts = ((True, plan.frequencies[:alone]), (False, plan.frequencies[alone:]))
+    return operand.backend.concatenate(
+        [
+            operand.map_blocks(_values_of_block, frequencies, gram, real, first_only, budget=max_bytes)
+            for real, frequencies in parts
+            if len(frequencies)
+        ]
+    )
 
-        def values_of_block(frequencies: Array, evaluate: Evaluator = evaluate) -> Array:
-            values = values_of(backend, evaluate(frequencies))
-            return values[..., :1] if first_only else values
 
-        results.append(
-            backend.map_blocks(
-                values_of_block, frequencies, operand.kernel, row_bytes=evaluate.row_bytes, budget=max_bytes
-            )
-        )
-    return backend.concatenate(results)
+def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool) -> tuple[BlockFunction, int]:
+    evaluate: Evaluator
+    if real:  # few frequencies, so that a transform of them all would be too much
+        evaluate = RealPart(operand, symbol_polynomial(operand))
+        evaluate = GramOf(operand, evaluate) if gram else evaluate
+    else:
+        evaluate = symbol_evaluator(operand)
+        evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
+    values_of = gram_singular_values if gram else block_singular_values
+
+    def values_of_block(frequencies: Array) -> Array:
+        values = values_of(operand.backend, evaluate(frequencies))
+        return values[..., :1] if first_only else values
+
+    return values_of_block, evaluate.row_bytes
 
 
 def squared_frobenius(operand: Operand) -> Array:

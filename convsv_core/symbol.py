@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convsv_core.backend import Array
+from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv
 from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
 from convsv_core.operand import Operand, make_operand
@@ -63,21 +63,23 @@ def symbol(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
 
 def _symbol(operand: Operand) -> Array:
     plan = operand.plan
-    evaluate = symbol_evaluator(operand)
-    matrices = operand.backend.map_blocks(
-        evaluate, plan.frequencies, operand.kernel, row_bytes=evaluate.row_bytes, budget=BLOCK_BYTES
-    )
+    matrices = operand.map_blocks(_matrices_of_block, plan.frequencies, budget=BLOCK_BYTES)
     full = with_column_phases(operand, expand(operand, matrices))
     if plan.conv.transposed:
         full = operand.backend.adjoint(full)
     return operand.answer(operand.xp.reshape(full, (*plan.grid, *full.shape[1:])))
 
 
+def _matrices_of_block(operand: Operand) -> tuple[BlockFunction, int]:
+    evaluate = symbol_evaluator(operand)
+    return evaluate, evaluate.row_bytes
+
+
 def expand(operand: Operand, visited: Array, *, conjugate: bool = True) -> Array:
     """From the visited frequencies to the whole grid, in row-major order: shape (prod(grid), ...)."""
     xp, backend = operand.xp, operand.backend
     visit, mirrored = operand.plan.full_grid()
-    full = xp.take(visited, backend.constant(visit, visited), axis=0)
+    full = backend.take(visited, visit, 0)
     if conjugate and mirrored.any():
         flags = backend.constant(mirrored.reshape(-1, *(1,) * (full.ndim - 1)), visited)
         full = xp.where(flags, backend.conj(full), full)

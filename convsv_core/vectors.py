@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.conv import Conv, as_int
-from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
+from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator, symbol_polynomial
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import Plan
 from convsv_core.plugins import backend_of
@@ -160,8 +160,18 @@ def _svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
 
 def _visited_svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
     """U, S, Vh at the visited frequencies, with real vectors where the symbol is real."""
-    xp, backend, plan = operand.xp, operand.backend, operand.plan
-    evaluate = symbol_evaluator(operand)
+    plan = operand.plan
+    alone = plan.self_conjugate if plan.real else 0
+    parts = ((True, plan.frequencies[:alone]), (False, plan.frequencies[alone:]))
+    results = [operand.map_blocks(_svd_of_block, rows, real, budget=max_bytes) for real, rows in parts if len(rows)]
+    u, s, vh = operand.backend.concatenate(results)
+    return u, s, vh
+
+
+def _svd_of_block(operand: Operand, real: bool) -> tuple[BlockFunction, int]:
+    xp, backend = operand.xp, operand.backend
+    # Few frequencies are their own conjugates, so that a transform of them all would be too much.
+    evaluate = symbol_polynomial(operand) if real else symbol_evaluator(operand)
 
     def decompose(frequencies: Array) -> tuple[Array, ...]:
         return backend.svd(evaluate(frequencies))
@@ -170,12 +180,4 @@ def _visited_svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]
         u, s, vh = backend.svd(xp.real(evaluate(frequencies)))
         return xp.astype(u, operand.complex_dtype), s, xp.astype(vh, operand.complex_dtype)
 
-    alone = plan.self_conjugate if plan.real else 0
-    results = []
-    for function, rows in ((decompose_real, plan.frequencies[:alone]), (decompose, plan.frequencies[alone:])):
-        if len(rows):
-            results.append(
-                backend.map_blocks(function, rows, operand.kernel, row_bytes=3 * evaluate.row_bytes, budget=max_bytes)
-            )
-    u, s, vh = backend.concatenate(results)
-    return u, s, vh
+    return decompose_real if real else decompose, 3 * evaluate.row_bytes

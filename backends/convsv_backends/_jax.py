@@ -12,7 +12,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from convsv_core.backend import Array, Backend, BlockFunction
+from convsv_backends._jax_mesh import devices_of_mesh, on_every_device, on_mesh_of, share_out, with_automatic_axes
+from convsv_core.backend import Array, Backend, BlockFunction, Prepare
 from convsv_core.operand import Operand
 from convsv_core.plugins import hookimpl
 
@@ -66,6 +67,10 @@ class JaxBackend(Backend):
 
         return np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
 
+    def whole(self, kernel: Array) -> Array:
+        """On every device of its mesh."""
+        return on_every_device(kernel)
+
     def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Let JAX place the table beside the arrays it meets, which under tracing have no device yet."""
         import jax.numpy as jnp
@@ -94,9 +99,11 @@ class JaxBackend(Backend):
         import jax
 
         _register_operand()
-        if any(_traced(leaf) for leaf in jax.tree.leaves(arrays)):
-            return function(*arrays, *static)
-        return _compiled(function, len(arrays), len(static))(*arrays, *static)
+        leaves = jax.tree.leaves(arrays)
+        with on_mesh_of(leaves):
+            if devices_of_mesh() == 1 and any(_traced(leaf) for leaf in leaves):
+                return function(*arrays, *static)
+            return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
     def batch_size(self, count: int) -> int:
         """A power of two: JAX compiles each operation anew for each shape."""
@@ -118,21 +125,42 @@ class JaxBackend(Backend):
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
     ) -> Array | tuple[Array, ...]:
         """Use JAX's own loop when traced, so that the program's size does not grow with the grid."""
-        import jax
-
         if not _traced(like):
             return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
-        size = min(len(rows), max(1, budget // max(1, row_bytes)))
-        whole = len(rows) // size * size
-        results = []
+        return self._loop(function, self.constant(rows, like), max(1, budget // max(1, row_bytes)))
+
+    def map_prepared(
+        self,
+        prepare: Prepare,
+        rows: np.ndarray[Any, Any],
+        arrays: tuple[Any, ...],
+        static: tuple[Any, ...],
+        budget: int,
+    ) -> Array | tuple[Array, ...]:
+        """Share the rows out over the devices of a mesh, each of which prepares for itself and has its own budget."""
+        like = arrays[0].kernel
+        if devices_of_mesh() == 1 or not _traced(like):
+            return super().map_prepared(prepare, rows, arrays, static, budget)
+
+        def share(rows: Array, arrays: tuple[Any, ...]) -> Array | tuple[Array, ...]:
+            function, row_bytes = prepare(*arrays, *static)
+            return self._loop(function, rows, max(1, budget // max(1, row_bytes)))
+
+        return share_out(share, rows, arrays)
+
+    def _loop(self, function: BlockFunction, rows: Array, size: int) -> Array | tuple[Array, ...]:
+        """Map `function` over blocks of `size` rows in one loop of the program, and over those left over."""
+        import jax
+
+        count = rows.shape[0]
+        size = min(size, count)
+        whole = count // size * size
         if whole == size:
-            results.append(function(self.constant(rows[:size], like)))
+            results = [function(rows[:size])]
         else:
-            stacked = jax.lax.map(function, self.constant(rows[:whole].reshape(-1, size, *rows.shape[1:]), like))
-            results.append(jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), stacked))
-        if whole < len(rows):
-            results.append(function(self.constant(rows[whole:], like)))
-        return self.concatenate(results)
+            stacked = jax.lax.map(function, rows[:whole].reshape(-1, size, *rows.shape[1:]))
+            results = [jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), stacked)]
+        return self.concatenate(results + ([function(rows[whole:])] if whole < count else []))
 
     def repeat(
         self, function: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], count: int, like: Array
@@ -173,7 +201,10 @@ class JaxBackend(Backend):
 def _compiled(function: Callable[..., Any], arrays: int, static: int) -> Callable[..., Any]:
     import jax
 
-    return jax.jit(function, static_argnums=tuple(range(arrays, arrays + static)))
+    def call(*arguments: Any) -> Any:
+        return with_automatic_axes(function, arguments[:arrays], arguments[arrays:])
+
+    return jax.jit(call, static_argnums=tuple(range(arrays, arrays + static)))
 
 
 @functools.cache

@@ -77,6 +77,10 @@ class NumpyBackend(Backend):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
 
+    def single_threaded(self) -> AbstractContextManager[object]:
+        """One BLAS thread, and no threads for blocks within."""
+        return _blas_limit.alone()
+
 
 def _cholesky_one_by_one(array: Array) -> Array:
     """The factors of Hermitian matrices; NaN for those that are not positive definite."""
@@ -100,8 +104,26 @@ def _blas() -> ThreadpoolController:
 def _limit_blas() -> tuple[int, Callable[[], object]]:
     # Some other library's BLAS may know one thread only, whatever the limit: the largest number is the user's.
     found = [library["num_threads"] for library in _blas().info()]
+    _release_blas()
     limited = _blas().limit(limits=1)
-    return max(found, default=usable_processors()), limited.restore_original_limits
+    _release_blas()
+
+    def restore() -> None:
+        _release_blas()
+        limited.restore_original_limits()
+        _release_blas()
+
+    return max(found, default=usable_processors()), restore
+
+
+def _release_blas() -> None:
+    """Let any thread set the limit: threadpoolctl ignores all threads, silently, but the first that has set one.
+
+    The limit is the process's, and `SharedLimit` sees to it that it is set once and given back once.
+    """
+    for library in _blas().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):  # since threadpoolctl 3.8
+            library.clear_controlling_thread(force=True)
 
 
 _blas_limit = SharedLimit(_limit_blas)

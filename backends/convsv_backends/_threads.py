@@ -6,10 +6,11 @@ on some sizes lose most of their time to them; one matrix a thread gains nearly 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,7 @@ class SharedLimit:
         self._holders = 0
         self._threads = 1
         self._restore: Callable[[], object] = lambda: None
+        self._alone = threading.local()
 
     def __enter__(self) -> int:
         with self._lock:
@@ -48,7 +50,7 @@ class SharedLimit:
                 threads, self._restore = self._limit()
                 self._threads = max(1, min(threads, usable_processors()))
             self._holders += 1
-            return self._threads
+            return 1 if getattr(self._alone, "is_set", False) else self._threads
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -57,6 +59,17 @@ class SharedLimit:
             self._holders -= 1
             if self._holders == 0:
                 self._restore()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the limit, and leave the thread that does so no others: those around it have their own work."""
+        before = getattr(self._alone, "is_set", False)
+        with self:
+            self._alone.is_set = True
+            try:
+                yield
+            finally:
+                self._alone.is_set = before
 
 
 def usable_processors() -> int:

@@ -189,6 +189,10 @@ BRIEF = {
 """The features that are asked where each case costs seconds, by dtype; of other dtypes, `values` alone."""
 
 
+WHOLE = frozenset({"values", "frequencies", "symbol", "clip"})
+"""The features that stand for the others where arrays are lazy."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One check of one subject on one target."""
@@ -236,7 +240,8 @@ class Selection:
 
         A library that compiles each operation for each shape takes seconds a case where its operations run one
         by one. Unless `thorough`, it gets every case compiled as a whole, in float32, and the features of
-        `BRIEF` on the cases of `KEY` besides.
+        `BRIEF` on the cases of `KEY` besides. One whose arrays are lazy makes and runs a graph for each result. It gets
+        the features of `WHOLE` on every case, in float32, and those of `BRIEF` too.
         """
         yield from self.skips
         for backend in {target.backend.name: target.backend for target in self.targets}.values():
@@ -249,7 +254,10 @@ class Selection:
                 continue
             if not all(_has(target.backend, trait) for trait in feature.needs):
                 continue
-            brief = not self.thorough and _has(target.backend, "jit")
+            lazy = target.backend.lazy
+            brief = not self.thorough and (lazy or _has(target.backend, "jit"))
+            if lazy and feature.name in WHOLE and target.dtype == "float32":
+                brief = False
             if brief and feature.name not in BRIEF.get(target.dtype, {"values"}):
                 continue
             for subject in feature.subjects:
