@@ -198,6 +198,14 @@ class Backend:
             state = function(*state)
         return state
 
+    def one_thread(self) -> AbstractContextManager[object]:
+        """Have everything, while it is entered, run in the caller's thread, as far as that is the host's to say.
+
+        It is for the whole process, and for engines that run one task a processor. The sums of a result then have
+        one order, whatever the machine.
+        """
+        return contextlib.nullcontext()
+
     def full_precision(self) -> AbstractContextManager[object]:
         """Have matrix products, while it is entered, keep the digits of their arguments' dtype."""
         return contextlib.nullcontext()

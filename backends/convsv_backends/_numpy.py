@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -64,6 +65,10 @@ class NumpyBackend(Backend):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
 
+    def one_thread(self) -> AbstractContextManager[object]:
+        """One BLAS thread, which `map_blocks` takes for the user's limit."""
+        return _one_thread
+
 
 def _has_cholesky(matrices: Array) -> bool:
     try:
@@ -86,6 +91,7 @@ def _limit_blas() -> tuple[int, Callable[[], object]]:
 
 
 _blas_limit = SharedLimit(_limit_blas)
+_one_thread = SharedLimit(_limit_blas)
 
 
 @hookimpl

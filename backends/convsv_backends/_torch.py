@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -117,6 +118,10 @@ class TorchBackend(Backend):
                     )
         return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
 
+    def one_thread(self) -> AbstractContextManager[object]:
+        """One thread of PyTorch's own, which `map_blocks` takes for the user's limit."""
+        return _one_thread
+
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
         """None: eager execution is what PyTorch's users trace; `torch.compile` needs a C++ compiler."""
         return None
@@ -168,7 +173,16 @@ def _limit_torch() -> tuple[int, Callable[[], object]]:
     return threads, functools.partial(torch.set_num_threads, threads)
 
 
+def _limit_to_one() -> tuple[int, Callable[[], object]]:
+    import torch
+
+    found = _limit_torch()
+    torch.set_num_threads(1)
+    return found
+
+
 _torch_limit = SharedLimit(_limit_torch)
+_one_thread = SharedLimit(_limit_to_one)
 
 
 @hookimpl
