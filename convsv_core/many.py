@@ -118,7 +118,7 @@ def analyze_many(
     >>> from distributed import Client
     >>> path = Path(tempfile.mkdtemp()) / "step_100.npz"
     >>> np.savez(path, kernel=np.ones((1, 1, 3, 3)))
-    >>> with Client(processes=False, dashboard_address=None) as client:
+    >>> with Client(processes=False, dashboard_address="127.0.0.1:0") as client:
     ...     (report,) = analyze_many([path], client)
     >>> report.layers[0].operator_norm
     9.0
@@ -249,7 +249,7 @@ class _Run:
                 for model in models:
                     self._submit_survey([model])
                 return
-            self._finish(models[0], tasks.reason_of(error))
+            self._finish(models[0], _reason(error))
             return
         for model, survey in zip(models, future.result(), strict=True):
             self._seconds += survey.seconds
@@ -267,17 +267,17 @@ class _Run:
         if error is None:
             for index, report in zip(pack, future.result(), strict=True):
                 model.reports[index] = report
-        self._finish(model, "" if error is None else tasks.reason_of(error))
+        self._finish(model, "" if error is None else _reason(error))
 
     def _take_layer(self, model: _Model, future: Future, *, split: tasks.Split) -> None:
         error = _error(future)
         if error is None:
             model.reports[split.index] = future.result()
         elif isinstance(error, COMPUTING_FAILS):
-            note = joined(split.report.note, tasks.reason_of(error))
+            note = joined(split.report.note, _reason(error))
             model.reports[split.index] = replace(split.report, note=note)
         else:
-            self._finish(model, f"{split.report.name}: {tasks.reason_of(error)}")
+            self._finish(model, f"{split.report.name}: {_reason(error)}")
             return
         self._finish(model)
 
@@ -292,6 +292,13 @@ def _error(future: Future) -> BaseException | None:
         raise ConnectionError("the scheduler has gone, or has dropped the tasks under way")
     error: BaseException | None = future.exception() if future.status == "error" else None
     return error
+
+
+def _reason(error: BaseException) -> str:
+    """Why a model or layer has no figures, on one line."""
+    if _is_fatal(error):
+        return "worker after worker died while it was computed: for want of memory, most likely"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_fatal(error: BaseException) -> bool:

@@ -252,8 +252,3 @@ def _plan(layer: Layer) -> Plan | None:
         return make_plan(tuple(kernel.shape), kernel.dtype.kind != "c", extents, circular_like(conv))
     except COMPUTING_FAILS:
         return None
-
-
-def reason_of(error: BaseException) -> str:
-    """An exception on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

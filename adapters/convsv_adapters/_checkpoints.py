@@ -28,7 +28,7 @@ class Checkpoint:
     step : int or None
         See `run_and_step`.
     size, modified : int or None
-        Bytes, and nanoseconds since 1970; None if the file has gone.
+        Bytes, and microseconds since 1970; None if the file has gone.
     """
 
     path: Path
@@ -97,4 +97,4 @@ def _checkpoint(path: Path, base: Path) -> Checkpoint:
         status = path.stat()
     except OSError:
         return Checkpoint(path, model, run, step, None, None)
-    return Checkpoint(path, model, run, step, status.st_size, status.st_mtime_ns)
+    return Checkpoint(path, model, run, step, status.st_size, status.st_mtime_ns // 1000)

@@ -25,6 +25,13 @@ from convsv_adapters.parameters import one_line
 from convsv_core.many import ModelReport, analyze_many
 from convsv_core.tasks import Settings
 
+QUIET_WORKER = """
+import logging, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
+"""
+"""Run by each worker of a local cluster: a terminal interrupts it too, but it is this process that ends it."""
+
 
 class Failure(NamedTuple):
     """A model without figures."""
@@ -155,10 +162,10 @@ def _in_words(reports: Iterator[ModelReport]) -> Generator[ModelReport]:
 def _connected(options: ManyOptions) -> Iterator[Client]:
     """A client of a cluster that is there, or of one that is started here and ends with the block."""
     if options.scheduler == LOCAL:
-        with (
-            LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-            Client(cluster) as client,
-        ):
+        cluster = LocalCluster(
+            n_workers=options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", preload=[QUIET_WORKER]
+        )
+        with cluster, Client(cluster) as client:
             yield client
         return
     try:

@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
         ("reshaped_norm", pa.float64()),
         ("note", pa.string()),
         ("bytes", pa.int64()),
-        ("modified", pa.timestamp("ns", tz="UTC")),
+        ("modified", pa.timestamp("us", tz="UTC")),
     ]
 )
 """One row a layer; one without layer, and with a note, for a model that has no figures at all."""
