@@ -189,10 +189,10 @@ class _Run:
 
     def _submit(self) -> None:
         """Fill up what is under way, earlier models first."""
-        while self._under_way < TASKS_PER_THREAD * self._count_threads():
+        while self._under_way < (most := TASKS_PER_THREAD * self._count_threads()):
             if self._splits:
                 self._submit_blocks(*self._splits.popleft())
-            elif self._left:
+            elif self._left and len(self._window) < 2 * most * self._models_per_task():  # the first may take long
                 models = [self._left.popleft() for _ in range(self._pack_size())]
                 self._window.extend(models)
                 self._submit_survey(models)
@@ -224,12 +224,13 @@ class _Run:
     def _task(self, model: _Model, function: Callable[..., Any], *arguments: Any) -> Future:
         return self._client.submit(function, *arguments, pure=False, priority=-model.order)
 
-    def _pack_size(self) -> int:
+    def _models_per_task(self) -> int:
         """How many models make a task of `SECONDS_PER_TASK`, by the times of those that are done."""
-        if not self._surveyed_models:
-            return 1
-        wanted = int(SECONDS_PER_TASK * self._surveyed_models / max(self._seconds, 1e-9))
-        return max(1, min(wanted, len(self._left) // (ROUNDS * self._threads), len(self._left)))
+        return max(1, int(SECONDS_PER_TASK * self._surveyed_models / max(self._seconds, 1e-9)))
+
+    def _pack_size(self) -> int:
+        """How many models to put into the next task."""
+        return max(1, min(self._models_per_task(), len(self._left) // (ROUNDS * self._threads)))
 
     def _count_threads(self) -> int:
         now = time.monotonic()

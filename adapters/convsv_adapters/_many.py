@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -161,6 +162,7 @@ def _in_words(reports: Iterator[ModelReport]) -> Generator[ModelReport]:
 @contextlib.contextmanager
 def _connected(options: ManyOptions) -> Iterator[Client]:
     """A client of a cluster that is there, or of one that is started here and ends with the block."""
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that goes is one line of ours
     if options.scheduler == LOCAL:
         cluster = LocalCluster(
             n_workers=options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", preload=[QUIET_WORKER]
