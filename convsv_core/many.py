@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -64,7 +64,7 @@ def analyze_many(
     bounds: Bounds = "upper",
     dtype: str | None = None,
     device: str | None = None,
-) -> Iterator[ModelReport]:
+) -> Generator[ModelReport]:
     """Yield the figures of every convolution of many model files, computed on a `dask.distributed` cluster.
 
     Parameters
@@ -168,7 +168,7 @@ class _Run:
         self._threads, self._counted = 1, -float("inf")
         self._seconds = self._surveyed_models = 0.0
 
-    def reports(self) -> Iterator[ModelReport]:
+    def reports(self) -> Generator[ModelReport]:
         """Submit, wait, and yield what is done, until nothing is left."""
         try:
             self._submit()

@@ -244,7 +244,7 @@ def test_models_of_which_workers_die_are_found_out(
 def test_an_abandoned_run_is_cancelled(client_here: Client, checkpoints: list[Path]) -> None:
     reports = convsv.analyze_many(checkpoints * 20, client_here, options=OPTIONS)
     next(reports)
-    reports.close()  # type: ignore[attr-defined]
+    reports.close()
     deadline = time.monotonic() + 60
     while client_here.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
         assert time.monotonic() < deadline
@@ -454,7 +454,6 @@ def test_a_terminated_run_leaves_no_process(run_folder: Path, tmp_path: Path) ->
     assert "Traceback" not in err
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
-    assert out.is_dir()
 
 
 def test_no_scheduler_is_one_line(checkpoints: list[Path], tmp_path: Path) -> None:
@@ -464,6 +463,7 @@ def test_no_scheduler_is_one_line(checkpoints: list[Path], tmp_path: Path) -> No
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.count("\n") == 1
     assert "no scheduler answers at tcp://127.0.0.1:9" in result.stderr
+    assert not (tmp_path / "s.parquet").exists()
 
 
 def test_a_scheduler_that_goes_is_one_line(checkpoints: list[Path], tmp_path: Path) -> None:
@@ -488,6 +488,10 @@ def test_a_scheduler_that_goes_is_one_line(checkpoints: list[Path], tmp_path: Pa
         (["run/*.npz", "--scheduler", "local", "--out", "other.parquet"], "a folder of other files"),
         (["run/*.npz", "--scheduler", "nowhere", "--out", "s.parquet"], "missing port number"),
         (["run/*.npz", "--scheduler", "tcp://a:1", "--workers", "2", "--out", "s.parquet"], "workers of its own"),
+        (
+            ["run/*.npz", "--scheduler", "local", "--out", "s.parquet", "--sort", "name"],
+            "--sort is for the table of one",
+        ),
         (["run/*.npz", "--workers", "2"], "--workers is for many models"),
         (["run/*.npz"], "of many models by a pattern, --scheduler and --out are wanted"),
         (["run/step_0.npz", "run/step_5.npz"], "2 models: give --scheduler and --out"),

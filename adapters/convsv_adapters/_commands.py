@@ -328,13 +328,15 @@ def spectrum(
     folder of the table, and its step the number behind "step" in the file's name, or else the last number there; a
     name without a number leaves it to that of a folder such as checkpoint-500. q05 is the value that 5 % of the
     singular values do not exceed. A second call computes what is missing or has changed. --json tells how many models
-    there were, and which failed; --sort has no meaning.
+    there were, and which failed.
 
     The exit status is 0 if some layer has figures, and of many models some of each; 1 if none has or something failed;
     2 for a wrong call.
     """
     plots = None if plot is None else _import("_plot", "--plot", "cli")
     if many is not None:
+        if sort != "depth":
+            raise click.UsageError("--sort is for the table of one model")
         settings = _settings(many, bounds, **options)
         _import("_many", "--scheduler", "many").ManyRequest(models, many, settings).run(json_path, plot)
         return

@@ -7,10 +7,10 @@ every model that was done by then. A model is in it with all its rows or with no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from convsv_core.analysis import QUANTILES, LayerReport
 from convsv_core.many import ModelReport
 
 ROWS_PER_PART = 10_000
-SECONDS_PER_PART = 10.0
+SECONDS_PER_PART = 30.0
 """Rows are written when there are so many, or when one comes in and the last were written so long ago."""
 
 METADATA = b"convsv"
@@ -79,14 +79,6 @@ class Norm(NamedTuple):
     norm: float
 
 
-@dataclass
-class _Part:
-    """Rows that are still to be written, and how many models they are of."""
-
-    rows: list[dict[str, Any]]
-    written: float
-
-
 class SpectraTable:
     """A table that one process adds to, and that any number may read.
 
@@ -107,9 +99,11 @@ class SpectraTable:
         self.folder = folder
         self._schema = SCHEMA.with_metadata({METADATA: json.dumps(settings, sort_keys=True)})
         self._settings = settings
-        self._part = _Part([], time.monotonic())
+        self._rows: list[dict[str, Any]] = []
+        self._written = time.monotonic()
         self._lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         self._known: dict[str, tuple[int | None, int | None]] = {}
+        self._without: set[str] = set()
         self._next = 0
 
     def __enter__(self) -> SpectraTable:
@@ -132,6 +126,8 @@ class SpectraTable:
     ) -> None:
         try:
             self.flush()
+            with contextlib.suppress(OSError):  # a folder that is not empty
+                self.folder.rmdir()
         finally:
             self._lock.release()
 
@@ -143,8 +139,9 @@ class SpectraTable:
 
     def forget(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Take out what there is of checkpoints that are to be computed again."""
-        models = pa.array([checkpoint.model for checkpoint in checkpoints], pa.string())
-        for path in self._parts():
+        held = {one.model for one in checkpoints if one.model in self._known or one.model in self._without}
+        models = pa.array(sorted(held), pa.string())
+        for path in self._parts() if held else ():
             table = pq.read_table(path)
             kept = table.filter(pa.compute.invert(pa.compute.is_in(table["model"], models)))
             if kept.num_rows == table.num_rows:
@@ -195,8 +192,10 @@ class SpectraTable:
         models, sizes, layers = (batch[name].to_pylist() for name in ("model", "bytes", "layer"))
         modified = batch["modified"].cast(pa.int64()).to_pylist()
         for model, size, when, layer in zip(models, sizes, modified, layers, strict=True):
-            if layer is not None:  # a model without any is tried again
+            if layer is not None:
                 self._known[model] = (size, when)
+            else:  # a model without any is tried again
+                self._without.add(model)
 
     # ---- adding ----------------------------------------------------------------------------------------
 
@@ -210,18 +209,18 @@ class SpectraTable:
             "modified": checkpoint.modified,
         }
         if report.note:
-            self._part.rows.append(about | {"note": report.note})
-        self._part.rows.extend(about | _row(depth, layer) for depth, layer in enumerate(report.layers, start=1))
-        if len(self._part.rows) >= ROWS_PER_PART or time.monotonic() - self._part.written >= SECONDS_PER_PART:
+            self._rows.append(about | {"note": report.note})
+        self._rows.extend(about | _row(depth, layer) for depth, layer in enumerate(report.layers, start=1))
+        if len(self._rows) >= ROWS_PER_PART or time.monotonic() - self._written >= SECONDS_PER_PART:
             self.flush()
 
     def flush(self) -> None:
         """Write what was added."""
-        if self._part.rows:
+        if self._rows:
             path = self.folder / f"part-{self._next:06d}.parquet"
-            self._write(pa.Table.from_pylist(self._part.rows, self._schema), path)
+            self._write(pa.Table.from_pylist(self._rows, self._schema), path)
             self._next += 1
-        self._part = _Part([], time.monotonic())
+        self._rows, self._written = [], time.monotonic()
 
     def _write(self, table: pa.Table, path: Path) -> None:
         """Write one part, which is begun beside the folder: some readers take every file in it for a part."""
