@@ -8,6 +8,7 @@ from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
 from benchmarks.norm import norm
 from benchmarks.project import project
+from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
 from benchmarks.training import training
 
@@ -22,6 +23,7 @@ benchmarks.add_command(norm)
 benchmarks.add_command(project)
 benchmarks.add_command(training)
 benchmarks.add_command(certify)
+benchmarks.add_command(scale)
 benchmarks.add_command(peak_memory)
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from benchmarks.comparison import Row, Summary
 from benchmarks.memory import Peak
 
 if TYPE_CHECKING:  # modules that import this one
-    from benchmarks import certify, clipping, norm, projection, training, training_replay
+    from benchmarks import certify, clipping, norm, projection, scale, training, training_replay
 
 MIB = 1 << 20
 BUSY = 0.5  # load, before the run, for each usable processor
@@ -57,6 +58,20 @@ SHAPES = "the same weights once more; time: of one layer's projection, median ov
 RANKS = (
     "the same weights once more, without the training; alone: one process on one processor; shared: two, of which each "
     "projects its share and tells the other; ratio: median of the steps."
+)
+
+SCALE = (
+    "medians of alternate runs, the table included; paired: median of the ratios of neighbours. processor: seconds of "
+    "the workers, and of client and scheduler, which share the machine's processors with them. equal: the tables, bit "
+    "for bit; killed: with one of two workers killed half-way."
+)
+BLOCKS = (
+    "one block of frequencies of a 3x3 layer on one thread, as many as convsv_core.tasks.cut gives one task; sent: its "
+    "singular values."
+)
+SIMULATED = (
+    "list scheduling of the measured times, with the engine's time a task and a file store of 1 GB/s. work: on one "
+    "worker, without an engine. busy: share of the time, of the scheduler, the store and the average worker."
 )
 
 
@@ -318,6 +333,67 @@ def show_certificates(summaries: Sequence[certify.Summary], seconds: float) -> N
     Console(soft_wrap=True).print(Text(CERTIFICATES))
 
 
+def show_scale(
+    speeds: Sequence[scale.Speed],
+    blocks: Sequence[scale.BlockCost],
+    overhead: scale.Overhead,
+    simulated: Sequence[scale.Scaling],
+) -> None:
+    """Print the tables of many checkpoints."""
+    table = _table(
+        "extents", "models", "rows", "1 worker", "2 workers", "ratio", "paired", "processor", "", "equal", "killed"
+    )
+    for speed in speeds:
+        table.add_row(
+            speed.extents,
+            str(speed.checkpoints),
+            str(speed.rows),
+            duration(statistics.median(speed.one_times)),
+            duration(statistics.median(speed.two_times)),
+            ratio(speed.ratio),
+            ratio(speed.paired_ratio),
+            ", ".join(map(duration, speed.workers_seconds)),
+            "and " + ", ".join(map(duration, speed.client_seconds)),
+            "yes" if speed.equal else "NO",
+            "yes" if speed.equal_after_kill else "NO",
+        )
+    _explained(table, SCALE)
+    table = _table("channels", "frequencies", "block", "a frequency", "sent")
+    for block in blocks:
+        table.add_row(
+            str(block.channels),
+            f"{block.frequencies:,}",
+            duration(block.seconds),
+            duration(block.per_frequency),
+            f"{block.bytes_sent / MIB:.1f} MiB",
+        )
+    _explained(table, BLOCKS)
+    Console(soft_wrap=True).print(
+        Text(
+            f"\nA task that does nothing: {duration(overhead.one_worker)} on one worker, "
+            f"{duration(overhead.two_workers)} on two, of which {duration(overhead.service)} of a processor are the "
+            f"client's and the scheduler's; 5 % of a task of {duration(overhead.least_task)}."
+        )
+    )
+    table = _table("workload", "workers", "tasks", "work", "time", "speed-up", "scheduler busy", "store", "worker")
+    for one in simulated:
+        table.add_row(
+            one.workload,
+            f"{one.workers:,}",
+            f"{one.tasks:,}",
+            duration(one.work_seconds),
+            duration(one.seconds),
+            ratio(one.speedup),
+            *(f"{share:.0%}" for share in (one.scheduler_share, one.store_share, one.worker_share)),
+        )
+    _explained(table, SIMULATED)
+
+
+def _explained(table: Table, words: str) -> None:
+    _print(table)
+    Console(soft_wrap=True).print(Text(f"\n{words}"))
+
+
 def duration(seconds: float) -> str:
     """Three digits and a unit.
 
@@ -349,6 +425,8 @@ def _signed(value: float | None) -> str:
 def _table(*headings: str) -> Table:
     left = {
         "group",
+        "extents",
+        "workload",
         "question",
         "case",
         "certified",

@@ -16,6 +16,7 @@ from convsv_core.bounds import NormBounds, norm_bounds
 from convsv_core.clipping import clip
 from convsv_core.conv import Conv
 from convsv_core.fixed_grid import norm_upper_bound
+from convsv_core.many import ModelReport, analyze_many
 from convsv_core.models import analyze
 from convsv_core.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
 from convsv_core.plugins import BackendInfo, backends, hookimpl
@@ -37,11 +38,13 @@ __all__ = [
     "Backend",
     "BackendInfo",
     "Conv",
+    "ModelReport",
     "NearestOrthogonal",
     "NormBounds",
     "Projection",
     "ProjectionState",
     "analyze",
+    "analyze_many",
     "backends",
     "clip",
     "condition_number",

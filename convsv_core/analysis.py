@@ -22,6 +22,7 @@ from convsv_core.plugins import plugins
 from convsv_core.spectrum import frobenius_norm, singular_values
 
 CURVE_POINTS = 512
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 Bounds: TypeAlias = Literal["none", "upper", "both"]
 BOUNDS: tuple[Bounds, ...] = ("none", "upper", "both")
@@ -91,6 +92,8 @@ class LayerReport(Row):
         ``|A|_F^2 / |A|_2^2``.
     norm_lower, norm_upper : float or None
         Certified bounds of the norm with the layer's own padding: see `declared_bounds`.
+    quantiles : tuple of float or None
+        Of all singular values, at the shares `QUANTILES`, interpolated linearly between neighbours.
     curve : numpy.ndarray or None
         The singular values, descending, at `CURVE_POINTS` ranks that are equally spaced from the first to
         the last; all of them if they are no more.
@@ -103,6 +106,7 @@ class LayerReport(Row):
     stable_rank: float | None = None
     norm_lower: float | None = None
     norm_upper: float | None = None
+    quantiles: tuple[float, ...] | None = None
     curve: np.ndarray[Any, Any] | None = None
 
     @property
@@ -224,9 +228,24 @@ def analyse(
         if report.input_shape is not None:
             report = _measured(report, layer, _spectrum, backend, dtype, device)
         if bounds != "none" and not (report.input_shape is not None and report.operator_norm is None):
-            measure = functools.partial(_declared, extents=layer.input_shape, exact=bounds == "both")
-            report = _measured(report, layer, measure, backend, dtype, device)
+            report = with_bounds(report, layer, backend, bounds=bounds, dtype=dtype, device=device)
         yield report
+
+
+def with_bounds(
+    report: LayerReport,
+    layer: Layer,
+    backend: Backend,
+    *,
+    bounds: Bounds,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> LayerReport:
+    """The report with the norm of the reshaped kernel, and the bounds that are asked for; see `analyse`."""
+    measure: Callable[[LayerReport, Array, Conv, Backend], LayerReport] = _as_it_is
+    if bounds != "none":
+        measure = functools.partial(_declared, extents=layer.input_shape, exact=bounds == "both")
+    return _measured(report, layer, measure, backend, dtype, device)
 
 
 def certify(
@@ -388,11 +407,16 @@ def _measured(
 
 
 def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
-    circular = Conv(conv.layout, conv.strides, conv.dilations, conv.groups, transposed=conv.transposed)
+    circular = circular_like(conv)
     assert report.input_shape is not None
     values = backend.to_numpy(singular_values(kernel, report.input_shape, circular))
-    largest, smallest = float(values[0]), float(values[-1])
     frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, circular)))
+    return with_spectrum(report, values, frobenius)
+
+
+def with_spectrum(report: LayerReport, values: HostArray, frobenius: float) -> LayerReport:
+    """The report with the figures that follow from all singular values, descending, and the Frobenius norm."""
+    largest, smallest = float(values[0]), float(values[-1])
     note = report.note
     if smallest <= float(np.finfo(values.dtype).eps) * largest:
         note = joined(note, f"singular to the precision of {values.dtype}")
@@ -403,9 +427,26 @@ def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) 
         smallest_singular_value=smallest,
         condition_number=largest / smallest if smallest > 0 else math.inf,
         stable_rank=(frobenius / largest) ** 2 if largest > 0 else 0.0,
+        quantiles=_quantiles(values),
         note=note,
         curve=values[ranks],
     )
+
+
+def _quantiles(values: HostArray) -> tuple[float, ...]:
+    """The quantiles `QUANTILES` of descending values, with linear interpolation as `numpy.quantile` has it."""
+    places = (1 - np.asarray(QUANTILES)) * (len(values) - 1)
+    above, below = (values[rounded(places).astype(int)].astype(np.float64) for rounded in (np.floor, np.ceil))
+    return tuple(float(value) for value in above + (below - above) * (places % 1))
+
+
+def circular_like(conv: Conv) -> Conv:
+    """The geometry of `conv` with circular padding, whose operator a spectrum is of."""
+    return Conv(conv.layout, conv.strides, conv.dilations, conv.groups, transposed=conv.transposed)
+
+
+def _as_it_is(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
+    return report
 
 
 def _declared(

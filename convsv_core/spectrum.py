@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from convsv_core.backend import Array, BlockFunction
+from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv, as_int
 from convsv_core.decomposition import (
     CLOSED_FORM_SIDE,
@@ -20,7 +21,7 @@ from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_eval
 from convsv_core.gram import GramOf, gram_evaluator
 from convsv_core.operand import Operand, check_conv, make_operand
 from convsv_core.padded import make_padded_plan, padded_operator_norm
-from convsv_core.plan import check_input_shape, is_circulant, resolve_channels
+from convsv_core.plan import IntArray, Plan, check_input_shape, is_circulant, resolve_channels
 from convsv_core.plugins import backend_of
 
 METHODS = ("auto", "svd", "gram")
@@ -317,8 +318,13 @@ def make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, method
 
 
 def _singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
+    return sorted_values(operand, visited_values(operand, method, max_bytes))
+
+
+def sorted_values(operand: Operand, visited: Array) -> Array:
+    """Every singular value of the operator, descending, from those at the visited frequencies."""
     xp, plan = operand.xp, operand.plan
-    values = operand.answer(visited_values(operand, method, max_bytes))
+    values = operand.answer(visited)
     alone = xp.reshape(values[: plan.self_conjugate, ...], (-1,))
     pairs = xp.reshape(values[plan.self_conjugate :, ...], (-1,))
     values = xp.sort(xp.concat([alone, pairs, pairs]) if plan.real else alone, descending=True, stable=False)
@@ -389,23 +395,49 @@ def _log_abs_det(operand: Operand) -> Array:
 
 def visited_values(operand: Operand, method: str, max_bytes: int, *, first_only: bool = False) -> Array:
     """Singular values at the visited frequencies, descending: (visited, groups, values); 1 if `first_only`."""
-    plan = operand.plan
-    gram = method == "gram" or (method == "auto" and operand.widened)
-    gram = gram and min(plan.block) > CLOSED_FORM_SIDE
-    # The symbol of a real kernel is real where a frequency is its own conjugate (everywhere, for 1x1 kernels), and
-    # real decompositions take a third of the time; closed forms do not gain.
-    alone = plan.self_conjugate if plan.real and min(plan.block) > CLOSED_FORM_SIDE else 0
-    parts = ((True, plan.frequencies[:alone]), (False, plan.frequencies[alone:]))
+    gram = _by_gram(operand, method)
     return operand.backend.concatenate(
         [
             operand.map_blocks(_values_of_block, frequencies, gram, real, first_only, budget=max_bytes)
-            for real, frequencies in parts
-            if len(frequencies)
+            for real, frequencies in real_and_complex(operand.plan)
         ]
     )
 
 
-def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool) -> tuple[BlockFunction, int]:
+@dataclass(frozen=True)
+class BlockValues:
+    """A function from frequency indices to the singular values there, descending; the largest if `first_only`.
+
+    `evaluate` gives the symbol, or its Gram matrix if `gram`.
+    """
+
+    backend: Backend
+    evaluate: Evaluator
+    gram: bool
+    first_only: bool
+
+    def __call__(self, frequencies: Array) -> Array:
+        """The values: shape (B, groups, values)."""
+        values_of = gram_singular_values if self.gram else block_singular_values
+        values = values_of(self.backend, self.evaluate(frequencies))
+        return values[..., :1] if self.first_only else values
+
+
+def decompositions(operand: Operand, method: str) -> list[tuple[BlockValues, IntArray]]:
+    """What to compute at which of the visited frequencies; see `real_and_complex`."""
+    gram = _by_gram(operand, method)
+    return [
+        (_values_of_block(operand, gram, real, False)[0], frequencies)
+        for real, frequencies in real_and_complex(operand.plan)
+    ]
+
+
+def _by_gram(operand: Operand, method: str) -> bool:
+    gram = method == "gram" or (method == "auto" and operand.widened)
+    return gram and min(operand.plan.block) > CLOSED_FORM_SIDE
+
+
+def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool) -> tuple[BlockValues, int]:
     evaluate: Evaluator
     if real:  # few frequencies, so that a transform of them all would be too much
         evaluate = RealPart(operand, symbol_polynomial(operand))
@@ -413,13 +445,18 @@ def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool)
     else:
         evaluate = symbol_evaluator(operand)
         evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
-    values_of = gram_singular_values if gram else block_singular_values
+    return BlockValues(operand.backend, evaluate, gram, first_only), evaluate.row_bytes
 
-    def values_of_block(frequencies: Array) -> Array:
-        values = values_of(operand.backend, evaluate(frequencies))
-        return values[..., :1] if first_only else values
 
-    return values_of_block, evaluate.row_bytes
+def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:
+    """The visited frequencies in their order, those apart at which the symbol is decomposed in real arithmetic.
+
+    The symbol of a real kernel is real where a frequency is its own conjugate (everywhere, for 1x1 kernels), and
+    real decompositions take a third of the time; closed forms do not gain.
+    """
+    alone = plan.self_conjugate if plan.real and min(plan.block) > CLOSED_FORM_SIDE else 0
+    parts = [(True, plan.frequencies[:alone]), (False, plan.frequencies[alone:])]
+    return [(real, frequencies) for real, frequencies in parts if len(frequencies)]
 
 
 def squared_frobenius(operand: Operand) -> Array:

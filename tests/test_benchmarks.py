@@ -350,3 +350,50 @@ def test_certify_finds_no_violation(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["violations"] == []
     assert sum(one["count"] for one in content["summary"]) == 40
+
+
+@pytest.fixture(scope="module")
+def scaling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    pytest.importorskip("distributed")
+    pytest.importorskip("pyarrow")
+    folder = tmp_path_factory.mktemp("scale")
+    done = run("scale", "--quick", "--json", str(folder / "out.json"))
+    assert done.returncode == 0, done.stderr
+    assert "list scheduling" in done.stdout
+    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return content
+
+
+def test_workers_agree_bit_for_bit(scaling: dict[str, Any]) -> None:
+    (speed,) = scaling["speed"]
+    assert (speed["checkpoints"], speed["rows"]) == (4, 28)
+    assert speed["equal"]
+    assert speed["equal_after_kill"]
+    assert len(speed["one_times"]) == len(speed["two_times"]) == 2
+    assert speed["ratio"] == pytest.approx(np.median(speed["one_times"]) / np.median(speed["two_times"]))
+
+
+def test_simulated_workers_do_no_more_than_they_can(scaling: dict[str, Any]) -> None:
+    assert scaling["overhead"]["one_worker"] > 0
+    assert [block["channels"] for block in scaling["blocks"]] == [16, 64]
+    for row in scaling["simulated"]:
+        assert 0 < row["speedup"] <= row["workers"] * (1 + 1e-9), row
+        assert max(row["scheduler_share"], row["store_share"], row["worker_share"]) <= 1 + 1e-9, row
+
+
+def test_simulation_counts_what_each_task_waits_for(import_benchmark: Any) -> None:
+    simulation = import_benchmark("simulation")
+    jobs = [simulation.Job(1.0, size=10, layers=[[1.0, 1.0], [2.0]], combine=0.5)] * 3
+
+    def seconds(**engine: float) -> float:
+        free = {"workers": 1, "service": 0.0, "overhead": 0.0, "bytes_per_second": math.inf}
+        return float(simulation.simulate(jobs, simulation.Engine(**(free | engine))).seconds)
+
+    work, count = 3 * jobs[0].seconds, 3 * jobs[0].tasks
+    assert (work, count) == (18.0, 18)
+    assert seconds() == pytest.approx(work)
+    assert seconds(service=0.1) == seconds(overhead=0.1) == pytest.approx(work + count * 0.1)
+    assert seconds(bytes_per_second=10.0) == pytest.approx(work + 9)  # the survey's and two layers' files
+    assert seconds(workers=1000) == pytest.approx(1 + 2 + 0.5)
+    assert seconds(workers=1000, service=1.0) >= count
+    assert [job.survey for job in simulation.packed([simulation.Job(0.25)] * 7, 1.0)] == [1.0, 0.75]

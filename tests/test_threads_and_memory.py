@@ -86,6 +86,25 @@ def test_the_users_own_limit_is_kept(kernel: np.ndarray, limit: int, monkeypatch
     assert 1 <= most <= limit
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_one_thread_gives_the_same_bits_whatever_the_limit(kernel: np.ndarray, name: str) -> None:
+    backend = get_backend(name)
+    array = backend.asarray(kernel)
+    before = torch.get_num_threads()
+    found = []
+    for limit in (1, 2):
+        torch.set_num_threads(limit)
+        with threadpool_limits(limits=limit, user_api="blas"):
+            inside = blas_threads()
+            with backend.single_threaded():
+                used = blas_threads() if name == "numpy" else [torch.get_num_threads()]
+                assert set(used) == {1}
+                found.append(backend.to_numpy(convsv.singular_values(array, (64, 64), CONV)))
+            assert (blas_threads(), torch.get_num_threads()) == (inside, limit)
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_shared_limit_ends_with_its_last_holder() -> None:
     events: list[str] = []
 

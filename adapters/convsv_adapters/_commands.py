@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import importlib.resources
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from convsv_adapters import _table
 from convsv_adapters._files import replacing, write_whole
+from convsv_adapters._many_options import LOCAL, ManyOptions, many_options
+from convsv_adapters._progress import tracked
 from convsv_adapters.parameters import one_line
 from convsv_core.analysis import BOUNDS, Bounds, Row, analyse, certify, read_model, write_model
 from convsv_core.backend import Backend
@@ -28,6 +29,7 @@ from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.model_projection import ProjectionReport, project_layers
 from convsv_core.plugins import backends, get_backend
 from convsv_core.projection import METHODS, ProjectionMethod
+from convsv_core.tasks import Settings
 
 BUNDLED = "digits.onnx"
 PLOT_FORMATS = (".png", ".pdf", ".svg")
@@ -94,10 +96,14 @@ R = TypeVar("R", bound=Row)
 InputShapes: TypeAlias = Sequence[tuple[str, tuple[int, ...]]]
 
 
-def _model_options(view: _table.View) -> Callable[[Command], Command]:
+MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
+_one_model = click.argument("model", required=False, type=MODEL)
+
+
+def _model_options(view: _table.View, argument: Callable[[Any], Any] = _one_model) -> Callable[[Command], Command]:
     """What every command takes that looks at a network; gathered in a `Request`, and `sort` for its table."""
     options = (
-        click.argument("model", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+        argument,
         click.option(
             "--input-shape",
             "input_shapes",
@@ -136,6 +142,47 @@ def _model_options(view: _table.View) -> Callable[[Command], Command]:
     return decorate
 
 
+def _settings(
+    many: ManyOptions,
+    bounds: Bounds,
+    input_shapes: InputShapes,
+    layout: str | None,
+    backend_name: str,
+    device: str | None,
+    dtype: str | None,
+) -> Settings:
+    """What workers need to know; theirs may have libraries and devices that this machine lacks."""
+    if many.scheduler == LOCAL:
+        _backend(backend_name, device, dtype)
+    return Settings(_read_options(input_shapes, layout), backend_name, bounds, dtype, device)
+
+
+def _read_options(input_shapes: InputShapes, layout: str | None) -> ReadOptions:
+    names = [name for name, _ in input_shapes]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise click.UsageError(f"--input-shape is given twice for {min(repeated) or 'the first input'}")
+    return ReadOptions(dict(input_shapes), layout)
+
+
+def _only(models: Sequence[str]) -> Path | None:
+    """The one model that there may be."""
+    if len(models) > 1:
+        raise click.UsageError(f"{len(models)} models: give --scheduler and --out too, as --scheduler local")
+    try:
+        return MODEL.convert(models[0], None, None) if models else None
+    except click.BadParameter as error:
+        hint = ": of many models by a pattern, --scheduler and --out are wanted" if glob.has_magic(models[0]) else ""
+        raise click.BadParameter(f"{error.message}{hint}", param_hint="'[MODEL]...'") from None
+
+
+def _import(module: str, option: str, extra: str) -> Any:
+    """A module of this package whose libraries are wanted for one option only."""
+    try:
+        return importlib.import_module(f"convsv_adapters.{module}")
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{option} needs {error.name}: pip install 'convsv[{extra}]'") from None
+
+
 @dataclass(frozen=True)
 class Request:
     """The options that commands share, checked: a network, and the library to look at it with."""
@@ -157,11 +204,8 @@ class Request:
         dtype: str | None,
     ) -> Request:
         """From the values of `_model_options`."""
-        names = [name for name, _ in input_shapes]
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise click.UsageError(f"--input-shape is given twice for {min(repeated) or 'the first input'}")
-        backend = _backend(backend_name, device, dtype)
-        return cls(model, backend, device, dtype, ReadOptions(dict(input_shapes), layout))
+        options = _read_options(input_shapes, layout)
+        return cls(model, _backend(backend_name, device, dtype), device, dtype, options)
 
     @property
     def label(self) -> str:
@@ -237,23 +281,11 @@ def _leave(reports: Sequence[Row]) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _with_progress(rows: Iterable[R], total: int) -> list[R]:
-    """All rows, with a bar on a terminal's stderr as they come."""
-    messages = Console(stderr=True)
-    found = []
-    with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        for row in rows:
-            found.append(row)
-            progress.advance(task)
-    return found
-
-
 # ---- convsv spectrum, convsv norm ------------------------------------------------------------------------
 
 
 @convsv.command()
-@_model_options(_table.SPECTRUM)
+@_model_options(_table.SPECTRUM, click.argument("models", metavar="[MODEL]...", nargs=-1))
 @click.option(
     "--bounds",
     type=click.Choice(BOUNDS),
@@ -266,9 +298,19 @@ def _with_progress(rows: Iterable[R], total: int) -> list[R]:
     "--plot",
     type=click.Path(path_type=Path),
     callback=_check_output,
-    help=f"Write the singular values as a figure ({', '.join(PLOT_FORMATS)}).",
+    help=f"Write the singular values, or of many models the norms over the steps, as a figure "
+    f"({', '.join(PLOT_FORMATS)}).",
 )
-def spectrum(json_path: Path | None, sort: str, plot: Path | None, bounds: Bounds, **options: Any) -> None:
+@many_options
+def spectrum(
+    models: Sequence[str],
+    many: ManyOptions | None,
+    json_path: Path | None,
+    sort: str,
+    plot: Path | None,
+    bounds: Bounds,
+    **options: Any,
+) -> None:
     """Singular values of every convolution of a trained network.
 
     MODEL is an ONNX model, a PyTorch state dict, a safetensors file or an .npz archive; without it, a small
@@ -281,20 +323,30 @@ def spectrum(json_path: Path | None, sort: str, plot: Path | None, bounds: Bound
     such number to within 1 %. lower is the norm at the layer's own extents, less its rounding, and is found with
     --bounds both.
 
-    The exit status is 0 if some layer has figures, 1 if none has or something failed, 2 for a wrong call.
+    With --scheduler and --out, MODEL are many models: files, and quoted patterns such as 'run/*.safetensors', that
+    all workers can read. Every layer of every model is a row of the table. A model's run is its folder, from the
+    folder of the table, and its step the number behind "step" in the file's name, or else the last number there; a
+    name without a number leaves it to that of a folder such as checkpoint-500. q05 is the value that 5 % of the
+    singular values do not exceed. A second call computes what is missing or has changed. --json tells how many models
+    there were, and which failed.
+
+    The exit status is 0 if some layer has figures, and of many models some of each; 1 if none has or something failed;
+    2 for a wrong call.
     """
-    request = Request.of(**options)
-    if plot is not None:
-        try:
-            from convsv_adapters import _plot
-        except ModuleNotFoundError as error:
-            raise click.ClickException(f"--plot needs {error.name}: pip install 'convsv[cli]'") from None
+    plots = None if plot is None else _import("_plot", "--plot", "cli")
+    if many is not None:
+        if sort != "depth":
+            raise click.UsageError("--sort is for the table of one model")
+        settings = _settings(many, bounds, **options)
+        _import("_many", "--scheduler", "many").ManyRequest(models, many, settings).run(json_path, plot)
+        return
+    request = Request.of(_only(models), **options)
     layers = request.layers()
     rows = analyse(layers, request.backend, bounds=bounds, dtype=request.dtype, device=request.device)
-    reports = _with_progress(rows, len(layers))
+    reports = list(tracked(rows, len(layers)))
     files = {}
-    if plot is not None:
-        files[plot] = lambda: _plot.draw(reports, request.label, plot.suffix[1:].lower())
+    if plot is not None and plots is not None:
+        files[plot] = lambda: plots.draw(reports, request.label, plot.suffix[1:].lower())
     request.publish(reports, SPECTRUM_FIELDS, _table.spectrum_view(bounds), sort, json_path, files)
     _leave(reports)
 
@@ -321,7 +373,7 @@ def norm(json_path: Path | None, sort: str, rtol: float, **options: Any) -> None
     request = Request.of(**options)
     layers = request.layers()
     rows = certify(layers, request.backend, rtol=rtol, dtype=request.dtype, device=request.device)
-    reports = _with_progress(rows, len(layers))
+    reports = list(tracked(rows, len(layers)))
     request.publish(reports, NORM_FIELDS, _table.NORM, sort, json_path)
     _leave(reports)
 
@@ -418,7 +470,7 @@ def project_network(
         dtype=request.dtype,
         device=request.device,
     )
-    reports = _with_progress(rows, len(layers))
+    reports = list(tracked(rows, len(layers)))
     failed = [report.name for report in reports if report.failed]
     if not failed:
         request.write(layers, reports, output)

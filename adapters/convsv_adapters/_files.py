@@ -10,25 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that another program sees the old content or the new one, never a part."""
+def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
+    """Write a file so that another program sees the old content or the new one, never a part; see `replacing`."""
     if path.exists() and not path.is_file():  # such as /dev/null
         path.write_bytes(content)
         return
-    with replacing(path) as partial:
+    with replacing(path, beside=beside) as partial:
         partial.write_bytes(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path, like: Path | None = None) -> Iterator[Path]:
+def replacing(path: Path, like: Path | None = None, beside: Path | None = None) -> Iterator[Path]:
     """Lend a file beside `path`, which takes its place at the end; if an error comes first, all is as before.
+
+    It lies beside `beside` instead, in the same file system, where that is given.
 
     A link stays, and what it leads to is replaced. The permissions are those of the old file; of `like` where
     there is none, and where that is not given as the system makes them. The name ends as that of `like` or `path`.
     """
     target = path.resolve()
     example = target if target.exists() else like
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part{(like or target).suffix}")
+    place = beside.resolve() if beside is not None else target
+    partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part{(like or target).suffix}")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if example else 0o666))
     try:
         yield partial

@@ -5,9 +5,9 @@ from __future__ import annotations
 import decimal
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.text import Text
 
 from convsv_core.analysis import Bounds, Row
 from convsv_core.plugins import BackendInfo
+
+if TYPE_CHECKING:  # its library is needed for many models only
+    from convsv_adapters._spectra import Norm
 
 SortKey: TypeAlias = Callable[[Any], float | str | None]
 
@@ -281,3 +284,43 @@ def _moved(reports: Sequence[Any]) -> str:
         if changed
         else (f"None of {len(reports)} convolutions changed.")
     )
+
+
+# ---- many models -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Course:
+    """A layer's norm over the steps of one run."""
+
+    models: int
+    first: Norm
+    last: Norm
+    largest: Norm
+
+
+def show_runs(norms: Iterable[Norm], title: str) -> None:
+    """Print the course of each layer's norm over each run."""
+    courses: dict[tuple[str, int, str], _Course] = {}
+    for norm in norms:
+        course = courses.setdefault((norm.run, norm.depth, norm.layer), _Course(0, norm, norm, norm))
+        course.models += 1
+        course.first = min(course.first, norm, key=_step)
+        course.last = max(course.last, norm, key=_step)
+        course.largest = max(course.largest, norm, key=lambda one: one.norm)
+    table = Table(
+        title=title, title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
+    for heading in ("run", "layer", "models", "steps", "first\nnorm", "last\nnorm", "largest\nnorm", "at step"):
+        table.add_column(heading, overflow="fold", justify="left" if heading in ("run", "layer") else "right")
+    for (run, _, layer), course in sorted(courses.items()):
+        between = "-" if course.first.step is None else f"{course.first.step}-{course.last.step}"
+        figures = (_figure(one.norm) for one in (course.first, course.last, course.largest))
+        at = "-" if course.largest.step is None else str(course.largest.step)
+        table.add_row(*map(Text, (run, layer, str(course.models), between, *figures, at)))
+    if courses:
+        _console(table).print(table)
+
+
+def _step(norm: Norm) -> int:
+    return -1 if norm.step is None else norm.step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -126,6 +127,10 @@ class TorchBackend(Backend):
                     )
         return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
 
+    def single_threaded(self) -> AbstractContextManager[object]:
+        """One thread of PyTorch's, which `map_blocks` takes for the user's limit."""
+        return _torch_alone
+
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
         """None: eager execution is what PyTorch's users trace; `torch.compile` needs a C++ compiler."""
         return None
@@ -183,7 +188,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def _limit_to_one() -> tuple[int, Callable[[], object]]:
+    found = _limit_torch()
+    _one_thread()
+    return found
+
+
 _torch_limit = SharedLimit(_limit_torch)
+_torch_alone = SharedLimit(_limit_to_one)
 
 
 @hookimpl
