@@ -9,6 +9,7 @@ from benchmarks.memory import peak_memory
 from benchmarks.norm import norm
 from benchmarks.project import project
 from benchmarks.spectrum import spectrum
+from benchmarks.training import training
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +20,7 @@ def benchmarks() -> None:
 benchmarks.add_command(spectrum)
 benchmarks.add_command(norm)
 benchmarks.add_command(project)
+benchmarks.add_command(training)
 benchmarks.add_command(certify)
 benchmarks.add_command(peak_memory)
 

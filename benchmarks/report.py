@@ -15,7 +15,7 @@ from benchmarks.comparison import Row, Summary
 from benchmarks.memory import Peak
 
 if TYPE_CHECKING:  # modules that import this one
-    from benchmarks import certify, clipping, norm, projection
+    from benchmarks import certify, clipping, norm, projection, training, training_replay
 
 MIB = 1 << 20
 BUSY = 0.5  # load, before the run, for each usable processor
@@ -46,6 +46,17 @@ PROJECTIONS = (
     "ratio: time over that of dykstra, medians of alternate runs; plain Dykstra runs once. distance: over that of "
     "dykstra. norm: of the result over the bound, less 1. converged: whether the method's own aim was reached; plain "
     "Dykstra's is the gap of dykstra."
+)
+TRAINING = (
+    "added: to the time of a plain step of the same turn, median and quartiles over the periods; own: what follows the "
+    "optimizer, a step; moved: layers that a projection changed, on average; norm: the largest after the last step "
+    "over the bound, certified for each layer's own padding and every input size; circular: that of the paper's "
+    "operator at each layer's extents."
+)
+SHAPES = "the same weights once more; time: of one layer's projection, median over the steps."
+RANKS = (
+    "the same weights once more, without the training; alone: one process on one processor; shared: two, of which each "
+    "projects its share and tells the other; ratio: median of the steps."
 )
 
 
@@ -244,6 +255,46 @@ def show_projections(rows: Sequence[projection.ProjectionRow]) -> None:
         )
     _print(table)
     Console(soft_wrap=True).print(Text(f"\n{PROJECTIONS}"))
+
+
+def show_training(rows: Sequence[training.TrainingRow]) -> None:
+    """Print one line for each method at each bound."""
+    table = _table(
+        "case", "bound", "method", "steps", "step", "added", "from", "to", "own", "moved", "norm", "circular"
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row.case,
+            f"{row.bound:.3f}",
+            row.method,
+            str(row.steps),
+            duration(row.seconds),
+            *(f"{100 * share:+.1f} %" for share in (row.overhead, *row.quartiles)),
+            "-" if row.moved is None else duration(row.own_seconds),
+            "-" if row.moved is None else f"{row.moved:.1f}",
+            f"{row.norm:.3f}",
+            f"{row.circular_norm:.3f}",
+        )
+    _print(table)
+    Console(soft_wrap=True).print(Text(f"\n{TRAINING}"))
+
+
+def show_shapes(rows: Sequence[training_replay.ShapeRow]) -> None:
+    """Print one line for the layers of each kernel shape."""
+    table = _table("case", "convolution", "x", "moved", "time")
+    for row in rows:
+        table.add_row(row.case, row.label, str(row.count), f"{row.moved:.1f}", duration(row.seconds))
+    _print(table)
+    Console(soft_wrap=True).print(Text(f"\n{SHAPES}"))
+
+
+def show_ranks(rows: Sequence[training_replay.RanksRow]) -> None:
+    """Print one line for each bound."""
+    table = _table("case", "alone", "shared", "ratio")
+    for row in rows:
+        table.add_row(row.case, duration(row.alone_seconds), duration(row.shared_seconds), ratio(row.ratio))
+    _print(table)
+    Console(soft_wrap=True).print(Text(f"\n{RANKS}"))
 
 
 def show_certificates(summaries: Sequence[certify.Summary], seconds: float) -> None:

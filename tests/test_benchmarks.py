@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,9 +56,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return content
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, env=os.environ | environment
+    )
 
 
 def test_json_tells_the_machine(quick: dict[str, Any]) -> None:
@@ -294,6 +297,51 @@ def test_plain_dykstra_ends_where_project_does(import_benchmark: Any, shapes: Mo
         assert float(convsv.operator_norm(found.kernel, shape.extents, shape.conv)) <= bound * (1 + 1e-12)
         distance = float(convsv.frobenius_norm(found.kernel - kernel, shape.extents, shape.conv))
         assert distance == pytest.approx(float(wanted.distance), rel=gap)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("training")
+    options = ("--case", "all layers", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
+    done = run("training", "--quick", *options, OMP_NUM_THREADS="1")  # other tests may want the other processors
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "clip of the paper" in done.stdout
+    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return content
+
+
+def test_training_overheads_are_of_the_same_turns(training: dict[str, Any]) -> None:
+    rows = {row["method"]: row for row in training["rows"]}
+    plain = np.asarray(rows["plain step"]["times"])
+    assert len(plain) == training["arguments"]["turns"]
+    for row in rows.values():
+        taken = np.asarray(row["times"]).reshape(-1, row["period"]).sum(axis=1)
+        same = plain[: row["steps"]].reshape(-1, row["period"]).sum(axis=1)
+        assert row["overhead"] == pytest.approx(np.median(taken / same - 1))
+        assert row["quartiles"][0] <= row["overhead"] <= row["quartiles"][1]
+        assert all(own <= whole for own, whole in zip(row["own_times"], row["times"], strict=True))
+
+
+def test_training_holds_the_bound_where_it_promises_to(training: dict[str, Any]) -> None:
+    slack = 1 + 1e-6  # of the certificate
+    norms = {row["method"]: row["norm"] for row in training["rows"]}
+    circular = {row["method"]: row["circular_norm"] for row in training["rows"]}
+    assert min(training["norms"]) > training["rows"][0]["bound"]
+    for method in ("project", "project, every 2", "parametrization"):
+        assert norms[method] <= slack, norms
+    for method in ("project, circular", "project, circular, every 2"):
+        assert circular[method] <= slack, circular
+    for method in ("plain step", "clip of the paper"):
+        assert circular[method] > 1, circular
+
+
+def test_training_replays_every_layer_and_step(training: dict[str, Any]) -> None:
+    assert sum(row["count"] for row in training["layers"]) == len(training["norms"])
+    (ranks,) = training["ranks"]
+    assert len(ranks["alone_times"]) == len(ranks["shared_times"]) == training["arguments"]["turns"]
+    assert all(seconds > 0 for seconds in ranks["alone_times"] + ranks["shared_times"])
 
 
 def test_certify_finds_no_violation(tmp_path: Path) -> None:

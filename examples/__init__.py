@@ -1,0 +1,1 @@
+"""Examples of `convsv`, run from a checkout and not installed."""

@@ -1,0 +1,1 @@
+"""The experiments of Sedghi, Gupta and Long, ICLR 2019, section 4: ``python -m examples.paper --help``."""
