@@ -174,7 +174,8 @@ def training(
 
 
 def _row(case: str, bound: float, name: str, found: Measured, plain: Measured) -> TrainingRow:
-    from benchmarks.training_steps import certified_norms, circular_norms
+    from benchmarks.training_steps import certified_norms
+    from examples.paper.training import circular_norms
 
     period, steps = found.period, len(found.seconds)
     taken, own = (_by_period(times, period) for times in (found.seconds, found.own_seconds))

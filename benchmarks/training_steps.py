@@ -218,18 +218,6 @@ def certified_norms(layers: Sequence[ConvLayer]) -> list[float]:
     return [float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) for layer in layers]
 
 
-def circular_norms(layers: Sequence[ConvLayer]) -> list[float]:
-    """Norm of each layer's circular convolution at its own extents, which is the paper's."""
-    return [
-        float(
-            convsv.operator_norm(
-                layer.weight.detach(), layer.input_shape, convsv.Conv("OIHW", stride=layer.conv.stride)
-            )
-        )
-        for layer in layers
-    ]
-
-
 def _clips(layers: Sequence[ConvLayer], bound: float) -> Callable[[], None]:
     """The paper's clip of every layer at its own extents, each frequency's matrix decomposed with its vectors."""
     library = open_library("torch")
