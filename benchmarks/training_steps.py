@@ -48,7 +48,7 @@ class Setup:
     turns : int
         Measured steps, a multiple of `every`.
     limit : float
-        Seconds of measured steps after which a method sits out, at the end of a period.
+        Seconds of measured steps after which a method sits out, at the end of a period; and of those before them.
     """
 
     widths: tuple[int, ...]
@@ -186,21 +186,24 @@ def measure(
     """Train under each method, a step of each in turn, every other turn backwards.
 
     A method whose measured steps have taken `setup.limit` sits out the other turns, so that its lists are shorter:
-    their entries are those of the first turns.
+    their entries are those of the first turns. The plain steps are taken in all of them.
     """
     trainings = {name: Training(model, batches, method, bound) for name, method in methods.items()}
     found = {name: Measured(one.held.period, one.layers) for name, one in trainings.items()}
     for name, one in trainings.items():
-        for _ in range(setup.settle * one.held.period):
-            _, _, before = one.step()
+        spent = 0.0
+        for step in range(setup.settle * one.held.period):
+            if step % one.held.period == 0 and spent > setup.limit:
+                break
+            seconds, _, before = one.step()
+            spent += seconds
             if name == PROJECT:
                 found[name].snapshots.append(before)
     for turn in range(setup.turns):
         for name in list(trainings)[:: -1 if turn % 2 else 1]:
             one, times = trainings[name], found[name]
-            if turn % times.period == 0 and sum(times.seconds) > setup.limit:
-                continue
-            if len(times.seconds) < turn:
+            spent = name != PLAIN and turn % times.period == 0 and sum(times.seconds) > setup.limit
+            if spent or len(times.seconds) < turn:
                 continue
             seconds, own, before = one.step()
             times.seconds.append(seconds)
