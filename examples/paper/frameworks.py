@@ -97,7 +97,7 @@ def frameworks(
 ) -> None:
     """Train the same network in PyTorch and JAX, with a bound of 1 and without, and compare the norms."""
     recipe = Recipe(widths=(4, 8), batch=16) if quick else Recipe()
-    recipe = replace(recipe, batch_norm=False, learning_rate=0.05, epochs=epochs or (1 if quick else 5))
+    recipe = replace(recipe, batch_norm=False, learning_rate=0.05, epochs=epochs or (1 if quick else 3))
     outcomes: list[Outcome] = []
     rows: list[dict[str, Any]] = []
     for seed, bound in ((seed, bound) for seed in range(seeds) for bound in (None, BOUND)):

@@ -107,12 +107,12 @@ def _show(runs: Sequence[Run]) -> None:
 def draw(runs: Sequence[Run]) -> Figure:
     """Test error and accuracy under attack over the learning rate, mean and standard deviation over the seeds."""
     figure = Figure(figsize=(9, 6), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    panels = figure.subplots(2, 2, sharex=True)
     for column, batch_norm in enumerate((True, False)):
         chosen = [run for run in runs if run.batch_norm == batch_norm]
         _lines(panels[0, column], chosen, [100 * run.test_error for run in chosen])
         _lines(panels[1, column], chosen, [100 * run.attacked[str(DRAWN)] for run in chosen])
-        panels[0, column].set(title=_kind(batch_norm), yscale="log")
+        panels[0, column].set(title=_kind(batch_norm), ylim=(0, None))
         panels[1, column].set(xlabel="learning rate")
     panels[0, 0].set(ylabel="test error, %")
     panels[1, 0].set(ylabel=f"accuracy under an attack of {DRAWN}, %")
@@ -123,8 +123,8 @@ def draw(runs: Sequence[Run]) -> Figure:
 def _lines(axes: Axes, runs: Sequence[Run], values: Sequence[float]) -> None:
     """One line for each bound."""
     pairs = list(zip(runs, values, strict=True))
+    rates = sorted({run.learning_rate for run in runs})
     for number, bound in enumerate(BOUNDS):
-        rates = sorted({run.learning_rate for run in runs})
         points = [
             mean_and_deviation([v for run, v in pairs if (run.bound, run.learning_rate) == (bound, rate)])
             for rate in rates
@@ -132,7 +132,9 @@ def _lines(axes: Axes, runs: Sequence[Run], values: Sequence[float]) -> None:
         means, deviations = zip(*points, strict=True)
         shifted = [rate * 1.05 ** (number - 1) for rate in rates]  # so that error bars do not hide each other
         axes.errorbar(shifted, means, yerr=deviations, fmt="o-", capsize=3, label=_label(bound))
-    axes.set(xscale="log")
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [str(rate) for rate in rates])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
 
 
