@@ -84,7 +84,7 @@ def test_frameworks_end_with_the_same_norms(run: Callable[..., dict[str, Any]]) 
     content = run("frameworks", "--framework", "jax")
     assert [row["bound"] for row in content["comparisons"]] == [None, 1.0]
     for row in content["comparisons"]:
-        assert row["difference"] <= row["tolerance"] < 0.1, row
+        assert row["difference"] <= row["tolerance"], row
     assert content["comparisons"][1]["largest_norm"] <= SLACK
 
 

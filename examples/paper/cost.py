@@ -32,7 +32,7 @@ class Run:
         Steps from one projection to the next; None for no bound.
     test_error : float
     seconds, projection_seconds : float
-        Of all steps without the projections, and of these.
+        Of the processor: all steps without the projections, and these.
     steps : list of int
         At which the norms were looked at, before a projection.
     norms : list of float

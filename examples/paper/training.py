@@ -66,7 +66,8 @@ class Trained:
         Fewer than asked for where the loss became infinite or NaN, which ends the training.
     diverged : bool
     seconds, projection_seconds : float
-        Of the steps without the projections, and of those.
+        Of the process, not of the clock, so that other programs do not count: the steps without the projections, and
+        those.
     """
 
     model: ResNet
@@ -118,7 +119,7 @@ def train(images: Images, recipe: Recipe, watch: Watch | None = None) -> Trained
     for _ in range(recipe.epochs):
         order = torch.randperm(len(images.train_images))
         for rows in order[: batches * recipe.batch].split(recipe.batch):
-            began = time.perf_counter()
+            began = time.process_time()
             loss = F.cross_entropy(model(images.train_images[rows]), images.train_labels[rows])
             if not torch.isfinite(loss):
                 return Trained(model.eval(), layers, steps, True, seconds, projection_seconds)
@@ -126,15 +127,15 @@ def train(images: Images, recipe: Recipe, watch: Watch | None = None) -> Trained
             loss.backward()
             optimizer.step()
             schedule.step()
-            seconds += time.perf_counter() - began
+            seconds += time.process_time() - began
             steps += 1
             if watch is not None:
                 watch(steps, layers)
             if projection is not None:
-                began = time.perf_counter()
+                began = time.process_time()
                 if not projection.step() and steps == recipe.epochs * batches:
                     projection.project()
-                projection_seconds += time.perf_counter() - began
+                projection_seconds += time.process_time() - began
     torch.optim.swa_utils.update_bn(images.train_images.split(recipe.batch), model)
     return Trained(model.eval(), layers, steps, False, seconds, projection_seconds)
 
