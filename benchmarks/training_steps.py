@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -99,9 +99,9 @@ class Measured:
 def make_methods(setup: Setup) -> dict[str, Callable[[nn.Module, list[ConvLayer], float], Held]]:
     """What is measured, by name, from a model, its convolutions and the bound."""
 
-    def project(every: int = 1, circular: bool = False) -> Callable[[nn.Module, list[ConvLayer], float], Held]:
+    def project(every: int = 1, **options: Any) -> Callable[[nn.Module, list[ConvLayer], float], Held]:
         def make(model: nn.Module, layers: list[ConvLayer], bound: float) -> Held:
-            projection = StepProjection(model, bound, every, circular=circular, layers=layers)
+            projection = StepProjection(model, bound, every, layers=layers, **options)
             return Held(after=projection.step, period=every)
 
         return make
@@ -120,6 +120,7 @@ def make_methods(setup: Setup) -> dict[str, Callable[[nn.Module, list[ConvLayer]
         f"project, every {setup.every}": project(every=setup.every),
         "project, circular": project(circular=True),
         f"project, circular, every {setup.every}": project(every=setup.every, circular=True),
+        "project, circular, nearest": project(circular=True, method="dykstra"),
         "parametrization": parametrize,
         "penalty": penalise,
         "clip of the paper": lambda model, layers, bound: Held(after=_clips(layers, bound)),

@@ -13,7 +13,7 @@ from convsv_adapters.torch import ConvLayer
 from matplotlib.figure import Figure
 
 from examples.paper.data import Images, load
-from examples.paper.results import experiment_options, mean_and_deviation, write
+from examples.paper.results import experiment_options, mean_and_deviation, method_option, write
 from examples.paper.training import Recipe, accuracy, circular_norms, train
 
 PERIODS = (1, 10, 100)
@@ -50,11 +50,14 @@ class Run:
 
 @click.command()
 @experiment_options
-def cost(quick: bool, cifar10: Path | None, seeds: int, epochs: int | None, output: Path, threads: int) -> None:
+@method_option
+def cost(
+    quick: bool, cifar10: Path | None, seeds: int, epochs: int | None, output: Path, threads: int, method: str
+) -> None:
     """Projecting to a bound of 1 every 1, 10 and 100 steps: its time, the norms in between, test error."""
     images = load(cifar10, 128 if quick else None)
     recipe = Recipe(widths=(4, 8), epochs=1, batch=8) if quick else Recipe()
-    recipe = replace(recipe, epochs=epochs or recipe.epochs)
+    recipe = replace(recipe, epochs=epochs or recipe.epochs, method=method)
     runs = []
     for seed, every in itertools.product(range(seeds), (*PERIODS, None)):  # in turns, as a machine has moods
         runs.append(_run(images, replace(recipe, seed=seed), every))

@@ -58,7 +58,8 @@ def run(problem: Problem) -> dict[str, np.ndarray]:
     optimizer = optax.sgd(recipe.learning_rate, momentum=MOMENTUM)
     if recipe.bound is not None:
         layers = conv_layers(model, jax.ShapeDtypeStruct(problem.images.shape[1:], jnp.float32))
-        optimizer = optax.chain(optimizer, operator_norm_bound(recipe.bound, layers, steps=STEPS, circular=True))
+        bound = operator_norm_bound(recipe.bound, layers, method=recipe.method, steps=STEPS, circular=True)
+        optimizer = optax.chain(optimizer, bound)
 
     @eqx.filter_jit
     def step(model: ResNet, state: optax.OptState, images: jax.Array, labels: jax.Array) -> tuple:

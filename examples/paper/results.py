@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-__all__ = ["experiment_options", "mean_and_deviation", "write"]
+from convsv_core.projection import METHODS
+
+__all__ = ["experiment_options", "mean_and_deviation", "method_option", "write"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DISTRIBUTIONS = ("convsv", "numpy", "torch")
@@ -49,6 +51,15 @@ def experiment_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+method_option = click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="dykstra",
+    show_default=True,
+    help="How kernels are brought within the bound: dykstra, to the nearest one.",
+)
 
 
 def write(

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.paper.data import Images, load
-from examples.paper.results import experiment_options, mean_and_deviation, write
+from examples.paper.results import experiment_options, mean_and_deviation, method_option, write
 from examples.paper.training import Recipe, accuracy, attacked, circular_norms, train
 
 BOUNDS = (0.5, 1.0, None)
@@ -49,14 +49,22 @@ class Run:
 
 @click.command()
 @experiment_options
+@method_option
 @click.option("--every", type=click.IntRange(min=1), default=50, show_default=True, help="Steps between projections.")
 def robustness(
-    quick: bool, cifar10: Path | None, seeds: int, epochs: int | None, output: Path, threads: int, every: int
+    quick: bool,
+    cifar10: Path | None,
+    seeds: int,
+    epochs: int | None,
+    output: Path,
+    threads: int,
+    method: str,
+    every: int,
 ) -> None:
     """Bounds of 0.5, 1 and none: test error, and accuracy under a gradient-sign attack."""
     images = load(cifar10, 128 if quick else None)
     recipe = Recipe(widths=(4, 8), epochs=epochs or 1, every=every) if quick else Recipe(every=every)
-    recipe = replace(recipe, epochs=epochs or recipe.epochs)
+    recipe = replace(recipe, epochs=epochs or recipe.epochs, method=method)
     rates = LEARNING_RATES[1:2] if quick else LEARNING_RATES
     runs = []
     for batch_norm, bound, rate, seed in itertools.product((True, False), BOUNDS, rates, range(seeds)):

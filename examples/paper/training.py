@@ -38,6 +38,8 @@ class Recipe:
         Of the norm of each layer's circular convolution, the paper's operator; None for no bound.
     every : int
         Steps from one projection to the next. The last step is always followed by one.
+    method : str
+        As for `convsv_core.project`: to the nearest kernel, unless it is another.
     seed : int
         Of the initial weights and the order of the images.
     """
@@ -50,6 +52,7 @@ class Recipe:
     learning_rate: float = 0.1
     bound: float | None = None
     every: int = 1
+    method: str = "dykstra"
     seed: int = 0
 
 
@@ -114,7 +117,8 @@ def train(images: Images, recipe: Recipe, watch: Watch | None = None) -> Trained
     # What project_after_step(optimizer, model, ...) does, here apart from the optimizer so that its time can be told.
     projection = None
     if recipe.bound is not None:
-        projection = StepProjection(model, recipe.bound, recipe.every, circular=True, layers=layers)
+        options = {"method": recipe.method, "circular": True, "layers": layers}
+        projection = StepProjection(model, recipe.bound, recipe.every, **options)
     steps, seconds, projection_seconds = 0, 0.0, 0.0
     for _ in range(recipe.epochs):
         order = torch.randperm(len(images.train_images))
