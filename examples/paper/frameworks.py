@@ -18,8 +18,12 @@ from examples.paper.data import load
 from examples.paper.results import experiment_options, write
 from examples.paper.training import Recipe, make_model
 
-FRAMEWORKS = {"torch": "torch_run", "jax": "jax_run"}
-"""Modules of this package that hold a function ``run(problem)``, and their versions' distribution."""
+FRAMEWORKS = {"torch": "torch_run", "jax": "jax_run", "keras": "keras_run"}
+"""Modules of this package that hold a function ``run(problem)``, by the name of the distribution too."""
+
+BY_DEFAULT = ("torch", "jax")
+UNBOUNDED = ("keras",)
+"""Whose run leaves the bound out, and is compared without one alone."""
 
 BOUND = 1.0
 MARGIN = 1e-3
@@ -89,9 +93,7 @@ class Outcome:
 
 @click.command()
 @experiment_options
-@click.option(
-    "--framework", "frameworks", type=click.Choice(list(FRAMEWORKS)), multiple=True, default=tuple(FRAMEWORKS)
-)
+@click.option("--framework", "frameworks", type=click.Choice(list(FRAMEWORKS)), multiple=True, default=BY_DEFAULT)
 def frameworks(
     quick: bool,
     cifar10: Path | None,
@@ -101,7 +103,10 @@ def frameworks(
     threads: int,
     frameworks: Sequence[str],
 ) -> None:
-    """Train the same network in PyTorch and JAX, with a bound of 1 and without, and compare the norms."""
+    """Train the same network in several frameworks, with a bound of 1 and without, and compare the norms.
+
+    Each is compared with PyTorch. Keras, which is left out unless it is named, trains without a bound.
+    """
     recipe = Recipe(widths=(4, 8), batch=16) if quick else Recipe()
     recipe = replace(recipe, batch_norm=False, learning_rate=LEARNING_RATE, epochs=epochs or (1 if quick else 3))
     outcomes: list[Outcome] = []
@@ -109,7 +114,8 @@ def frameworks(
     for seed, bound in ((seed, bound) for seed in range(seeds) for bound in (None, BOUND)):
         problem = _problem(load(cifar10, 128 if quick else None), replace(recipe, seed=seed, bound=bound))
         reference = _outcome("torch", problem)
-        others = [_outcome(name, problem) for name in frameworks if name != "torch"]
+        chosen = [name for name in frameworks if name != "torch" and (bound is None or name not in UNBOUNDED)]
+        others = [_outcome(name, problem) for name in chosen]
         disturbed = [_outcome("torch", other) for other in _disturbances(problem)]
         tolerance = FACTOR * max(_difference(reference, other) for other in disturbed)
         outcomes += [reference, *others]
@@ -207,6 +213,8 @@ def draw(outcomes: Sequence[Outcome]) -> Figure:
     for number, framework in enumerate(dict.fromkeys(outcome.framework for outcome in outcomes)):
         for bound, marker in ((None, "o"), (BOUND, "s")):
             chosen = [o for o in outcomes if (o.framework, o.bound) == (framework, bound)]
+            if not chosen:
+                continue
             points = [(i + 0.15 * number, o.norms[name]) for o in chosen for i, name in enumerate(names)]
             axes.plot(
                 *zip(*points, strict=True), marker, color=f"C{number}", fillstyle="none",
