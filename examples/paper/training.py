@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "Trained", "accuracy", "attacked", "circular_conv", "circular_norms", "make_model", "train"]
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+EVALUATED = 1000
+"""Test images that go through the network together."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def train(images: Images, recipe: Recipe, watch: Watch | None = None) -> Trained
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of the images that the network gives their label; none where its logits are not finite."""
     with torch.inference_mode():
-        logits = model(images)
+        logits = torch.cat([model(part) for part in images.split(EVALUATED)])
     right = (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
     return float(right.double().mean())
 
@@ -157,9 +159,12 @@ def attacked(model: nn.Module, images: Tensor, labels: Tensor, size: float) -> T
 
     Source: Goodfellow, Shlens and Szegedy, *Explaining and Harnessing Adversarial Examples*, ICLR 2015.
     """
-    images = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(F.cross_entropy(model(images), labels), images)
-    return (images.detach() + size * gradient.sign()).clamp(0, 1)
+    moved = []
+    for part, some in zip(images.split(EVALUATED), labels.split(EVALUATED), strict=True):
+        part = part.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(part), some), part)
+        moved.append((part.detach() + size * gradient.sign()).clamp(0, 1))
+    return torch.cat(moved)
 
 
 def circular_conv(layer: ConvLayer) -> Conv:
