@@ -174,7 +174,8 @@ def training(
 
 
 def _row(case: str, bound: float, name: str, found: Measured, plain: Measured) -> TrainingRow:
-    from benchmarks.training_steps import certified_norms, circular_norms
+    from benchmarks.training_steps import certified_norms
+    from examples.paper.training import circular_norms
 
     period, steps = found.period, len(found.seconds)
     taken, own = (_by_period(times, period) for times in (found.seconds, found.own_seconds))
@@ -206,11 +207,12 @@ def _by_period(times: Sequence[float], period: int) -> np.ndarray[Any, np.dtype[
 
 def draw(path: Path, rows: Sequence[TrainingRow]) -> None:
     """Write the figure: the overhead of every method, by case."""
-    cases, methods = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("case", "method"))
+    compared = [row for row in rows if row.own_seconds or row.overhead]  # all but the plain steps
+    cases, methods = (list(dict.fromkeys(getattr(row, name) for row in compared)) for name in ("case", "method"))
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for number, case in enumerate(cases):
-        chosen = [row for row in rows if row.case == case and row.overhead > 0]
+        chosen = [row for row in compared if row.case == case]
         axes.errorbar(
             [100 * row.overhead for row in chosen],
             [methods.index(row.method) + 0.2 * number for row in chosen],
@@ -221,7 +223,8 @@ def draw(path: Path, rows: Sequence[TrainingRow]) -> None:
             fmt="o",
             label=f"{case} bound",
         )
-    axes.set(xscale="log", xlabel="added to the time of a training step, %")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlabel="added to the time of a training step, %")
     axes.set_yticks(range(len(methods)), methods)
     axes.invert_yaxis()
     axes.grid(alpha=0.3)

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Setup:
     turns : int
         Measured steps, a multiple of `every`.
     limit : float
-        Seconds of measured steps after which a method sits out, at the end of a period.
+        Seconds of measured steps after which a method sits out, at the end of a period; and of those before them.
     """
 
     widths: tuple[int, ...]
@@ -99,9 +99,9 @@ class Measured:
 def make_methods(setup: Setup) -> dict[str, Callable[[nn.Module, list[ConvLayer], float], Held]]:
     """What is measured, by name, from a model, its convolutions and the bound."""
 
-    def project(every: int = 1, circular: bool = False) -> Callable[[nn.Module, list[ConvLayer], float], Held]:
+    def project(every: int = 1, **options: Any) -> Callable[[nn.Module, list[ConvLayer], float], Held]:
         def make(model: nn.Module, layers: list[ConvLayer], bound: float) -> Held:
-            projection = StepProjection(model, bound, every, circular=circular, layers=layers)
+            projection = StepProjection(model, bound, every, layers=layers, **options)
             return Held(after=projection.step, period=every)
 
         return make
@@ -120,6 +120,7 @@ def make_methods(setup: Setup) -> dict[str, Callable[[nn.Module, list[ConvLayer]
         f"project, every {setup.every}": project(every=setup.every),
         "project, circular": project(circular=True),
         f"project, circular, every {setup.every}": project(every=setup.every, circular=True),
+        "project, circular, nearest": project(circular=True, method="dykstra"),
         "parametrization": parametrize,
         "penalty": penalise,
         "clip of the paper": lambda model, layers, bound: Held(after=_clips(layers, bound)),
@@ -186,21 +187,24 @@ def measure(
     """Train under each method, a step of each in turn, every other turn backwards.
 
     A method whose measured steps have taken `setup.limit` sits out the other turns, so that its lists are shorter:
-    their entries are those of the first turns.
+    their entries are those of the first turns. The plain steps are taken in all of them.
     """
     trainings = {name: Training(model, batches, method, bound) for name, method in methods.items()}
     found = {name: Measured(one.held.period, one.layers) for name, one in trainings.items()}
     for name, one in trainings.items():
-        for _ in range(setup.settle * one.held.period):
-            _, _, before = one.step()
+        spent = 0.0
+        for step in range(setup.settle * one.held.period):
+            if step % one.held.period == 0 and spent > setup.limit:
+                break
+            seconds, _, before = one.step()
+            spent += seconds
             if name == PROJECT:
                 found[name].snapshots.append(before)
     for turn in range(setup.turns):
         for name in list(trainings)[:: -1 if turn % 2 else 1]:
             one, times = trainings[name], found[name]
-            if turn % times.period == 0 and sum(times.seconds) > setup.limit:
-                continue
-            if len(times.seconds) < turn:
+            spent = name != PLAIN and turn % times.period == 0 and sum(times.seconds) > setup.limit
+            if spent or len(times.seconds) < turn:
                 continue
             seconds, own, before = one.step()
             times.seconds.append(seconds)
@@ -216,18 +220,6 @@ def measure(
 def certified_norms(layers: Sequence[ConvLayer]) -> list[float]:
     """Certified upper bound of each layer's norm with its own padding, for every input size."""
     return [float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) for layer in layers]
-
-
-def circular_norms(layers: Sequence[ConvLayer]) -> list[float]:
-    """Norm of each layer's circular convolution at its own extents, which is the paper's."""
-    return [
-        float(
-            convsv.operator_norm(
-                layer.weight.detach(), layer.input_shape, convsv.Conv("OIHW", stride=layer.conv.stride)
-            )
-        )
-        for layer in layers
-    ]
 
 
 def _clips(layers: Sequence[ConvLayer], bound: float) -> Callable[[], None]:
