@@ -42,7 +42,7 @@ MOST_EVALUATIONS = 20_000
 """Of the symbol, in one certificate."""
 
 RESCALINGS = 8
-"""More than rounding to the answer's dtype needs."""
+"""One will do but for numbers too small to be normal; each other gives up more than the last, up to everything."""
 
 SLACK = 1e-6
 """Largest relative excess of a certified norm that counts as within the bound."""
@@ -245,15 +245,17 @@ def rescaled(problem: Problem, kernel: Array, upper: float) -> tuple[Array, floa
     # For every input size so far below the bound that any certificate with the usual gap finds it so.
     gap = CERTIFICATE_RTOL if problem.every_size and len(problem.frequencies) > 1 else 0.0
     target = bound * (1 - 2 * eps) / (1 + gap)
-    for _ in range(RESCALINGS):
-        share = min(1.0, target / upper)
+    # What rounding to the answer's dtype, or the product itself, adds to the norm is at most its taps' norms: of normal
+    # numbers, no more than this share of their own.
+    size = eps * sum_of_norms(dataclasses.replace(operand, kernel=kernel))
+    for attempt in range(RESCALINGS):
+        share = min(1.0, target / (upper + size))
         exact = kernel * share
         answer = operand.answer(exact)
         stored = xp.astype(answer, exact.dtype) / operand.scale
-        # What rounding to the answer's dtype, or the product itself, adds to the norm is at most its taps' norms.
         rounding = stored - exact if operand.widened else eps * exact
         certified = (share * upper + sum_of_norms(dataclasses.replace(operand, kernel=rounding))) * (1 + eps)
         if certified <= bound:
             return answer, certified
-        target -= 2 * (certified - bound)
+        target *= 1 - min(1.0, eps * 16.0**attempt)
     return operand.answer(kernel * 0), 0.0

@@ -258,11 +258,22 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     elif limit > 0 and problem.method != "rescale":
         kernel, iterations, converged = _alternate(problem, max_iterations)
     if problem.method != "rescale":
-        upper, _ = certify(problem, kernel)
+        before, (upper, _) = upper, certify(problem, kernel)
+        # A search that was ended early may be beyond what one number does.
+        if not converged and _is_nearer_rescaled(problem, before, kernel, upper):
+            kernel, upper = operand.kernel, before
     answer, upper = rescaled(problem, kernel, upper)
     change = xp.astype(answer, operand.kernel.dtype) / operand.scale
     distance = _number(operand, _distance(operand, change, problem.every_size))
     return Projection(answer, _number(operand, upper), distance, iterations, converged, reached)
+
+
+def _is_nearer_rescaled(problem: Problem, before: float, kernel: Array, upper: float) -> bool:
+    """Whether the original, of norm `before`, is moved less by a rescaling than to a kernel of norm `upper`."""
+    original, limit = problem.operand.kernel, float(problem.bound)
+    moved = kernel * min(1.0, limit / upper) if upper > 0 else kernel
+    rescaling = original * (limit / before)
+    return bool(_squared_change(problem.operand, rescaling) < _squared_change(problem.operand, moved))
 
 
 def _nearest(

@@ -376,3 +376,29 @@ def test_no_frequency_above_the_bound_is_left_out(extents: tuple[int, int], real
                 assert set(above) <= set(np.flatnonzero(visited > limit * (1 - rounding)))
                 assert upper >= visited.max() * (1 - rounding)
                 assert upper <= max(limit, float(visited.max()) * (1 + rounding))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["dykstra", "rescale"])
+def test_a_kernel_a_rounding_above_the_bound_is_hardly_moved(method: str, dtype: str) -> None:
+    """What the product with a number next to 1 is rounded by is of the size of what is to be gained."""
+    eps = float(np.finfo(dtype).eps)
+    rng = np.random.default_rng(3)
+    conv = convsv.Conv("OIHW")
+    for seed in range(12):
+        kernel = rng.standard_normal((4, 4, 3, 3)).astype(dtype)
+        norm = float(convsv.operator_norm(kernel.astype("float64"), (8, 8), conv))
+        for above in (1e-6, 4e-6, 1e-3 * (seed + 1)):
+            found = convsv.project(kernel, (8, 8), conv, norm / (1 + above), method=method, max_iterations=20)
+            size = float(convsv.frobenius_norm(kernel, (8, 8), conv))
+            assert 0 < float(found.distance) <= (1.01 * above + 64 * eps) * size
+            assert float(found.norm) <= norm / (1 + above)
+
+
+def test_a_bound_of_the_least_numbers_leaves_a_kernel_within_it() -> None:
+    kernel = np.random.default_rng(0).standard_normal((2, 2, 3)).astype("float32")
+    tiny = float(np.finfo("float32").smallest_subnormal)
+    for bound in (0.0, 4 * tiny, 1000 * tiny):
+        found = convsv.project(kernel, (8,), convsv.Conv("OIW"), bound, method="rescale")
+        assert np.all(np.isfinite(found.kernel))
+        assert float(convsv.operator_norm(found.kernel.astype("float64"), (8,), convsv.Conv("OIW"))) <= bound
