@@ -24,7 +24,7 @@ def run(problem: Problem) -> dict[str, np.ndarray]:
     model.load_state_dict({name: torch.from_numpy(value) for name, value in problem.weights.items()})
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=MOMENTUM)
     if recipe.bound is not None:
-        options = {"method": recipe.method, "circular": True, "example_input": images[:1]}
+        options = {"method": recipe.method, "headroom": 0.0, "circular": True, "example_input": images[:1]}
         project_after_step(optimizer, model, recipe.bound, **options)
     for batch in problem.batches:
         loss = F.cross_entropy(model(images[batch]), labels[batch])

@@ -119,7 +119,7 @@ def train(images: Images, recipe: Recipe, watch: Watch | None = None) -> Trained
     # What project_after_step(optimizer, model, ...) does, here apart from the optimizer so that its time can be told.
     projection = None
     if recipe.bound is not None:
-        options = {"method": recipe.method, "circular": True, "layers": layers}
+        options = {"method": recipe.method, "headroom": 0.0, "circular": True, "layers": layers}
         projection = StepProjection(model, recipe.bound, recipe.every, **options)
     steps, seconds, projection_seconds = 0, 0.0, 0.0
     for _ in range(recipe.epochs):
