@@ -44,6 +44,13 @@ def test_a_jax_script_ends_within_the_bound() -> None:
         assert float(convsv_core.norm_bounds(np.asarray(layer.kernel[...]), conv, rtol=1e-7).upper) <= 1 + 1e-6
 
 
+def test_a_keras_script_ends_within_the_bound() -> None:
+    found = run("import constrain")
+    kernel = np.asarray(found["keras"].ops.convert_to_numpy(found["conv"].kernel), float)
+    conv = convsv_core.Conv("HWIO", padding_mode="zeros")
+    assert float(convsv_core.norm_bounds(kernel, conv).upper) <= 1 + 1e-6
+
+
 def test_every_example_is_run() -> None:
     source = Path(__file__).read_text()
     calls = set(re.findall(r'run\("(.*?)"\)', source))

@@ -1,4 +1,4 @@
-"""`examples.paper.frameworks` in Keras, on the backend that KERAS_BACKEND names, without the bound."""
+"""`examples.paper.frameworks` in Keras, on the backend that KERAS_BACKEND names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
+from convsv_adapters.keras import OperatorNorm
 from keras import layers, ops
 
 from examples.paper.training import MOMENTUM
@@ -39,12 +40,24 @@ def _model(problem: Problem, shape: tuple[int, ...]) -> keras.Model:
     """`examples.paper.resnet.ResNet` without batch normalisation, with the weights that the problem begins with."""
     widths = problem.recipe.widths
     image = keras.Input(shape)
-    x = ops.relu(_conv("stem", widths[0], 1)(image))
+    extents = {layer.name: layer.extents for layer in problem.layers}
+
+    def conv(name: str, outputs: int, stride: int) -> keras.Layer:
+        """One pixel of zeros on each side: Keras's "same" would put both on one side where there is a stride.
+
+        So the layer's own input is larger than the one whose circular operator is bounded.
+        """
+        bound, method = problem.recipe.bound, problem.recipe.method
+        constraint = bound and OperatorNorm(bound, method, strides=stride, input_shape=extents[name])
+        layer = layers.Conv2D(outputs, 3, strides=stride, name=_keras_name(name), kernel_constraint=constraint)
+        return keras.Sequential([layers.ZeroPadding2D(1), layer], name=f"padded_{_keras_name(name)}")
+
+    x = ops.relu(conv("stem", widths[0], 1)(image))
     blocks = itertools.count()
     for stage, (inputs, outputs) in enumerate(itertools.pairwise([widths[0], *widths])):
         for place in range(problem.recipe.blocks):
             name, stride = f"blocks.{next(blocks)}", 2 if stage and place == 0 else 1
-            y = _conv(f"{name}.second", outputs, 1)(ops.relu(_conv(f"{name}.first", outputs, stride)(x)))
+            y = conv(f"{name}.second", outputs, 1)(ops.relu(conv(f"{name}.first", outputs, stride)(x)))
             added = outputs - inputs if place == 0 else 0
             shortcut = ops.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, added)))
             x = ops.relu(shortcut + y)
@@ -55,12 +68,6 @@ def _model(problem: Problem, shape: tuple[int, ...]) -> keras.Model:
         _layer(model, layer.name).set_weights([np.transpose(kernel, CHANNELS_LAST), bias])
     model.get_layer("head").set_weights([problem.weights["head.weight"].T, problem.weights["head.bias"]])
     return model
-
-
-def _conv(name: str, outputs: int, stride: int) -> keras.Layer:
-    """One pixel of zeros on each side: Keras's "same" would put both on one side where there is a stride."""
-    conv = layers.Conv2D(outputs, 3, strides=stride, name=_keras_name(name))
-    return keras.Sequential([layers.ZeroPadding2D(1), conv], name=f"padded_{_keras_name(name)}")
 
 
 def _layer(model: keras.Model, name: str) -> keras.Layer:
