@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -242,7 +243,7 @@ class _Run:
     # ---- taking results --------------------------------------------------------------------------------
 
     def _take_survey(self, models: list[_Model], future: Future) -> None:
-        error = _error(future)
+        surveys, error = _outcome(future)
         if error is not None:
             if not _is_fatal(error):
                 raise error  # no task of any model would fare better
@@ -252,7 +253,7 @@ class _Run:
                 return
             self._finish(models[0], _reason(error))
             return
-        for model, survey in zip(models, future.result(), strict=True):
+        for model, survey in zip(models, surveys, strict=True):
             self._seconds += survey.seconds
             self._surveyed_models += 1
             model.reports = survey.reports
@@ -264,16 +265,16 @@ class _Run:
             self._finish(model, survey.note)
 
     def _take_pack(self, model: _Model, future: Future, *, pack: list[int]) -> None:
-        error = _error(future)
+        reports, error = _outcome(future)
         if error is None:
-            for index, report in zip(pack, future.result(), strict=True):
+            for index, report in zip(pack, reports, strict=True):
                 model.reports[index] = report
         self._finish(model, "" if error is None else _reason(error))
 
     def _take_layer(self, model: _Model, future: Future, *, split: tasks.Split) -> None:
-        error = _error(future)
+        report, error = _outcome(future)
         if error is None:
-            model.reports[split.index] = future.result()
+            model.reports[split.index] = report
         elif isinstance(error, COMPUTING_FAILS):
             note = joined(split.report.note, _reason(error))
             model.reports[split.index] = replace(split.report, note=note)
@@ -287,12 +288,19 @@ class _Run:
         model.note = model.note or note
 
 
-def _error(future: Future) -> BaseException | None:
-    """What a task raised; ConnectionError if the scheduler no longer knows of it."""
-    if future.status in ("cancelled", "lost"):
-        raise ConnectionError("the scheduler has gone, or has dropped the tasks under way")
-    error: BaseException | None = future.exception() if future.status == "error" else None
-    return error
+def _outcome(future: Future) -> tuple[Any, BaseException | None]:
+    """What a task returned, or what it raised; ConnectionError if the scheduler no longer knows of it.
+
+    A result that has been lost with its worker since it was announced is waited for until it is computed again.
+    """
+    try:
+        return future.result(), None
+    except (CancelledError, OSError) as error:
+        if future.status != "error":
+            raise ConnectionError("the scheduler has gone, or has dropped the tasks under way") from error
+        return None, error
+    except Exception as error:  # of any kind: it was raised on a worker
+        return None, error
 
 
 def _reason(error: BaseException) -> str:
