@@ -26,6 +26,7 @@ from distributed import Client, LocalCluster
 from benchmarks import report
 from benchmarks.command import check_output, progress
 from benchmarks.machine import describe, load_average
+from benchmarks.scale_arrays import GridRun, MeshRun, grid, sharded_jax
 from benchmarks.simulation import Engine, Job, packed, simulate
 from benchmarks.timing import time_once
 from convsv_core import many, tasks
@@ -143,6 +144,7 @@ class Scaling:
 @click.command()
 @click.option("--quick", is_flag=True, help="Few checkpoints and channels, in less than a minute.")
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Runs of each cluster.")
+@click.option("--arrays/--no-arrays", default=True, show_default=True, help="Measure one large layer, too.")
 @click.option(
     "--json",
     "json_path",
@@ -150,13 +152,16 @@ class Scaling:
     callback=check_output,
     help="Write everything that was measured to this file.",
 )
-def scale(quick: bool, repeats: int, json_path: Path | None) -> None:
+def scale(quick: bool, repeats: int, arrays: bool, json_path: Path | None) -> None:
     """Time many checkpoints on one and on two workers, and predict thousands.
 
     The checkpoints are those of a training run of the digits network, all layers of each. One and two workers in turns;
     then two of which one is killed half-way. The tables must be equal bit for bit, or it ends with an error. Then the
     cost of a block of frequencies over the channels, the engine's overhead a task, and what a simulation from these
     times says of 10, 100 and 1,000 workers. Run it on an idle machine.
+
+    Then, unless it is left out, one large layer: on a Dask cluster of two workers of at most 2 GiB, and over eight
+    virtual devices of JAX's.
     """
     load_before = load_average()
     with progress() as tell, tempfile.TemporaryDirectory() as name:
@@ -174,9 +179,20 @@ def scale(quick: bool, repeats: int, json_path: Path | None) -> None:
         blocks.append(measure_block(channels, seconds=0.05 if quick else 2.0))
     tell("simulation")
     simulated = predict(speeds[0], blocks, overhead, quick=quick)
+    grids: list[GridRun] = []
+    meshes: list[MeshRun] = []
+    if arrays:
+        tell_long = "a large grid on a Dask cluster: minutes" if not quick else "a grid on a Dask cluster"
+        with progress() as tell:
+            tell(tell_long)
+            grids = grid(8, (32, 32), reduced=4) if quick else grid()
+            tell("eight virtual devices of JAX's")
+            meshes = [sharded_jax(8, 16) if quick else sharded_jax()]
     machine = describe([]) | {"load_average": [load_before, load_average()]}
     report.show_machine(machine, {})
     report.show_scale(speeds, blocks, overhead, simulated)
+    if arrays:
+        report.show_arrays(grids, meshes)
     if json_path is not None:
         content = {
             "benchmark": "scale",
@@ -186,10 +202,14 @@ def scale(quick: bool, repeats: int, json_path: Path | None) -> None:
             "blocks": [asdict(one) for one in blocks],
             "overhead": asdict(overhead),
             "simulated": [asdict(one) for one in simulated],
+            "grid": [asdict(one) for one in grids],
+            "mesh": [asdict(one) for one in meshes],
         }
         json_path.write_text(json.dumps(content, indent=1) + "\n")
     if not all(speed.equal and speed.equal_after_kill for speed in speeds):
         raise click.ClickException("the tables differ")
+    if not all(one.agrees for one in grids):
+        raise click.ClickException("the values of the large grid are not those of NumPy")
 
 
 def train(folder: Path, epochs: int) -> None:

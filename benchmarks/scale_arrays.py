@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -181,3 +185,78 @@ def _cluster(workers: int, worker_limit_bytes: int) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
+
+
+# ---- a mesh of JAX's ---------------------------------------------------------------------------------------
+
+DEVICES = 8
+
+ON_A_MESH = """
+import json, re, sys, time
+import jax, jax.numpy as jnp, numpy as np
+import convsv_core as convsv
+
+channels, extent = map(int, sys.argv[1:])
+conv = convsv.Conv("OIHW")
+kernel = jnp.asarray(np.random.default_rng(0).normal(size=(channels, channels, 3, 3)).astype("float32"))
+function = jax.jit(lambda kernel: convsv.singular_values(kernel, (extent, extent), conv))
+alone = np.asarray(function(kernel))
+mesh = jax.make_mesh((jax.device_count(),), ("frequencies",), axis_types=(jax.sharding.AxisType.Auto,))
+with jax.set_mesh(mesh):
+    program = jax.jit(lambda kernel: convsv.singular_values(kernel, (extent, extent), conv)).lower(kernel).compile()
+    shared = np.asarray(program(kernel))
+text = program.as_text()
+batches = [int(n) for n in re.findall(r"= \\(c64\\[(\\d+),1,\\d+,\\d+\\].*lapack_c\\w+", text)]
+gathered = re.findall(r"= \\(?(\\w+)\\[([\\d,]*)\\]\\S* (?:all-\\w+|collective-\\w+|reduce-scatter)\\(", text)
+sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for _, shape in gathered]
+print(json.dumps({
+    "devices": jax.device_count(),
+    "largest_error_eps": float(np.max(np.abs(shared - alone)) / alone[0] / np.finfo("float32").eps),
+    "matrices_a_device": batches,
+    "gathered_dtypes": sorted({dtype for dtype, _ in gathered}),
+    "largest_gathered": max(sizes, default=0),
+    "values": int(alone.size),
+    "symbol_entries": extent * extent * channels * channels,
+}))
+"""
+
+
+@dataclass(frozen=True)
+class MeshRun:
+    """All singular values of one layer over a mesh of virtual devices of the host, compiled.
+
+    Attributes
+    ----------
+    devices : int
+    largest_error_eps : float
+        From one device, in eps(float32) times the norm.
+    matrices_a_device : list of int
+        Of each batched decomposition in the compiled program that is not one of the few real matrices.
+    gathered_dtypes : list of str
+        What collective operations pass on; the symbol would be complex.
+    largest_gathered : int
+        Entries of the largest such array.
+    values, symbol_entries : int
+        Singular values, and what the symbol has.
+    """
+
+    devices: int
+    largest_error_eps: float
+    matrices_a_device: list[int]
+    gathered_dtypes: list[str]
+    largest_gathered: int
+    values: int
+    symbol_entries: int
+
+
+def sharded_jax(channels: int = 16, extent: int = 32) -> MeshRun:
+    """In a process of its own, as JAX reads the number of devices when it starts."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "NPROC": "64",  # threads for eight devices that wait for each other, on few processors
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-c", ON_A_MESH, str(channels), str(extent)]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return MeshRun(**json.loads(output.splitlines()[-1]))
