@@ -45,7 +45,8 @@ def on_every_device(array: Array) -> Array:
         move = jax.sharding.reshard if isinstance(array, jax.core.Tracer) else jax.device_put
         return move(array, jax.sharding.NamedSharding(sharding.mesh, everywhere))
     if isinstance(array, jax.core.Tracer) and devices_of_mesh() > 1:
-        return jax.lax.with_sharding_constraint(array, everywhere)
+        # Compiled, since the tracer of a gradient alone may stand for an array on one device.
+        return jax.jit(jax.lax.with_sharding_constraint, static_argnums=1)(array, everywhere)
     return array
 
 
