@@ -8,6 +8,7 @@ from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
 from benchmarks.norm import norm
 from benchmarks.project import project
+from benchmarks.scale_arrays import scale_arrays
 from benchmarks.spectrum import spectrum
 
 
@@ -21,6 +22,7 @@ benchmarks.add_command(norm)
 benchmarks.add_command(project)
 benchmarks.add_command(certify)
 benchmarks.add_command(peak_memory)
+benchmarks.add_command(scale_arrays)
 
 if __name__ == "__main__":
     benchmarks(prog_name="python -m benchmarks")

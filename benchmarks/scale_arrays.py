@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 import convsv_core as convsv
+from benchmarks.command import check_output
 from benchmarks.memory import peak_resident_bytes
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
@@ -91,15 +99,12 @@ def grid(
         )
     ]
 
-    count = channels * math.prod(extents)
-    places = np.rint((1 - np.asarray(QUANTILES)) * (count - 1)).astype(int)
-    spread = _run(
-        "quantiles",
-        kernel,
-        extents,
-        lambda lazy: convsv.singular_values(lazy, extents, CONV)[places],
-        *settings,
-    )
+    def quantiles_of(lazy: Any) -> Any:
+        import dask.array as da
+
+        return da.quantile(convsv.singular_values(lazy, extents, CONV), QUANTILES)
+
+    spread = _run("quantiles", kernel, extents, quantiles_of, *settings)
     quantiles = np.asarray(spread.pop("result"))
     error = abs(float(quantiles[-1]) - found)
     eps = float(np.finfo(np.float32).eps)
@@ -126,6 +131,120 @@ def grid(
         )
     )
     return runs
+
+
+@dataclass(frozen=True)
+class ShardedRun:
+    """The singular values of one convolution on a mesh of virtual devices of JAX's, and on one device.
+
+    Attributes
+    ----------
+    devices, channels : int
+    extents : tuple of int
+    visited : int
+        Complex matrices that are decomposed, of all devices together on one.
+    share : int
+        Of them, those that the compiled program decomposes on each device of the mesh.
+    symbol_bytes, largest_collective_bytes : int
+        What the visited symbol takes, and the largest array that one device gets from others.
+    collectives : list of str
+        Every exchange between devices in the compiled program, with the type and shape of what it gives.
+    error_eps : float
+        Largest difference from the values on one device, in eps of float32 times the norm.
+    seconds, seconds_one_device : float
+        The devices are threads of this machine, so that what they gain is what its processors leave to gain.
+    """
+
+    devices: int
+    channels: int
+    extents: tuple[int, ...]
+    visited: int
+    share: int
+    symbol_bytes: int
+    largest_collective_bytes: int
+    collectives: list[str]
+    error_eps: float
+    seconds: float
+    seconds_one_device: float
+
+
+def sharded_jax(devices: int = 8, channels: int = 64, extents: tuple[int, int] = (64, 64)) -> ShardedRun:
+    """Compile and run on a mesh in a process of its own, since JAX makes its devices when it starts."""
+    code = f"from benchmarks.scale_arrays import _measure_sharded; _measure_sharded({channels}, {extents})"
+    # NPROC: on few processors XLA starts fewer threads than devices wait with in two collectives at once.
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "64", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=os.environ | flags, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise click.ClickException(f"JAX on {devices} devices: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return ShardedRun(**found | {"extents": tuple(found["extents"])})
+
+
+def _measure_sharded(channels: int, extents: tuple[int, int]) -> None:
+    import jax
+
+    host = jax.numpy.asarray(_kernel(channels))
+    mesh = jax.make_mesh((jax.device_count(),), ("frequencies",))
+    split = jax.device_put(host, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    values, seconds, text = [], [], ""
+    for kernel in (host, split):
+        program = jax.jit(lambda kernel: convsv.singular_values(kernel, extents, CONV)).lower(kernel).compile()
+        program(kernel).block_until_ready()
+        start = time.perf_counter()
+        values.append(np.asarray(program(kernel).block_until_ready()))
+        seconds.append(time.perf_counter() - start)
+        text = program.as_text()
+    exchanged = re.findall(r"= (\w+)\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text)
+    sizes = [
+        max(1, int(re.sub(r"\D", "", dtype) or 8) // 8) * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape, _ in exchanged
+    ]
+    shares = [int(n) for n in re.findall(r"= \(c64\[(\d+),1,\d+,\d+\].*lapack_c\w+", text)]
+    visited = math.prod(extents) // 2 - 2
+    run = ShardedRun(
+        devices=jax.device_count(),
+        channels=channels,
+        extents=extents,
+        visited=visited,
+        share=sum(shares),
+        symbol_bytes=8 * visited * channels**2,
+        largest_collective_bytes=max(sizes),
+        collectives=[f"{name} {dtype}[{shape}]" for dtype, shape, name in exchanged],
+        error_eps=float(np.max(np.abs(values[1] - values[0])) / (np.finfo(np.float32).eps * values[0][0])),
+        seconds=seconds[1],
+        seconds_one_device=seconds[0],
+    )
+    print(json.dumps(asdict(run)))
+
+
+@click.command("scale-arrays")
+@click.option("--quick", is_flag=True, help="A small grid, in less than a minute.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), callback=check_output, help="Also to this file.")
+def scale_arrays(quick: bool, json_path: Path | None) -> None:
+    """Take a large grid on a cluster of processes, and JAX on a mesh of eight virtual devices."""
+    sharded = sharded_jax(channels=8, extents=(16, 16)) if quick else sharded_jax()
+    click.echo(
+        f"JAX, {sharded.devices} devices: {sharded.share} of {sharded.visited} matrices on each, at most "
+        f"{sharded.largest_collective_bytes / 1e6:.3g} MB exchanged at once where the symbol has "
+        f"{sharded.symbol_bytes / 1e6:.3g} MB, {sharded.error_eps:.1f} eps from one device"
+    )
+    runs = grid(8, (16, 16), 4) if quick else grid()
+    for run in runs:
+        click.echo(
+            f"{run.what} of {run.channels} channels on {'x'.join(map(str, run.extents))}: a symbol of "
+            f"{run.symbol_bytes / 1e9:.3g} GB, {run.worker_peak_bytes / 2**20:.0f} MiB at most on each of "
+            f"{run.workers} workers ({run.worker_start_bytes / 2**20:.0f} at their start), "
+            f"{run.client_peak_bytes / 2**20:.0f} on the client, {run.tasks} tasks, {run.seconds:.1f} s; "
+            f"{run.check}: {'yes' if run.agrees else 'NO'}"
+        )
+    if json_path is not None:
+        found = {"sharded_jax": asdict(sharded), "grid": [asdict(run) for run in runs]}
+        json_path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if not all(run.agrees for run in runs):
+        raise click.ClickException("an answer does not agree with what it was compared with")
 
 
 def _kernel(channels: int) -> np.ndarray[Any, Any]:
@@ -176,7 +295,7 @@ def _cluster(workers: int, worker_limit_bytes: int) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             memory_limit=worker_limit_bytes,
-            dashboard_address=None,
+            dashboard_address=":0",
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -25,6 +25,21 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 
+def test_arrays_beyond_one_process_are_measured(tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    pytest.importorskip("dask.distributed")
+    done = run("scale-arrays", "--quick", "--json", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    sharded = found["sharded_jax"]
+    assert sharded["share"] == math.ceil(sharded["visited"] / 8)
+    assert sharded["largest_collective_bytes"] < sharded["symbol_bytes"]
+    assert sharded["error_eps"] <= ERROR_EPS
+    assert [one["what"] for one in found["grid"]] == ["operator norm", "quantiles", "all singular values"]
+    assert all(one["agrees"] for one in found["grid"])
+    assert all(one["worker_start_bytes"] <= one["worker_peak_bytes"] <= 2 << 30 for one in found["grid"])
+
+
 @pytest.fixture
 def import_benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a module of the benchmarks, which are not installed."""
