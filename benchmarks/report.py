@@ -16,7 +16,7 @@ from benchmarks.comparison import Row, Summary
 from benchmarks.memory import Peak
 
 if TYPE_CHECKING:  # modules that import this one
-    from benchmarks import certify, clipping, norm, projection, scale, scale_arrays, training, training_replay
+    from benchmarks import certify, clipping, norm, projection, scale, training, training_replay
 
 MIB = 1 << 20
 BUSY = 0.5  # load, before the run, for each usable processor
@@ -72,13 +72,6 @@ BLOCKS = (
 SIMULATED = (
     "list scheduling of the measured times, with the engine's time a task and a file store of 1 GB/s. work: on one "
     "worker, without an engine. busy: share of the time, of the scheduler, the store and the average worker."
-)
-
-
-ARRAYS = (
-    "worker: peak resident memory of the larger of two workers, each limited to 2 GiB. agrees: with certified bounds, "
-    "with the norm, and with NumPy bit for bit. matrices a device: of the batched decomposition in the compiled program. "
-    "gathered: the largest array that its collective operations pass on; the symbol would be complex."
 )
 
 
@@ -427,38 +420,6 @@ def ratio(value: float) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1e}"
-
-
-def show_arrays(grids: Sequence[scale_arrays.GridRun], meshes: Sequence[scale_arrays.MeshRun]) -> None:
-    """Print what one large layer took on a cluster, and its shares on a mesh."""
-    table = _table(
-        "one layer on a Dask cluster,", "extents", "channels", "symbol", "tasks", "time", "worker", "", "agrees"
-    )
-    for one in grids:
-        table.add_row(
-            one.what,
-            "x".join(map(str, one.extents)),
-            str(one.channels),
-            f"{one.symbol_bytes / 1e9:.1f} GB",
-            str(one.tasks),
-            duration(one.seconds),
-            f"{one.worker_peak_bytes / MIB:.0f} MiB",
-            f"of which {one.worker_start_bytes / MIB:.0f} at its start",
-            "yes" if one.agrees else "NO",
-        )
-    _print(table)
-    table = _table("devices", "error", "matrices a device", "values", "symbol", "largest gathered", "of dtypes,")
-    for mesh in meshes:
-        table.add_row(
-            str(mesh.devices),
-            f"{mesh.largest_error_eps:.1f} eps",
-            ", ".join(map(str, mesh.matrices_a_device)),
-            f"{mesh.values:,}",
-            f"{mesh.symbol_entries:,}",
-            f"{mesh.largest_gathered:,}",
-            ", ".join(mesh.gathered_dtypes),
-        )
-    _explained(table, ARRAYS)
 
 
 def _table(*headings: str) -> Table:

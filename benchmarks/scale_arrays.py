@@ -6,13 +6,16 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 import convsv_core as convsv
@@ -95,15 +98,12 @@ def grid(
         )
     ]
 
-    count = channels * math.prod(extents)
-    places = np.rint((1 - np.asarray(QUANTILES)) * (count - 1)).astype(int)
-    spread = _run(
-        "quantiles",
-        kernel,
-        extents,
-        lambda lazy: convsv.singular_values(lazy, extents, CONV)[places],
-        *settings,
-    )
+    def quantiles_of(lazy: Any) -> Any:
+        import dask.array as da
+
+        return da.quantile(convsv.singular_values(lazy, extents, CONV), QUANTILES)
+
+    spread = _run("quantiles", kernel, extents, quantiles_of, *settings)
     quantiles = np.asarray(spread.pop("result"))
     error = abs(float(quantiles[-1]) - found)
     eps = float(np.finfo(np.float32).eps)
@@ -130,6 +130,110 @@ def grid(
         )
     )
     return runs
+
+
+@dataclass(frozen=True)
+class ShardedRun:
+    """The singular values of one convolution on a mesh of virtual devices of JAX's, and on one device.
+
+    Attributes
+    ----------
+    devices, channels : int
+    extents : tuple of int
+    visited : int
+        Complex matrices that are decomposed, of all devices together on one.
+    share : int
+        Of them, those that the compiled program decomposes on each device of the mesh.
+    symbol_bytes, largest_collective_bytes : int
+        What the visited symbol takes, and the largest array that one device gets from others.
+    collectives : list of str
+        Every exchange between devices in the compiled program, with the type and shape of what it gives.
+    error_eps : float
+        Largest difference from the values on one device, in eps of float32 times the norm.
+    seconds, seconds_one_device : float
+        The devices are threads of this machine, so that what they gain is what its processors leave to gain.
+    """
+
+    devices: int
+    channels: int
+    extents: tuple[int, ...]
+    visited: int
+    share: int
+    symbol_bytes: int
+    largest_collective_bytes: int
+    collectives: list[str]
+    error_eps: float
+    seconds: float
+    seconds_one_device: float
+
+
+def sharded_jax(devices: int = 8, channels: int = 64, extents: tuple[int, int] = (64, 64)) -> ShardedRun:
+    """Compile and run on a mesh in a process of its own, since JAX makes its devices when it starts."""
+    code = f"from benchmarks.scale_arrays import _measure_sharded; _measure_sharded({channels}, {extents})"
+    # NPROC: on few processors XLA starts fewer threads than devices wait with in two collectives at once.
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "64", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=os.environ | flags, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise click.ClickException(f"JAX on {devices} devices: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return ShardedRun(**found | {"extents": tuple(found["extents"])})
+
+
+def _measure_sharded(channels: int, extents: tuple[int, int]) -> None:
+    import jax
+
+    host = jax.numpy.asarray(_kernel(channels))
+    mesh = jax.make_mesh((jax.device_count(),), ("frequencies",))
+    split = jax.device_put(host, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    values, seconds, text = [], [], ""
+    for kernel in (host, split):
+        program = jax.jit(lambda kernel: convsv.singular_values(kernel, extents, CONV)).lower(kernel).compile()
+        program(kernel).block_until_ready()
+        start = time.perf_counter()
+        values.append(np.asarray(program(kernel).block_until_ready()))
+        seconds.append(time.perf_counter() - start)
+        text = program.as_text()
+    exchanged = re.findall(r"= (\w+)\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text)
+    sizes = [
+        max(1, int(re.sub(r"\D", "", dtype) or 8) // 8) * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape, _ in exchanged
+    ]
+    shares = [int(n) for n in re.findall(r"= \(c64\[(\d+),1,\d+,\d+\].*lapack_c\w+", text)]
+    visited = math.prod(extents) // 2 - 2
+    run = ShardedRun(
+        devices=jax.device_count(),
+        channels=channels,
+        extents=extents,
+        visited=visited,
+        share=sum(shares),
+        symbol_bytes=8 * visited * channels**2,
+        largest_collective_bytes=max(sizes),
+        collectives=[f"{name} {dtype}[{shape}]" for dtype, shape, name in exchanged],
+        error_eps=float(np.max(np.abs(values[1] - values[0])) / (np.finfo(np.float32).eps * values[0][0])),
+        seconds=seconds[1],
+        seconds_one_device=seconds[0],
+    )
+    print(json.dumps(asdict(run)))
+
+
+def show(sharded: ShardedRun, runs: Sequence[GridRun]) -> None:
+    """Print what was measured, a line each."""
+    click.echo(
+        f"JAX, {sharded.devices} devices: {sharded.share} of {sharded.visited} matrices on each, at most "
+        f"{sharded.largest_collective_bytes / 1e6:.3g} MB exchanged at once where the symbol has "
+        f"{sharded.symbol_bytes / 1e6:.3g} MB, {sharded.error_eps:.1f} eps from one device"
+    )
+    for run in runs:
+        click.echo(
+            f"{run.what} of {run.channels} channels on {'x'.join(map(str, run.extents))}: a symbol of "
+            f"{run.symbol_bytes / 1e9:.3g} GB, {run.worker_peak_bytes / 2**20:.0f} MiB at most on each of "
+            f"{run.workers} workers ({run.worker_start_bytes / 2**20:.0f} at their start), "
+            f"{run.client_peak_bytes / 2**20:.0f} on the client, {run.tasks} tasks, {run.seconds:.1f} s; "
+            f"{run.check}: {'yes' if run.agrees else 'NO'}"
+        )
 
 
 def _kernel(channels: int) -> np.ndarray[Any, Any]:
@@ -180,83 +284,8 @@ def _cluster(workers: int, worker_limit_bytes: int) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             memory_limit=worker_limit_bytes,
-            dashboard_address=None,
+            dashboard_address=":0",
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
-
-
-# ---- a mesh of JAX's ---------------------------------------------------------------------------------------
-
-DEVICES = 8
-
-ON_A_MESH = """
-import json, re, sys, time
-import jax, jax.numpy as jnp, numpy as np
-import convsv_core as convsv
-
-channels, extent = map(int, sys.argv[1:])
-conv = convsv.Conv("OIHW")
-kernel = jnp.asarray(np.random.default_rng(0).normal(size=(channels, channels, 3, 3)).astype("float32"))
-function = jax.jit(lambda kernel: convsv.singular_values(kernel, (extent, extent), conv))
-alone = np.asarray(function(kernel))
-mesh = jax.make_mesh((jax.device_count(),), ("frequencies",), axis_types=(jax.sharding.AxisType.Auto,))
-with jax.set_mesh(mesh):
-    program = jax.jit(lambda kernel: convsv.singular_values(kernel, (extent, extent), conv)).lower(kernel).compile()
-    shared = np.asarray(program(kernel))
-text = program.as_text()
-batches = [int(n) for n in re.findall(r"= \\(c64\\[(\\d+),1,\\d+,\\d+\\].*lapack_c\\w+", text)]
-gathered = re.findall(r"= \\(?(\\w+)\\[([\\d,]*)\\]\\S* (?:all-\\w+|collective-\\w+|reduce-scatter)\\(", text)
-sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for _, shape in gathered]
-print(json.dumps({
-    "devices": jax.device_count(),
-    "largest_error_eps": float(np.max(np.abs(shared - alone)) / alone[0] / np.finfo("float32").eps),
-    "matrices_a_device": batches,
-    "gathered_dtypes": sorted({dtype for dtype, _ in gathered}),
-    "largest_gathered": max(sizes, default=0),
-    "values": int(alone.size),
-    "symbol_entries": extent * extent * channels * channels,
-}))
-"""
-
-
-@dataclass(frozen=True)
-class MeshRun:
-    """All singular values of one layer over a mesh of virtual devices of the host, compiled.
-
-    Attributes
-    ----------
-    devices : int
-    largest_error_eps : float
-        From one device, in eps(float32) times the norm.
-    matrices_a_device : list of int
-        Of each batched decomposition in the compiled program that is not one of the few real matrices.
-    gathered_dtypes : list of str
-        What collective operations pass on; the symbol would be complex.
-    largest_gathered : int
-        Entries of the largest such array.
-    values, symbol_entries : int
-        Singular values, and what the symbol has.
-    """
-
-    devices: int
-    largest_error_eps: float
-    matrices_a_device: list[int]
-    gathered_dtypes: list[str]
-    largest_gathered: int
-    values: int
-    symbol_entries: int
-
-
-def sharded_jax(channels: int = 16, extent: int = 32) -> MeshRun:
-    """In a process of its own, as JAX reads the number of devices when it starts."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-        "NPROC": "64",  # threads for eight devices that wait for each other, on few processors
-        "JAX_PLATFORMS": "cpu",
-    }
-    command = [sys.executable, "-c", ON_A_MESH, str(channels), str(extent)]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    return MeshRun(**json.loads(output.splitlines()[-1]))

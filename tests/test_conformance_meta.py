@@ -98,6 +98,27 @@ def convsv_backend():
 '''
 
 
+ON_DASK = '''
+from convsv_core import hookimpl
+from convsv_backends._dask import DaskBackend
+
+
+class Planted(DaskBackend):
+    """Dask's backend, but for blocks that are off by 1e-3."""
+
+    name = "planted"
+
+    def map_prepared(self, *arguments):
+        found = super().map_prepared(*arguments)
+        return found if isinstance(found, tuple) else found * 1.001
+
+
+@hookimpl
+def convsv_backend():
+    return Planted()
+'''
+
+
 def install(directory: Path, source: str) -> dict[str, str]:
     """Make a distribution with a backend called "planted", first of all in line; an environment that sees it."""
     (directory / "planted_backend.py").write_text(source)
@@ -154,6 +175,13 @@ def test_a_planted_mistake_is_caught(tmp_path: Path, name: str) -> None:
 
 def test_a_result_on_the_host_is_caught(tmp_path: Path) -> None:
     status, report, _ = conformance(tmp_path, ON_THE_HOST, "--dtype", "float32")
+    assert status == 1
+    assert {"values", "symbol"} <= {cell["feature"] for cell in report["cells"] if cell["failures"]}
+
+
+def test_a_lazy_mistake_is_caught(tmp_path: Path) -> None:
+    pytest.importorskip("dask.array")
+    status, report, _ = conformance(tmp_path, ON_DASK, "--dtype", "complex64")
     assert status == 1
     assert {"values", "symbol"} <= {cell["feature"] for cell in report["cells"] if cell["failures"]}
 

@@ -53,7 +53,7 @@ def test_a_call_imports_only_the_library_of_its_argument() -> None:
     code = """
 import sys, numpy, convsv_core as convsv
 convsv.operator_norm(numpy.ones((1, 1, 3)), (8,), convsv.Conv("OIW"))
-print(sorted({"torch", "jax", "cupy", "array_api_strict"} & set(sys.modules)))
+print(sorted({"torch", "jax", "cupy", "dask", "array_api_strict"} & set(sys.modules)))
 """
     assert python(code).strip() == "[]"
 
@@ -95,7 +95,7 @@ def test_a_third_partys_backend_is_listed_and_used() -> None:
 
 def test_the_librarys_own_backends_are_listed() -> None:
     rows = {row.name: row for row in convsv.backends()}
-    assert {"numpy", "torch", "jax", "cupy"} <= set(rows)
+    assert {"numpy", "torch", "jax", "cupy", "dask"} <= set(rows)
     assert rows["numpy"] == ("numpy", True, "", ("cpu",), rows["numpy"].dtypes)
     for row in rows.values():
         assert row.available == (row.reason == "")

@@ -51,6 +51,19 @@ def test_a_keras_script_ends_within_the_bound() -> None:
     assert float(convsv_core.norm_bounds(kernel, conv).upper) <= 1 + 1e-6
 
 
+def test_a_dask_array_is_computed_when_it_is_asked_for() -> None:
+    found = run("import dask.array")
+    assert found["values"].shape == (64 * 64 * 16,)
+    assert 0 < float(found["median"].compute()) < 100
+
+
+def test_a_jax_mesh_gives_the_norm() -> None:
+    found = run("jax.make_mesh")
+    norm = convsv_core.operator_norm(np.asarray(found["kernel"]), (64, 64), convsv_core.Conv("OIHW"))
+    eps = float(np.finfo(str(found["norm"].dtype)).eps)
+    assert abs(float(found["norm"]) - float(norm)) <= 64 * eps * float(norm)
+
+
 def test_every_example_is_run() -> None:
     source = Path(__file__).read_text()
     calls = set(re.findall(r'run\("(.*?)"\)', source))

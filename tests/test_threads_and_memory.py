@@ -105,6 +105,35 @@ def test_one_thread_gives_the_same_bits_whatever_the_limit(kernel: np.ndarray, n
     np.testing.assert_array_equal(*found)
 
 
+def test_the_limit_holds_in_whichever_thread_asks(kernel: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """threadpoolctl ignores every thread but the first that has set a limit."""
+    convsv.singular_values(kernel, (64, 64), CONV)
+    backend, seen = get_backend("numpy"), []
+    original = backend.eigvalsh
+
+    def watched(array: np.ndarray) -> np.ndarray:
+        if len(array) > 1:
+            seen.append(max(library["num_threads"] for library in _numpy._blas().info()))
+        return original(array)
+
+    monkeypatch.setattr(backend, "eigvalsh", watched, raising=False)
+    before = blas_threads()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(convsv.singular_values, kernel, (64, 64), CONV).result()
+    assert set(seen) == {1}
+    assert blas_threads() == before
+
+
+def test_work_within_a_task_starts_no_threads(kernel: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "usable_processors", lambda: 4)
+    monkeypatch.setattr(_numpy, "map_in_threads", lambda *arguments, **options: pytest.fail("threads were started"))
+    backend = get_backend("numpy")
+    with backend.single_threaded(), backend.single_threaded():
+        pass
+    with backend.single_threaded():
+        convsv.singular_values(kernel, (64, 64), CONV)
+
+
 def test_a_shared_limit_ends_with_its_last_holder() -> None:
     events: list[str] = []
 
