@@ -26,7 +26,20 @@ def run(containing: str) -> dict[str, Any]:
 
 
 def test_the_library_runs() -> None:
-    assert run("convsv.singular_values")["values"].shape == (8192,)
+    assert run("all 8192, descending")["values"].shape == (8192,)
+
+
+def test_the_library_is_lazy_on_dask() -> None:
+    found = run("import dask.array")
+    assert found["values"].shape == (64 * 64 * 16,)
+    assert type(found["median"]).__module__.startswith("dask")
+
+
+def test_the_library_runs_on_a_mesh() -> None:
+    found = run("jax.make_mesh")
+    kernel, conv = np.asarray(found["kernel"]), convsv_core.Conv("OIHW")
+    expected = float(convsv_core.operator_norm(kernel, (64, 64), conv))
+    assert abs(float(found["norm"]) - expected) <= 20 * np.finfo(kernel.dtype).eps * expected
 
 
 def test_a_pytorch_script_ends_within_the_bound() -> None:
