@@ -129,7 +129,8 @@ def norm_bounds(
     frequencies times the norm of the padding (`convsv_core.padded.padding_norm`). The gap between the two is real,
     and as a rule larger than `rtol`; it closes as the input grows.
 
-    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. (The
+    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A lazy
+    kernel (Dask) is computed now, and bounded as one task in the library of its chunks. (The
     gradient of the norm by the kernel is the real part of ``left_a exp(i q theta) conj(right_b)``, conjugated.)
     Computed in float64 where the library has it at hand. Both bounds are widened by the rounding error of the
     norms that they rest on, which is taken as ``min(n, 8 sqrt(n))`` unit roundoffs of the sum of the moduli for

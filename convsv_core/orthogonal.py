@@ -77,7 +77,8 @@ def nearest_orthogonal(
 
     Notes
     -----
-    A constant to differentiation. Not traceable: it stops when it has converged. Where a frequency's matrix is
+    A constant to differentiation. Not traceable: it stops when it has converged. A lazy kernel (Dask) is computed now,
+    and handled as one task in the library of its chunks. Where a frequency's matrix is
     rank-deficient, its polar factor is not unique, and the SVD's is taken: the zero kernel gives the identity.
 
     Orthogonal convolutions of a given support are not connected: they differ in how often their phases turn round

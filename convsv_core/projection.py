@@ -172,7 +172,8 @@ def project(
 
     Notes
     -----
-    A constant to differentiation, like `clip`. The certificate covers rounding: ``norm <= bound * (1 + 1e-6)``, and
+    A constant to differentiation, like `clip`. A lazy kernel (Dask) is computed now, and projected as one task in the
+    library of its chunks, with `steps` too. The certificate covers rounding: ``norm <= bound * (1 + 1e-6)``, and
     below `bound` after any change. Projecting twice changes nothing.
 
     Traceable with `steps`, where the certificate is the norm over the grid, for every input size that

@@ -54,7 +54,8 @@ def singular_values(
         is as good as the SVD in float32. "auto" is "gram" there and "svd" elsewhere. Matrices of side 1
         and 2 have closed forms as good as the SVD, whatever is asked for.
     max_bytes : int, default 256 MiB
-        Budget for the matrices held at one time, beside the result itself.
+        Budget for the matrices held at one time, beside the result itself: by each task or device, where there are
+        many (Dask; a mesh of JAX's).
 
     Returns
     -------
@@ -75,8 +76,10 @@ def singular_values(
     Notes
     -----
     Differentiable, also where values repeat or vanish (the derivative of a vanishing one is taken as 0 or as
-    the library's SVD has it), and traceable with `conv` and `input_shape` static. Source: Sedghi, Gupta
-    and Long, *The Singular Values of Convolutional Layers*, ICLR 2019, theorem 6.
+    the library's SVD has it), and traceable with `conv` and `input_shape` static. Of a lazy kernel (Dask) the result
+    is lazy too, and NaN where the kernel is not finite. It is one chunk, because it is sorted: the worker that does so
+    holds about three times the result. `frequency_singular_values` gives many chunks. Source: Sedghi, Gupta and Long,
+    *The Singular Values of Convolutional Layers*, ICLR 2019, theorem 6.
 
     Examples
     --------

@@ -26,7 +26,20 @@ def run(containing: str) -> dict[str, Any]:
 
 
 def test_the_library_runs() -> None:
-    assert run("convsv.norm_bounds")["values"].shape == (8192,)
+    assert run("all 8192, descending")["values"].shape == (8192,)
+
+
+def test_the_library_is_lazy_on_dask() -> None:
+    found = run("import dask.array")
+    assert found["values"].shape == (64 * 64 * 16,)
+    assert type(found["median"]).__module__.startswith("dask")
+
+
+def test_the_library_runs_on_a_mesh() -> None:
+    found = run("jax.make_mesh")
+    kernel, conv = np.asarray(found["kernel"]), convsv_core.Conv("OIHW")
+    expected = float(convsv_core.operator_norm(kernel, (64, 64), conv))
+    assert abs(float(found["norm"]) - expected) <= 20 * np.finfo(kernel.dtype).eps * expected
 
 
 def test_a_pytorch_script_ends_within_the_bound() -> None:
@@ -49,19 +62,6 @@ def test_a_keras_script_ends_within_the_bound() -> None:
     kernel = np.asarray(found["keras"].ops.convert_to_numpy(found["conv"].kernel), float)
     conv = convsv_core.Conv("HWIO", padding_mode="zeros")
     assert float(convsv_core.norm_bounds(kernel, conv).upper) <= 1 + 1e-6
-
-
-def test_a_dask_array_is_computed_when_it_is_asked_for() -> None:
-    found = run("import dask.array")
-    assert found["values"].shape == (64 * 64 * 16,)
-    assert 0 < float(found["median"].compute()) < 100
-
-
-def test_a_jax_mesh_gives_the_norm() -> None:
-    found = run("jax.make_mesh")
-    norm = convsv_core.operator_norm(np.asarray(found["kernel"]), (64, 64), convsv_core.Conv("OIHW"))
-    eps = float(np.finfo(str(found["norm"].dtype)).eps)
-    assert abs(float(found["norm"]) - float(norm)) <= 64 * eps * float(norm)
 
 
 def test_every_example_is_run() -> None:

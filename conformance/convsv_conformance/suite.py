@@ -189,7 +189,7 @@ BRIEF = {
 """The features that are asked where each case costs seconds, by dtype; of other dtypes, `values` alone."""
 
 
-WHOLE = frozenset({"values", "frequencies", "symbol", "clip"})
+WHOLE = frozenset({"values", "frequencies", "symbol"})
 """The features that stand for the others where arrays are lazy."""
 
 
