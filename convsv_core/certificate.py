@@ -108,7 +108,7 @@ def frequencies_above(problem: Problem, kernel: Array, limit: float) -> tuple[Ho
     threshold = problem.threshold(kernel)
     above = threshold.rows_above(limit)
     assert above is not None
-    return above, threshold.largest(above) if len(above) else limit, threshold.rounding
+    return (above, *threshold.largest(above)) if len(above) else (above, limit, 0.0)
 
 
 def _search_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostArray, float, float]:
@@ -205,9 +205,9 @@ def certify_original(problem: Problem) -> tuple[float, bool]:
         return float(problem.bound), True
     if left is None:
         return certify(problem, problem.operand.kernel, slack=True)
-    threshold, limit = problem.threshold(problem.operand.kernel, left), float(problem.bound)
-    upper = max(limit, threshold.largest(np.arange(len(left))))
-    return upper, upper <= limit * (1 + _slack(problem.operand, threshold.rounding, limit))
+    limit = float(problem.bound)
+    upper, rounding = problem.threshold(problem.operand.kernel, left).largest(np.arange(len(left)))
+    return max(limit, upper), upper <= limit * (1 + _slack(problem.operand, rounding, limit))
 
 
 def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[float, bool]:

@@ -322,7 +322,7 @@ def _accelerated(
         kernel, value = operand.kernel - state[2], float(state[-1])
         threshold = problem.threshold(kernel, chosen)
         above = threshold.rows_above(limit)
-        upper = limit if above is None or not len(above) else _computed(threshold.largest(above), threshold.rounding)
+        upper = limit if above is None or not len(above) else _computed(*threshold.largest(above))
         squared = float(_squared_change(operand, kernel * min(1.0, limit / upper)))
         if squared - 2 * value <= INNER * problem.rtol * squared or iterations >= max_iterations:
             return kernel, state[0], iterations, value

@@ -69,22 +69,21 @@ class Threshold:
             return np.zeros((0, operand.plan.groups), bool)
         return ~self._map(lambda chosen: self._are_below(level, chosen), rows)
 
-    def largest(self, rows: HostArray) -> float:
-        """An upper bound of the norms at some of the rows, rounding included."""
-        xp, backend = self.operand.xp, self.operand.backend
+    def largest(self, rows: HostArray) -> tuple[float, float]:
+        """An upper bound of the norms at some of the rows, and by how much its square counts rounding in."""
+        xp, backend, direct = self.operand.xp, self.operand.backend, self._polynomial is None
 
         def of_block(chosen: Array) -> Array:
             grams = self._grams(chosen)
             alone = grams.shape[-1] == 1
             values = xp.real(grams[..., 0, 0]) if alone else backend.eigvalsh(grams)[..., -1]
-            return xp.max(values, axis=-1)
+            # That of matrices from coefficients of their own is one number, that of products goes with each.
+            traces = xp.real(xp.linalg.trace(grams))
+            rounding = product_rounding(self.operand, traces) if direct else 0 * traces + self.polynomial_rounding
+            return xp.stack([xp.max(values + rounding, axis=-1), xp.max(values, axis=-1)], axis=-1)
 
-        return math.sqrt(max(float(self._map(of_block, rows).max()), 0.0) + self.rounding)
-
-    @property
-    def rounding(self) -> float:
-        """Rounding error of the squared norms."""
-        return max(self.polynomial_rounding, product_rounding(self.operand, sum_of_norms(self.operand) ** 2))
+        upper, value = np.maximum(self._map(of_block, rows).astype(float).max(axis=0), 0.0).tolist()
+        return math.sqrt(upper), upper - value
 
     @property
     def polynomial_rounding(self) -> float:
