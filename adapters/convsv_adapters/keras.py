@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -353,20 +353,12 @@ def constrain(
     >>> [layer.name for layer in constrain(model, 0.5)] == [model.layers[0].kernel.path]
     True
     """
-    found = conv_layers(model, example_input)
-    if not found:
-        raise ValueError("model has no convolution to constrain")
-    for layer in found:
-        if layer.variable.constraint is not None:
-            raise ValueError(
-                f"{layer.name!r} has a constraint, {layer.variable.constraint!r}: wanted a kernel without one"
-            )
-    for layer, geometry in [(layer, _geometry(layer, circular)) for layer in found]:
+
+    def make(layer: ConvLayer, geometry: dict[str, Any]) -> OperatorNorm:
         _check_dtype(layer.kernel, layer.name)
-        constraint = OperatorNorm(bound, method, steps, **geometry)
-        layer.variable.constraint = constraint
-        setattr(layer.layer, f"{layer.part}_constraint", constraint)
-    return found
+        return OperatorNorm(bound, method, steps, **geometry)
+
+    return _attach("constraint", make, conv_layers(model, example_input), circular)
 
 
 def penalize(
@@ -402,19 +394,11 @@ def penalize(
     >>> len(model.losses)
     1
     """
-    found = conv_layers(model, example_input)
-    if not found:
-        raise ValueError("model has no convolution to penalize")
-    for layer in found:
-        if layer.variable.regularizer is not None:
-            raise ValueError(
-                f"{layer.name!r} has a regularizer, {layer.variable.regularizer!r}: wanted a kernel without one"
-            )
-    for layer, geometry in [(layer, _geometry(layer, circular)) for layer in found]:
-        penalty = OperatorNormPenalty(kind, weight, options or None, **geometry)
-        layer.variable.regularizer = penalty
-        setattr(layer.layer, f"{layer.part}_regularizer", penalty)
-    return found
+
+    def make(layer: ConvLayer, geometry: dict[str, Any]) -> OperatorNormPenalty:
+        return OperatorNormPenalty(kind, weight, options or None, **geometry)
+
+    return _attach("regularizer", make, conv_layers(model, example_input), circular)
 
 
 def analyze(model: keras.layers.Layer, example_input: object = None, **options: Any) -> list[LayerReport]:
@@ -432,6 +416,23 @@ def analyze(model: keras.layers.Layer, example_input: object = None, **options: 
     list of LayerReport
     """
     return convsv_core.analyze(model, example_input, **options)
+
+
+def _attach(
+    attribute: str, make: Callable[[ConvLayer, dict[str, Any]], Any], found: list[ConvLayer], circular: bool
+) -> list[ConvLayer]:
+    """Give kernels a constraint or a regularizer, as their variables and their layers hold it."""
+    if not found:
+        raise ValueError(f"model has no convolution to give a {attribute} to")
+    for layer in found:
+        held = getattr(layer.variable, attribute)
+        if held is not None:
+            raise ValueError(f"{layer.name!r} has a {attribute}, {held!r}: wanted a kernel without one")
+    for layer, geometry in [(layer, _geometry(layer, circular)) for layer in found]:
+        made = make(layer, geometry)
+        setattr(layer.variable, attribute, made)
+        setattr(layer.layer, f"{layer.part}_{attribute}", made)
+    return found
 
 
 def _geometry(layer: ConvLayer, circular: bool) -> dict[str, Any]:
