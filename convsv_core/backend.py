@@ -218,6 +218,10 @@ class Backend:
         """Hold the library, while it is entered, to the caller's thread: where blocks have threads of their own."""
         return contextlib.nullcontext()
 
+    def multiplying(self, side: int) -> AbstractContextManager[object]:
+        """What holds while blocks of many matrices of this side are multiplied and factorised, not decomposed."""
+        return contextlib.nullcontext()
+
     def batch_size(self, count: int) -> int:
         """To how many rows a batch of `count`, which differs from call to call, is best filled up."""
         return count

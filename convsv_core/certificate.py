@@ -23,8 +23,9 @@ from convsv_core.threshold import Threshold, sum_of_norms
 COARSER = (8, 4, 2, 1)
 """Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
 
-TESTED_RTOLS = (0.53, 0.072, 0.0098)
-"""How far the norm can rise between the frequencies of the grids that a kernel is tested on first."""
+TESTED = {0.53: 0.25, 0.072: 0.6, 0.0098: 0.6}
+"""How far the norm can rise between the frequencies of the grids that a kernel is tested on first, and of which share
+of the problem's own frequencies, at most, one may consist to be tried."""
 
 TESTED_FREQUENCIES = 1024
 """Most frequencies of such a grid; beyond it, searches that leave out most of a grid are cheaper."""
@@ -161,35 +162,39 @@ def left_above(problem: Problem) -> HostArray | None:
     operand, plan = problem.narrow, problem.operand.plan
     limit = float(problem.bound) * (1 - 4 * operand.eps)
     shape = tuple(int(extent) for extent in operand.kernel.shape)
-    most = TESTED_FREQUENCIES if problem.every_size else min(TESTED_FREQUENCIES, len(plan.frequencies) // 4)
-    failed: tuple[Threshold, HostArray] | None = None
-
-    def above(grid: Plan, level: float) -> HostArray:
-        nonlocal failed
-        frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
-        threshold = Threshold(dataclasses.replace(operand, plan=grid), frequencies)
-        rows = threshold.rows_above(level)
-        assert rows is not None
-        if len(rows):
-            failed = threshold, rows[:RETESTED]
-        return rows
-
-    def is_hopeless(level: float) -> bool:
-        if failed is None:
-            return False
-        rows = failed[0].rows_above(level, failed[1])
-        return rows is None or len(rows) > 0
-
-    for rtol in TESTED_RTOLS:
+    threshold: Threshold | None = None
+    rows = np.zeros(0, int)
+    for rtol, share in TESTED.items():
         extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
         grid = make_plan(shape, plan.real, extents, conv)
-        if len(grid.frequencies) > most or is_hopeless(limit / factor):
+        level = limit / factor
+        most = TESTED_FREQUENCIES if problem.every_size else min(TESTED_FREQUENCIES, share * len(plan.frequencies))
+        if len(grid.frequencies) > most:
             continue
-        if not len(above(grid, limit / factor)):
-            return np.zeros(0, int)
-    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES or is_hopeless(limit):
+        if threshold is not None and len(_rows_above(threshold, level, rows[:RETESTED])):
+            continue
+        threshold = _on_grid(operand, grid, threshold)
+        rows = _rows_above(threshold, level)
+        if not len(rows):
+            return rows
+    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES:
         return None
-    return above(plan, limit)
+    return _rows_above(_on_grid(operand, plan, threshold), limit)
+
+
+def _on_grid(operand: Operand, grid: Plan, known: Threshold | None) -> Threshold:
+    """Tests of an operand on another grid, with the Gram matrices' coefficients if those of `known` are the same."""
+    frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
+    coefficients = None
+    if known is not None and [a.offsets for a in known.operand.plan.axes] == [a.offsets for a in grid.axes]:
+        coefficients = known.coefficients
+    return Threshold(dataclasses.replace(operand, plan=grid), frequencies, coefficients=coefficients)
+
+
+def _rows_above(threshold: Threshold, level: float, rows: HostArray | None = None) -> HostArray:
+    above = threshold.rows_above(level, rows)
+    assert above is not None
+    return above
 
 
 def _slack(operand: Operand, rounding: float, limit: float) -> float:

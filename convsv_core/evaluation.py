@@ -6,6 +6,7 @@ block, is less work than an FFT for the kernels of real networks, and leaves the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from convsv_core.backend import Array
-from convsv_core.operand import Operand
-from convsv_core.plan import IntArray, unit_phases
+from convsv_core.operand import COMPLEX_OF, Operand
+from convsv_core.plan import HostArray, IntArray, unit_phases
 
 BLOCK_BYTES = 1 << 28
 """Default budget, in bytes, for the frequencies held at one time."""
@@ -132,14 +133,15 @@ def itemsize(operand: Operand) -> int:
 
 def phase_tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]:
     """The phases of each axis's offsets at all frequencies of one period: shape (period, offsets) each, complex."""
-    phases = [
-        unit_phases(np.outer(np.arange(axis.period), chosen), axis.period)
+    return [
+        operand.backend.constant(_phases(axis.period, tuple(chosen), COMPLEX_OF[operand.computed_in]), operand.kernel)
         for axis, chosen in zip(operand.plan.axes, offsets, strict=True)
     ]
-    return [
-        operand.xp.astype(operand.backend.constant(table, operand.kernel), operand.complex_dtype, copy=False)
-        for table in phases
-    ]
+
+
+@functools.lru_cache(maxsize=256)
+def _phases(period: int, offsets: tuple[int, ...], dtype: str) -> HostArray:
+    return unit_phases(np.outer(np.arange(period), offsets), period).astype(dtype)
 
 
 def phases_at(tables: list[Array], frequencies: Array, xp: ModuleType) -> Array:

@@ -8,6 +8,7 @@ the frequencies. One pass is a clip-and-cut step; repeated, passes make the proj
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from convsv_core.backend import Array, Backend
 from convsv_core.decomposition import safe_sqrt, squared_norm
 from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
 from convsv_core.gram import smaller_gram
+from convsv_core.leading import LEADING_ENTRIES, LEADING_SIDE, expected_share, leading_pairs
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
 from convsv_core.threshold import Method, Threshold
@@ -28,6 +30,13 @@ FAST_STEPS, LAST_STEPS = 10, 4
 FAST, LAST = (3.4445, -4.775, 2.0315), (15 / 8, -10 / 8, 3 / 8)
 """Coefficients of odd polynomials of degree 5. The first, of slope 3.4, keeps [0, 1.2] within it and leaves what has
 been raised in [0.68, 1.14]; the second is Newton and Schulz's of third order at 1."""
+
+
+PROBED = 16
+"""Of so many matrices, one tells whether the leading pairs will do."""
+
+WORTHWHILE = 0.5
+"""Share of the matrices for which these have to do: the others are decomposed after all."""
 
 
 def excess_pass(
@@ -83,19 +92,24 @@ def excess_pass(
     if not len(rows):
         return xp.zeros_like(kernel), *(_no_excess(operand, symbol.coefficients, count) if keep else (None, None))
 
-    def of_block(chosen: Array) -> tuple[Array, ...]:
+    def matrices_at(chosen: Array) -> tuple[Array, Array]:
         phases = symbol.phases(xp.take(frequencies, chosen, axis=0))
         matrices = symbol.matrices(phases)
-        if dual is not None:
-            matrices = matrices + xp.take(dual, chosen, axis=0)
-        excess, trace = EXCESSES[method](backend, matrices, limit, lower)
+        return phases, matrices if dual is None else matrices + xp.take(dual, chosen, axis=0)
+
+    def of_block(chosen: Array) -> tuple[Array, ...]:
+        phases, matrices = matrices_at(chosen)
+        excess, trace = excess_of(backend, matrices, limit, lower)
         weighted = phases * xp.take(weights, chosen, axis=0)[:, None]
         flat = xp.reshape(excess, (excess.shape[0], -1))
         part = xp.reshape(xp.matmul(backend.adjoint(weighted), flat), (1, -1, *matrices.shape[1:]))
         return (part, excess, trace) if keep else (part,)
 
+    few = method == "gram" and _few_exceed(operand, lambda places: matrices_at(places)[1], rows, limit)
+    excess_of = _excess_leading if few else EXCESSES[method]
     row_bytes = (4 if keep else 3) * symbol.row_bytes
-    found = backend.map_blocks(of_block, rows, kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
+    with backend.multiplying(min(operand.plan.block)) if few else contextlib.nullcontext():
+        found = backend.map_blocks(of_block, rows, kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
     change = to_kernel(operand, xp.sum(found[0], axis=0))
     if not keep:
         return change, None, None
@@ -127,9 +141,8 @@ def to_kernel(operand: Operand, taps: Array) -> Array:
     Taps of a kernel larger than the input that wrap onto each other share what they have in common.
     """
     xp, plan = operand.xp, operand.plan
-    kernel = operand.from_taps(taps) / math.prod(plan.periods)
-    kernel = xp.real(kernel) if plan.real else kernel
-    return kernel / sharing(operand)
+    kernel = operand.from_taps(xp.real(taps) if plan.real else taps) / math.prod(plan.periods)
+    return kernel / sharing(operand) if np.any(plan.sharing > 1) else kernel
 
 
 def sharing(operand: Operand) -> Array:
@@ -137,7 +150,7 @@ def sharing(operand: Operand) -> Array:
     xp, conv = operand.xp, operand.plan.conv
     order = [conv.spatial.index(letter) for letter in conv.layout if letter in conv.spatial]
     spatial = [n if letter in conv.spatial else 1 for letter, n in zip(conv.layout, operand.kernel.shape, strict=True)]
-    counts = operand.plan.sharing().transpose(order).reshape(spatial).astype(float)
+    counts = operand.plan.sharing.transpose(order).reshape(spatial).astype(float)
     return xp.astype(operand.backend.constant(counts, operand.kernel), operand.real_dtype, copy=False)
 
 
@@ -163,9 +176,9 @@ def taps_of(operand: Operand, frequencies: Array, weights: Array, matrices: Arra
 def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None) -> tuple[Array, Array]:
     xp = backend.namespace(matrices)
     u, s, vh = backend.svd(matrices)
-    excess = xp.clip(s - limit, 0.0, None)
+    excess = xp.maximum(s - limit, xp.zeros_like(s))
     if lower is not None:
-        excess = excess - xp.clip(lower - s, 0.0, None)
+        excess = excess - xp.maximum(lower - s, xp.zeros_like(s))
     return xp.matmul(u * xp.astype(excess, matrices.dtype)[..., None, :], vh), xp.sum(excess, axis=(-2, -1))
 
 
@@ -174,16 +187,56 @@ def _excess_gram(backend: Backend, matrices: Array, limit: Array, _: Array | Non
 
     Its error is about ``eps * norm**2 / limit``.
     """
+    if min(matrices.shape[-2:]) == 1:
+        return _excess_of_vectors(backend, matrices, limit)
+    return _excess_of_pairs(backend, matrices, limit, *backend.eigh(smaller_gram(backend, matrices)))
+
+
+def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array) -> bool:
+    """Whether to look for the leading vectors alone, in a pass whose answer is of 32 bits."""
+    backend, side = operand.backend, min(operand.plan.block)
+    if not operand.widened or side < LEADING_SIDE or len(rows) * side**2 < LEADING_ENTRIES:
+        return False
+    if not backend.truth(limit > 0):
+        return False
+    if len(rows) < 2 * PROBED:
+        return True
+    sample = backend.constant(rows[::PROBED], operand.kernel)
+    return expected_share(backend, matrices_at(sample), limit) >= WORTHWHILE
+
+
+def _excess_leading(backend: Backend, matrices: Array, limit: Array, _: Array | None) -> tuple[Array, Array]:
+    """The same from the leading eigenvectors, and from all where these do not do."""
+    squares, vectors, sure = leading_pairs(backend, matrices, limit)
+    found, traces = _excess_of_pairs(backend, matrices, limit, squares, vectors)
+    left = np.flatnonzero(~sure)
+    if len(left):
+        xp = backend.namespace(matrices)
+        others = _excess_gram(backend, backend.take(matrices, left, 0), limit, None)
+        places = np.arange(len(sure))
+        places[left] = len(sure) + np.arange(len(left))
+        found, traces = (
+            backend.take(xp.concat(two, axis=0), places, 0) for two in zip((found, traces), others, strict=True)
+        )
+    return found, traces
+
+
+def _excess_of_vectors(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
+    """Of matrices with a single row or column."""
     xp = backend.namespace(matrices)
-    rows, columns = matrices.shape[-2:]
-    if min(rows, columns) == 1:
-        norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))
-        excess = xp.clip(norms - limit, 0.0, None)
-        share = excess / xp.where(norms > 0, norms, xp.ones_like(norms))
-        return matrices * xp.astype(share, matrices.dtype)[..., None, None], xp.sum(excess, axis=-1)
-    values, vectors = backend.eigh(smaller_gram(backend, matrices))
+    norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))
+    excess = xp.maximum(norms - limit, xp.zeros_like(norms))
+    share = excess / xp.where(norms > 0, norms, xp.ones_like(norms))
+    return matrices * xp.astype(share, matrices.dtype)[..., None, None], xp.sum(excess, axis=-1)
+
+
+def _excess_of_pairs(
+    backend: Backend, matrices: Array, limit: Array, values: Array, vectors: Array
+) -> tuple[Array, Array]:
+    """From eigenvalues, ascending, and vectors of the smaller Gram matrices: of all that are above the bound."""
+    xp = backend.namespace(matrices)
     norms = safe_sqrt(xp, values)
-    excess = xp.clip(norms - limit, 0.0, None)
+    excess = xp.maximum(norms - limit, xp.zeros_like(norms))
     leading = xp.max(xp.sum(xp.astype(excess > 0, xp.int32), axis=-1)) if excess.shape[0] else None
     if leading is not None and backend.truth(leading > 0) is not None:  # eager: the pairs that exceed are the last
         first = values.shape[-1] - int(leading)
@@ -192,7 +245,7 @@ def _excess_gram(backend: Backend, matrices: Array, limit: Array, _: Array | Non
         kept = excess
     share = xp.astype(kept / xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)[..., None, :]
     adjoint = backend.adjoint(vectors)
-    if rows <= columns:
+    if matrices.shape[-2] <= matrices.shape[-1]:
         found = xp.matmul(vectors * share, xp.matmul(adjoint, matrices))
     else:
         found = xp.matmul(xp.matmul(matrices, vectors * share), adjoint)

@@ -118,9 +118,8 @@ class Operand:
         classes = [len(axis.residues) for axis in plan.axes]
         for index, axis in enumerate(plan.axes):
             # The spatial axis `index` becomes (offset, class); the class moves behind the axes still to do.
-            slots = np.asarray(axis.slots).reshape(-1)
-            if not np.array_equal(slots, np.arange(axis.taps)):
-                taps = self.take_or_zero(taps, slots, index)
+            if axis.tap_of_slot is not None:
+                taps = self.take_or_zero(taps, axis.tap_of_slot, index)
         shape = tuple(itertools.chain.from_iterable((len(a.offsets), len(a.residues)) for a in plan.axes))
         taps = xp.reshape(taps, (*shape, plan.groups, plan.rows, plan.columns))
         offset_axes = range(0, 2 * ndim, 2)
@@ -150,9 +149,8 @@ class Operand:
         merged = [q * r for q, r in zip(offsets, classes, strict=True)]
         taps = xp.reshape(taps, (*merged, plan.groups * plan.rows, plan.columns))
         for index, axis in enumerate(plan.axes):
-            places = np.asarray([q * len(axis.residues) + r for q, r in axis.tap_slots()])
-            if not np.array_equal(places, np.arange(merged[index])):
-                taps = self.backend.take(taps, places, index)
+            if axis.slot_of_tap is not None:
+                taps = self.backend.take(taps, axis.slot_of_tap, index)
         if conv.transposed:
             taps = self.backend.conj(taps)
         letters = (*conv.spatial, *(("I", "O") if conv.transposed else ("O", "I")))
@@ -187,7 +185,8 @@ def check_conv(conv: object) -> None:
 
 def dtype_name(dtype: Any) -> str:
     """Name of an array's dtype, of any library, such as "float32"."""
-    return str(dtype).rpartition(".")[2]
+    name: str = getattr(dtype, "name", "") or str(dtype).rpartition(".")[2]
+    return name
 
 
 def check_dtype(kernel: Array) -> str:
@@ -220,8 +219,7 @@ def normalise(kernel: Array, backend: Backend) -> tuple[Array, Array]:
     largest = xp.max(xp.abs(backend.stop_gradient(kernel)))
     # Half an exponent of room on each side keeps the power itself and its reciprocal normal numbers.
     limits = xp.finfo(largest.dtype)
-    largest = xp.clip(largest, float(limits.smallest_normal) * 4, float(limits.max) / 4)
-    is_zero = largest <= float(limits.smallest_normal) * 4
-    exponent = xp.where(is_zero, xp.zeros_like(largest), xp.floor(xp.log2(largest)))
-    scale = xp.pow(xp.full_like(exponent, 2.0), exponent)
+    least, most = (xp.full_like(largest, x) for x in (4 * float(limits.smallest_normal), float(limits.max) / 4))
+    largest = xp.where(largest <= least, xp.ones_like(largest), xp.minimum(largest, most))
+    scale = xp.pow(xp.full_like(largest, 2.0), xp.floor(xp.log2(largest)))
     return kernel / scale, scale

@@ -71,6 +71,17 @@ class Axis:
         places = [(r, self.offsets[q] % self.period) for q, r in self.tap_slots()]
         return np.asarray([places.count(place) for place in places])
 
+    @functools.cached_property
+    def tap_of_slot(self) -> IntArray | None:
+        """`slots` in row-major order; None where these are the taps in their own order."""
+        return _unless_in_order(np.asarray(self.slots).reshape(-1), self.taps)
+
+    @functools.cached_property
+    def slot_of_tap(self) -> IntArray | None:
+        """For each tap its slot in row-major order; None where these are the slots in their own order."""
+        slots = [q * len(self.residues) + r for q, r in self.tap_slots()]
+        return _unless_in_order(np.asarray(slots), len(self.offsets) * len(self.residues))
+
     def tap_slots(self) -> list[tuple[int, int]]:
         """The indices ``(q, r)`` into `slots` of each tap."""
         found = {tap: (q, r) for q, row in enumerate(self.slots) for r, tap in enumerate(row)}
@@ -151,6 +162,7 @@ class Plan:
         weights[: self.self_conjugate] = 1.0
         return weights
 
+    @functools.cached_property
     def sharing(self) -> HostArray:
         """For each tap, how many taps act at the same place, with the shape of the kernel's spatial axes."""
         return np.asarray(functools.reduce(np.multiply.outer, [axis.sharing() for axis in self.axes]))
@@ -261,6 +273,10 @@ def _fits(taps: int, extent: int, stride: int, dilation: int, pad: tuple[int, in
     outputs = (extent + sum(pad) - dilation * (taps - 1) - 1) // stride + 1
     padded_alike = padding_mode == "circular" or not any(pad)
     return padded_alike and extent % stride == 0 and outputs == extent // stride
+
+
+def _unless_in_order(places: IntArray, count: int) -> IntArray | None:
+    return None if np.array_equal(places, np.arange(count)) else places
 
 
 def unit_phases(numerators: IntArray, denominator: int) -> HostArray:

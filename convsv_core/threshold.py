@@ -12,8 +12,8 @@ import numpy as np
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.decomposition import squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
-from convsv_core.gram import GramPolynomial, gram_evaluator, smaller_gram
+from convsv_core.evaluation import BLOCK_BYTES, Evaluator, symbol_polynomial
+from convsv_core.gram import GramPolynomial, gram_evaluator, gram_polynomial, smaller_gram
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
@@ -42,15 +42,26 @@ class Threshold:
         To be added to the symbol.
     method : "svd", "gram" or "products"
         How the excess over the limit will be computed.
+    coefficients : array, optional
+        Of the Gram matrices, if they are known: see `coefficients`.
     """
 
     def __init__(
-        self, operand: Operand, frequencies: Array, dual: Array | None = None, method: Method = "gram"
+        self,
+        operand: Operand,
+        frequencies: Array,
+        dual: Array | None = None,
+        method: Method = "gram",
+        coefficients: Array | None = None,
     ) -> None:
         self.operand, self.frequencies, self.dual = operand, frequencies, dual
         self._below = _below_by_powers if method == "products" else _below
         self._symbol = symbol_polynomial(operand)
-        self._gram = gram_evaluator(operand, self._symbol) if dual is None else None
+        self._gram: Evaluator | None = None
+        if coefficients is not None:
+            self._gram = gram_polynomial(operand, coefficients)
+        elif dual is None:
+            self._gram = gram_evaluator(operand, self._symbol)
         self._polynomial = self._gram if isinstance(self._gram, GramPolynomial) and method != "products" else None
 
     def rows_above(self, limit: float | Array, rows: HostArray | None = None) -> HostArray | None:
@@ -67,7 +78,8 @@ class Threshold:
             return None
         if not len(rows):
             return np.zeros((0, operand.plan.groups), bool)
-        return ~self._map(lambda chosen: self._are_below(level, chosen), rows)
+        with operand.backend.multiplying(min(operand.plan.block)):
+            return ~self._map(lambda chosen: self._are_below(level, chosen), rows)
 
     def largest(self, rows: HostArray) -> tuple[float, float]:
         """An upper bound of the norms at some of the rows, and by how much its square counts rounding in."""
@@ -84,6 +96,11 @@ class Threshold:
 
         upper, value = np.maximum(self._map(of_block, rows).astype(float).max(axis=0), 0.0).tolist()
         return math.sqrt(upper), upper - value
+
+    @property
+    def coefficients(self) -> Array | None:
+        """Those of the Gram matrices, where they have been made: the same on every grid with these offsets."""
+        return None if self._polynomial is None else self._polynomial.coefficients
 
     @property
     def polynomial_rounding(self) -> float:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
+import array_api_compat.numpy as xp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
@@ -21,6 +22,9 @@ BLAS_ENTRIES = 1 << 18
 
 Those spin for a while after a product, and keep the threads of this backend waiting.
 """
+
+THREADED_SIDE = 48
+"""Side of matrices from which products of them gain from threads for blocks."""
 
 
 class NumpyBackend(Backend):
@@ -35,8 +39,10 @@ class NumpyBackend(Backend):
 
     def library(self) -> ModuleType:
         """NumPy through array-api-compat."""
-        import array_api_compat.numpy as xp
+        return xp
 
+    def namespace(self, array: Array) -> ModuleType:
+        """The same: to ask the array takes longer than many a call on small ones."""
         return xp
 
     def asarray(self, array: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
@@ -76,6 +82,10 @@ class NumpyBackend(Backend):
             if threads == 1 or not worth_threads(rows, row_bytes):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
+
+    def multiplying(self, side: int) -> AbstractContextManager[object]:
+        """Without threads for blocks of small matrices, each of which would wait for a lock in OpenBLAS."""
+        return self.single_threaded() if side < THREADED_SIDE else contextlib.nullcontext()
 
     def single_threaded(self) -> AbstractContextManager[object]:
         """One BLAS thread, and no threads for blocks within."""

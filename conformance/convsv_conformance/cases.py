@@ -79,6 +79,13 @@ def _deficient(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.asarray(rows * rng.standard_normal((1, *shape[1:])))
 
 
+def _leading(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """One singular value, of a single tap, far above the others at every frequency."""
+    kernel = 0.1 * rng.standard_normal(shape)
+    kernel[..., *[0] * (len(shape) - 2)] += _deficient(rng, shape[:2])
+    return kernel
+
+
 def _rotation(rng: np.random.Generator, size: int) -> Array:
     q: Array = np.linalg.qr(rng.standard_normal((size, size)))[0]
     return q
@@ -93,6 +100,7 @@ FILLS: dict[str, Fill] = {
     "graded": _graded,
     "repeated": _repeated,
     "deficient": _deficient,
+    "leading": _leading,
 }
 
 

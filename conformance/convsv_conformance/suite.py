@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import convsv_core as convsv
-from convsv_conformance.cases import TABLE, Case, by_name, random_cases
+from convsv_conformance.cases import TABLE, Case, by_name, make_case, random_cases
 from convsv_conformance.checks import bounds, derivatives, errors, penalties, projection, spectrum, traps
 from convsv_conformance.target import Ledger, Target
 from convsv_core.plugins import get_backend, plugins
@@ -100,6 +100,11 @@ _CLIPPED = by_name(
     "depthwise-stride", "transposed-stride", "transposed-groups", "padding-on-one-side", "3d", "zero", "orthogonal",
     "deficient",
 )  # fmt: skip
+# Large enough for the leading vectors of many matrices to be looked for together.
+_LEADING = (
+    make_case("leading", (64, 64), (3,), (4,), fill="leading"),
+    make_case("leading-tall", (72, 64), (3,), (4,), fill="leading"),
+)
 _PENALISED = by_name(
     *(case.name for case in _SMOOTH), "transposed-groups", "identity", "orthogonal", "orthogonal-1d", "deficient",
     "repeated", "graded", "zero", "zero-stride", "zero-depthwise",
@@ -121,7 +126,7 @@ FEATURES = (
     Feature("svd", spectrum.svd, TABLE),
     Feature("singular vectors", spectrum.singular_vectors, TABLE),
     Feature("scalars", spectrum.scalars, TABLE),
-    Feature("clip", spectrum.clip, _CLIPPED, ALL_DTYPES),
+    Feature("clip", spectrum.clip, (*_CLIPPED, *_LEADING), ALL_DTYPES),
     Feature("project", projection.of_one_size, _PROJECTED, ALL_DTYPES),
     Feature("project, nearest", projection.nearest, _NEAREST),
     Feature("project, every size", projection.of_every_size, _ANY_SIZE),
