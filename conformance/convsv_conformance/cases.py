@@ -81,8 +81,9 @@ def _deficient(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 def _leading(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """One singular value, of a single tap, far above the others at every frequency."""
-    kernel = 0.1 * rng.standard_normal(shape)
-    kernel[..., *[0] * (len(shape) - 2)] += _deficient(rng, shape[:2])
+    kernel: Array = 0.1 * rng.standard_normal(shape)
+    corner: Any = (..., *(0 for _ in shape[2:]))
+    kernel[corner] += _deficient(rng, shape[:2])
     return kernel
 
 
