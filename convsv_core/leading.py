@@ -92,7 +92,7 @@ def _leading_space(backend: Backend, matrices: Array) -> Array:
     xp = backend.namespace(matrices)
     for done in range(1, SQUARINGS + 1):
         matrices = xp.matmul(matrices, matrices)
-        if done % 2 == 0:  # numbers that small have still an exponent in single precision
+        if 2 * done == SQUARINGS:  # so that the largest entries stay within single precision's exponents
             matrices = _divided(backend, matrices, xp.real(xp.linalg.trace(matrices)))
     columns = xp.astype(backend.constant(_start(matrices.shape[-1]), matrices), matrices.dtype)
     for done in range(1, APPLICATIONS + 1):
