@@ -111,6 +111,12 @@ class GramPolynomial:
         """Rounding error of the matrices' eigenvalues: a 0-d array."""
         return gram_rounding(self.operand, self.coefficients)
 
+    def roundings(self) -> HostArray:
+        """The same on the host, for each group by itself."""
+        norms = np.sqrt(self.operand.backend.to_numpy(squared_norm(self.operand.xp, self.coefficients, axis=(-2, -1))))
+        sums = norms[0].astype(float) + 2 * norms[1:].astype(float).sum(axis=0)
+        return np.asarray(sum_rounding(self.operand.plan) * self.operand.eps * sums)
+
     def moduli(self) -> Array:
         """See `coefficient_moduli`."""
         return coefficient_moduli(self.operand, self.coefficients)
@@ -145,10 +151,11 @@ def smaller_gram(backend: Backend, matrices: Array) -> Array:
     return xp.matmul(matrices, adjoint) if wide else xp.matmul(adjoint, matrices)
 
 
-def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
+def gram_evaluator(operand: Operand, symbol: Evaluator, pair_cost: float = SMALL_PRODUCTS) -> Evaluator:
     """Return the cheapest way to evaluate the Gram matrices of `symbol`.
 
-    Their coefficients cost a product for every pair of taps, which soon is less than a product for every frequency.
+    Their coefficients cost a product for every pair of taps, which soon is less than a product for every frequency. A
+    lower `pair_cost` than that of the products favours the coefficients where they have another use.
     """
     plan = operand.plan
     rows, columns = plan.block
@@ -156,7 +163,7 @@ def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
     offsets = math.prod(len(axis.offsets) for axis in plan.axes)
     differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
     direct = len(plan.frequencies) * rows * columns * ((4 if plan.real else 8) * offsets + 8 * side)
-    pairs = SMALL_PRODUCTS * offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
+    pairs = pair_cost * offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
     if pairs + len(plan.frequencies) * (2 if plan.real else 4) * differences * side**2 > direct:
         return GramOf(operand, symbol)
     return gram_polynomial(operand)

@@ -1,26 +1,34 @@
 """Rescaling of several kernels at once, each to a bound of its operator norm: for use in every step of a training.
 
-Kernels of one shape and geometry are the groups of one grouped convolution. Their matrices are tested together, and the
-eigenvalues are computed of those alone that are not shown to be within the bound.
+Kernels of one shape and geometry are the groups of one grouped convolution: the coefficients of their Gram matrices and
+the moments of these are computed together. Moments leave out most frequencies, a test most of the others, and
+eigenvalues are computed of the rest alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.decomposition import squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, itemsize, symbol_polynomial
+from convsv_core.evaluation import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
 from convsv_core.fixed_grid import every_size_grid
-from convsv_core.gram import smaller_gram
-from convsv_core.operand import Operand, make_operand
+from convsv_core.gram import GramOf, GramPolynomial, gram_evaluator
+from convsv_core.moments import frequency_factors, moment_bounds
+from convsv_core.operand import make_operand
 from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
-from convsv_core.threshold import Threshold, product_rounding
+from convsv_core.threshold import grams_below, product_rounding
+
+FIRST_PROBES = 1
+"""Frequencies whose eigenvalues are computed before the others are tested against the largest of them."""
 
 
 def rescale_together(
@@ -87,8 +95,9 @@ def rescale_together(
     with backend.computing(kernels[0]):
         operand = make_operand(xp.concat(list(kernels), axis=axis), input_shape, together)
         limit = bound / factor / float(operand.scale)
-        uppers = _upper_bounds(operand, (1 - headroom) * limit, len(kernels))
-        sizes = _sums_of_norms(operand, len(kernels))
+        symbol = symbol_polynomial(operand)
+        uppers = _upper_bounds(symbol, (1 - headroom) * limit, len(kernels))
+        sizes = _sums_of_norms(symbol, len(kernels))
     eps = operand.answer_eps
     results = []
     for kernel, share, size in zip(kernels, (uppers / limit).tolist(), (sizes / limit).tolist(), strict=True):
@@ -101,51 +110,133 @@ def rescale_together(
     return results
 
 
-def _upper_bounds(operand: Operand, limit: float, count: int) -> HostArray:
+def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> HostArray:
     """Upper bounds of the norms of `count` kernels side by side, at the operand's scale; none below `limit`."""
-    plan, backend = operand.plan, operand.backend
-    frequencies = backend.constant(plan.frequencies, operand.kernel)
-    threshold = Threshold(operand, frequencies)
-    above = threshold.above(limit * (1 - 4 * operand.eps), np.arange(len(plan.frequencies)))
-    if above is None:
+    operand, groups = symbol.operand, symbol.operand.plan.groups // count
+    if operand.finite is not None:
         raise ValueError("under tracing no norm can be looked at: wanted arrays with values")
-    rows, groups = np.nonzero(above)
-    uppers = np.full(plan.groups, limit)
-    if len(rows):
-        squares = _largest_eigenvalues(operand, backend.constant(plan.frequencies[rows], operand.kernel), groups)
-        np.maximum.at(uppers, groups, np.sqrt(np.maximum(squares, 0.0) + threshold.polynomial_rounding))
-    return uppers.reshape(count, -1).max(axis=1)
+    uppers, estimates = np.full((len(operand.plan.frequencies), count), np.inf), np.zeros(count)
+    roundings = np.zeros(count)
+    gram = gram_evaluator(operand, symbol, pair_cost=1)
+    polynomial = gram if isinstance(gram, GramPolynomial) else None
+    if polynomial is not None:
+        roundings = polynomial.roundings().reshape(count, groups).max(axis=1)
+        if (bounds := moment_bounds(polynomial)) is not None:
+            uppers, likely = (bound.reshape(-1, count, groups).max(axis=2) for bound in bounds)
+            uppers, estimates = uppers + roundings, likely.max(axis=0)
+    squares = []
+    for index in range(count):
+        matrices = Matrices(symbol, polynomial, float(roundings[index]), slice(index * groups, (index + 1) * groups))
+        squares.append(_largest(matrices, uppers[:, index], float(estimates[index]), limit * limit))
+    return np.sqrt(squares)
 
 
-def _largest_eigenvalues(operand: Operand, frequencies: Array, groups: HostArray) -> HostArray:
-    """Of the Gram matrices of single groups, each at a frequency of its own, with rounding counted in.
+def _largest(matrices: Matrices, uppers: HostArray, estimate: float, level: float) -> float:
+    """The largest eigenvalue at all frequencies, rounding counted in, or `level` where that is above it.
 
-    Twice, so that a kernel that is divided by the root passes the test, which counts it too.
+    Eigenvalues cost several times as much as a test whether they are below a level. So the first ones are those where
+    the bounds from above are largest, and all others are tested against what these gave.
+
+    Parameters
+    ----------
+    matrices : Matrices
+    uppers : float array, shape (visited,)
+        Bounds from above.
+    estimate : float
+        What the largest is likely to exceed.
+    level : float
     """
-    xp, backend = operand.xp, operand.backend
-    symbol = symbol_polynomial(operand)
-    offsets, _, rows, columns = symbol.coefficients.shape
-    taps = xp.permute_dims(symbol.coefficients, (1, 0, 2, 3))
-
-    def of_block(chosen: Array) -> Array:
-        phases = symbol.phases(xp.take(frequencies, chosen, axis=0))
-        own = xp.take(taps, xp.take(places, chosen, axis=0), axis=0)
-        own = xp.astype(xp.reshape(own, (-1, offsets, rows * columns)), phases.dtype, copy=False)
-        matrices = xp.reshape(xp.matmul(phases[:, None, :], own), (-1, rows, columns))
-        grams = smaller_gram(backend, matrices)
-        values = xp.real(grams[..., 0, 0]) if grams.shape[-1] == 1 else backend.eigvalsh(grams)[..., -1]
-        return values + 2 * product_rounding(operand, xp.real(xp.linalg.trace(grams)))
-
-    places = backend.constant(groups, operand.kernel)
-    row_bytes = (offsets + 4) * rows * columns * itemsize(operand)
-    count = backend.batch_size(len(groups))
-    filled = np.minimum(np.arange(count), len(groups) - 1)
-    found = backend.map_blocks(of_block, filled, operand.kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
-    return np.asarray(backend.to_numpy(found)[: len(groups)], float)
+    rows = np.argsort(-uppers, kind="stable")
+    tested, probes = estimate <= level, FIRST_PROBES
+    while len(rows := rows[uppers[rows] > level]):
+        if tested:
+            rows = rows[matrices.above(rows, level)]
+        if len(rows):
+            level = max(level, matrices.largest(rows[:probes]))
+        rows, tested, probes = rows[probes:], True, 2 * probes
+    return level
 
 
-def _sums_of_norms(operand: Operand, count: int) -> HostArray:
+@dataclass(frozen=True)
+class Matrices:
+    """The Gram matrices of one of several kernels side by side, at the plan's frequencies.
+
+    Attributes
+    ----------
+    symbol : TrigonometricPolynomial
+        Of all kernels.
+    gram : GramPolynomial or None
+        Likewise. None: the matrices are products of the symbol's.
+    rounding : float
+        Rounding error of the eigenvalues, if they are those of a polynomial.
+    groups : slice
+        Those of the kernel.
+    """
+
+    symbol: TrigonometricPolynomial
+    gram: GramPolynomial | None
+    rounding: float
+    groups: slice
+
+    def above(self, rows: HostArray, level: float) -> HostArray:
+        """Which of the rows have an eigenvalue, of some group, that is not shown to be at most `level`."""
+        operand, part = self.symbol.operand, self.part
+        level *= 1 - 4 * operand.eps  # more than its own rounding
+
+        def are_below(block: Array) -> Array:
+            if isinstance(part, GramPolynomial):
+                return operand.backend.is_positive_definite(part.matrices(block))
+            return grams_below(operand, part(block), math.sqrt(level))
+
+        below = self._map(are_below, rows, level - self.rounding)
+        return np.asarray(~below.all(axis=1))
+
+    def largest(self, rows: HostArray) -> float:
+        """The largest eigenvalue at some of the rows, with rounding counted in.
+
+        Twice, so that a kernel that is divided by the root passes the test, which counts it too.
+        """
+        operand, part = self.symbol.operand, self.part
+        xp, backend = operand.xp, operand.backend
+
+        def least(block: Array) -> Array:
+            negative = part.matrices(block) if isinstance(part, GramPolynomial) else -part(block)
+            values = xp.real(negative[..., 0, 0]) if negative.shape[-1] == 1 else backend.eigvalsh(negative)[..., 0]
+            if isinstance(part, GramPolynomial):
+                return values - 2 * self.rounding
+            return values + 2 * product_rounding(operand, xp.real(xp.linalg.trace(negative)))
+
+        return -float(self._map(least, rows, 0.0).min())
+
+    @functools.cached_property
+    def part(self) -> GramPolynomial | GramOf:
+        """The kernel's own matrices."""
+        gram, groups = self.gram, self.groups
+        if gram is None:
+            taps = self.symbol.coefficients[:, groups, :, :]
+            return GramOf(self.symbol.operand, dataclasses.replace(self.symbol, coefficients=taps))
+        entries = gram.coefficients.shape[-1] ** 2
+        columns = slice(groups.start * entries, groups.stop * entries)
+        return dataclasses.replace(
+            gram,
+            coefficients=gram.coefficients[:, groups, :, :],
+            cosines=gram.cosines[:, columns],
+            sines=gram.sines[:, columns],
+        )
+
+    def _map(self, function: Callable[[Array], Array], rows: HostArray, level: float) -> HostArray:
+        operand, backend = self.symbol.operand, self.symbol.operand.backend
+        filled = rows[np.minimum(np.arange(backend.batch_size(len(rows))), len(rows) - 1)]
+        table = operand.plan.frequencies[filled]
+        if isinstance(self.part, GramPolynomial):
+            table = frequency_factors(operand.plan)[filled].astype(operand.computed_in)
+            table[:, 0] = level
+        found = backend.map_blocks(function, table, operand.kernel, row_bytes=self.part.row_bytes, budget=BLOCK_BYTES)
+        return backend.to_numpy(found)[: len(rows)]
+
+
+def _sums_of_norms(symbol: TrigonometricPolynomial, count: int) -> HostArray:
     """For each of `count` kernels side by side, the sum of its taps' Frobenius norms, at the operand's scale."""
-    squares = squared_norm(operand.xp, operand.taps(), axis=(-2, -1))
-    host = operand.backend.to_numpy(squares).astype(float)
+    squares = squared_norm(symbol.operand.xp, symbol.coefficients, axis=(-2, -1))
+    host = symbol.operand.backend.to_numpy(squares).astype(float)
     return np.asarray(np.sqrt(host.reshape(len(host), count, -1).sum(axis=2)).sum(axis=0))

@@ -55,7 +55,7 @@ class Threshold:
         coefficients: Array | None = None,
     ) -> None:
         self.operand, self.frequencies, self.dual = operand, frequencies, dual
-        self._below = _below_by_powers if method == "products" else _below
+        self._below = _below_by_powers if method == "products" else grams_below
         self._symbol = symbol_polynomial(operand)
         self._gram: Evaluator | None = None
         if coefficients is not None:
@@ -134,7 +134,8 @@ def product_rounding(operand: Operand, trace: Any) -> Any:
     return MARGIN_EPS * min(operand.plan.block) * operand.eps * trace
 
 
-def _below(operand: Operand, grams: Array, limit: Array) -> Array:
+def grams_below(operand: Operand, grams: Array, limit: float | Array) -> Array:
+    """Whether the eigenvalues of products, of a matrix and its adjoint, are at most `limit` squared."""
     xp, side = operand.xp, grams.shape[-1]
     level = limit**2 - product_rounding(operand, xp.real(xp.linalg.trace(grams)))
     identity = xp.astype(operand.backend.constant(np.eye(side), grams), grams.dtype, copy=False)

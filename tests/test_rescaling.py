@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 import convsv_core as convsv
+from convsv_core import moments, rescaling
+from convsv_core.evaluation import symbol_polynomial
+from convsv_core.gram import gram_polynomial
+from convsv_core.moments import moment_bounds
+from convsv_core.operand import make_operand
 from convsv_core.plugins import get_backend
 from convsv_core.rescaling import rescale_together
 from convsv_core.threshold import frobenius_bound
@@ -20,6 +27,8 @@ GEOMETRIES = {
     "transposed": ((4, 6, 4, 4), (6, 6), convsv.Conv("IOHW", stride=2, transposed=True)),
     "1-D": ((5, 3, 7), (16,), convsv.Conv("OIW", dilation=3)),
     "3-D": ((3, 2, 2, 3, 3), (4, 5, 6), convsv.Conv("OIDHW")),
+    "one tap": ((5, 4, 1, 1), (6, 6), convsv.Conv("OIHW")),
+    "more pairs of taps than frequencies": ((6, 6, 5, 5), (4, 4), convsv.Conv("OIHW")),
 }
 
 
@@ -87,6 +96,86 @@ def test_a_kernel_that_was_above_is_left_with_headroom() -> None:
     assert [found is kernel for (found, _), kernel in zip(results, kernels, strict=True)] == [True, True, False]
     assert [upper for _, upper in results] == pytest.approx([0.95, 0.98, 0.95], rel=1e-6)
     assert norm_of(results[2][0]) == pytest.approx(0.95, rel=1e-6)
+
+
+def make_flat_kernels(norms: list[float]) -> list[np.ndarray]:
+    """Kernels whose singular values are nearly alike at every frequency, so that moments tell little of the largest."""
+    rng = np.random.default_rng(5)
+    kernels = []
+    for norm in norms:
+        kernel = 0.01 * rng.standard_normal((8, 8, 3, 3))
+        kernel[:, :, 1, 1] += np.linalg.qr(rng.standard_normal((8, 8)))[0]
+        kernels.append(norm * kernel / float(convsv.operator_norm(kernel, (8, 8), convsv.Conv("OIHW"))))
+    return kernels
+
+
+def test_kernels_of_which_no_frequency_can_be_left_out() -> None:
+    conv = convsv.Conv("OIHW")
+    kernels = make_flat_kernels([0.5, 0.9999, 1.001, 1.3])
+    results = rescale_together(kernels, (8, 8), conv, 1.0)
+    for kernel, (found, upper) in zip(kernels, results, strict=True):
+        norm = float(convsv.operator_norm(kernel, (8, 8), conv))
+        assert (found is kernel) == (norm < 1)
+        assert float(convsv.operator_norm(found, (8, 8), conv)) == pytest.approx(min(norm, 1.0), rel=1e-9)
+        assert float(convsv.operator_norm(found, (8, 8), conv)) <= upper <= 1
+
+
+@pytest.mark.parametrize("guess", ["too large", "too small", "elsewhere", "none"])
+def test_a_wrong_guess_of_the_norm_costs_no_certificate(guess: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the bounds from above enter the result: estimates say what is looked at first."""
+
+    def planted(gram: object) -> tuple[np.ndarray, np.ndarray] | None:
+        found = moment_bounds(gram)  # type: ignore[arg-type]
+        assert found is not None
+        uppers, estimates = found
+        if guess == "elsewhere":  # valid, and worst where the norm is least
+            return 4 * uppers.max() - uppers, estimates
+        return None if guess == "none" else (uppers, estimates * (1e6 if guess == "too large" else 0.0))
+
+    shape, extents, conv = GEOMETRIES["plain"]
+    kernels = make_kernels(
+        shape,
+        "float64",
+        1.0,
+        np.asarray([0.9, 1.1, 2.0]),
+        lambda kernel: float(convsv.operator_norm(kernel, extents, conv)),
+    )
+    wanted = rescale_together(kernels, extents, conv, 1.0)
+    monkeypatch.setattr(rescaling, "moment_bounds", planted)
+    for kernel, (found, upper), (other, _) in zip(
+        kernels, rescale_together(kernels, extents, conv, 1.0), wanted, strict=True
+    ):
+        norm = float(convsv.operator_norm(found, extents, conv))
+        assert norm <= upper <= 1
+        assert norm == pytest.approx(min(1.0, float(convsv.operator_norm(kernel, extents, conv))), rel=1e-9)
+        np.testing.assert_allclose(found, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_moments_bound_the_norms_of_the_symbol(name: str, dtype: str) -> None:
+    shape, extents, conv = GEOMETRIES[name]
+    kernel = make_kernels(shape, dtype, 1.5, np.ones(1), lambda kernel: float(np.abs(kernel).max()))[0]
+    operand = make_operand(kernel, extents, conv)
+    gram = gram_polynomial(operand)
+    found = moment_bounds(gram)
+    assert found is not None
+    uppers, estimates = found
+    symbol = symbol_polynomial(make_operand(kernel.astype("complex128"), extents, conv))
+    turns = symbol.phases(operand.plan.frequencies)
+    norms = np.linalg.norm(symbol.matrices(turns), ord=2, axis=(-2, -1)) ** 2
+    slack = float(gram.rounding())
+    assert (norms <= uppers + slack).all()
+    assert (estimates <= norms + 4 * slack).all()
+    assert (uppers <= norms.max() * math.sqrt(min(operand.plan.block)) + 100 * slack).all()
+    if min(operand.plan.block) == 1:
+        np.testing.assert_allclose(uppers, norms, atol=4 * slack + 1e-3 * norms.max())
+
+
+def test_moments_are_left_out_where_their_tables_would_be_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, extents, conv = GEOMETRIES["plain"]
+    monkeypatch.setattr(moments, "MOMENT_ENTRIES", 100)
+    assert moment_bounds(gram_polynomial(make_operand(np.ones(shape), extents, conv))) is None
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
