@@ -93,6 +93,9 @@ def still_certified(target: Target, weight: torch.Tensor, bound: float) -> Proje
     reference = target.reference
     if reference is None or reference.kernel.shape != weight.shape or reference.kernel.device != weight.device:
         return None
+    least = float(torch.linalg.vector_norm(weight - reference.kernel))  # of what bounds the norm of the change
+    if any((u + least) * o.padding_norm > bound for u, o in zip(reference.uppers, target.operators, strict=True)):
+        return None
     wide = torch.complex128 if weight.is_complex() else torch.float64
     change = weight.to(wide) - reference.kernel.to(wide)
     drift = frobenius_bound(change, target.operators[0].conv) * (1 + DRIFT_ROUNDING)
