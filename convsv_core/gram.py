@@ -20,7 +20,7 @@ from convsv_core.evaluation import Evaluator, itemsize, phase_tables, phases_at
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray, Plan
 
-PAIRED_ENTRIES = 1 << 17
+PAIRED_ENTRIES = 1 << 18
 """Products of entries of the taps, in all pairs, up to which one matrix product makes them all."""
 
 SMALL_PRODUCTS = 4
