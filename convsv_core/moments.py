@@ -69,14 +69,13 @@ def moment_bounds(gram: GramPolynomial) -> tuple[HostArray, HostArray] | None:
 
 
 @functools.lru_cache(maxsize=64)
-def frequency_factors(plan: Plan) -> HostArray:
+def frequency_factors(plan: Plan, dtype: str = "float64") -> HostArray:
     """Rows of factors of ``-G``, as `GramPolynomial` takes them, at each visited frequency; not to be written to."""
     differences = np.asarray(list(itertools.product(*(differences_of(axis.offsets) for axis in plan.axes))))
     half = differences[len(differences) // 2 :]
     turns = (plan.frequencies[:, None, :] * half % plan.periods / plan.periods).sum(axis=2)
-    return np.concatenate(
-        [np.zeros((len(turns), 1)), -np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns[:, 1:])], axis=1
-    )
+    parts = [np.zeros((len(turns), 1)), -np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns[:, 1:])]
+    return np.concatenate(parts, axis=1).astype(dtype)
 
 
 def _inner_products(operand: Operand, rows: Array, groups: int) -> HostArray:

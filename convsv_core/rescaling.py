@@ -18,7 +18,7 @@ import numpy as np
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.decomposition import squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
+from convsv_core.evaluation import TrigonometricPolynomial, symbol_polynomial
 from convsv_core.fixed_grid import every_size_grid
 from convsv_core.gram import GramOf, GramPolynomial, gram_evaluator
 from convsv_core.moments import frequency_factors, moment_bounds
@@ -26,6 +26,9 @@ from convsv_core.operand import make_operand
 from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
 from convsv_core.threshold import grams_below, product_rounding
+
+TESTED_BYTES = 1 << 25
+"""Budget for matrices that are held at one time: memory that is given back to the system is slow to be had again."""
 
 FIRST_PROBES = 1
 """Frequencies whose eigenvalues are computed before the others are tested against the largest of them."""
@@ -229,9 +232,9 @@ class Matrices:
         filled = rows[np.minimum(np.arange(backend.batch_size(len(rows))), len(rows) - 1)]
         table = operand.plan.frequencies[filled]
         if isinstance(self.part, GramPolynomial):
-            table = frequency_factors(operand.plan)[filled].astype(operand.computed_in)
+            table = frequency_factors(operand.plan, operand.computed_in)[filled]
             table[:, 0] = level
-        found = backend.map_blocks(function, table, operand.kernel, row_bytes=self.part.row_bytes, budget=BLOCK_BYTES)
+        found = backend.map_blocks(function, table, operand.kernel, row_bytes=self.part.row_bytes, budget=TESTED_BYTES)
         return backend.to_numpy(found)[: len(rows)]
 
 
