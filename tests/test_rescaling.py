@@ -120,6 +120,22 @@ def test_kernels_of_which_no_frequency_can_be_left_out() -> None:
         assert float(convsv.operator_norm(found, (8, 8), conv)) <= upper <= 1
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_large_neighbour_takes_nothing_from_a_small_kernel(library: str) -> None:
+    shape, extents, conv = GEOMETRIES["plain"]
+    backend = get_backend(library)
+
+    def norm_of(kernel: np.ndarray) -> float:
+        return float(convsv.operator_norm(kernel, extents, conv))
+
+    kernels = make_kernels(shape, "float32", 1.0, np.asarray([3e3, 1.1, 0.99]), norm_of)
+    arrays = [backend.asarray(kernel) for kernel in kernels]
+    results = rescale_together(arrays, extents, conv, 1.0)
+    assert results[2][0] is arrays[2]
+    for found, upper in results[:2]:
+        assert 1 - 1e-3 <= norm_of(backend.to_numpy(found).astype("float64")) <= upper <= 1
+
+
 @pytest.mark.parametrize("guess", ["too large", "too small", "elsewhere", "none"])
 def test_a_wrong_guess_of_the_norm_costs_no_certificate(guess: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the bounds from above enter the result: estimates say what is looked at first."""
@@ -194,6 +210,7 @@ def test_the_norm_of_a_change_is_bounded_by_products_of_its_taps(name: str) -> N
         supremum = float(convsv.norm_bounds(kernel, conv, rtol=1e-6).lower)
         bound = frobenius_bound(kernel, conv)
         assert supremum <= bound * (1 + 16 * np.finfo(float).eps)
+        assert np.linalg.norm(kernel) <= bound * (1 + 16 * np.finfo(float).eps)
         taps = [shape[conv.layout.index(letter)] for letter in conv.spatial]
         order = [conv.layout.index(letter) for letter in ("O", "I", *conv.spatial)]
         norms = np.linalg.norm(kernel.transpose(order).reshape(-1, int(np.prod(taps))), axis=0)
