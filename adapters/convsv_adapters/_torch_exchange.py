@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +17,24 @@ class Exchange:
     rank = 0
     size = 1
 
-    def share_out(self, costs: Sequence[float]) -> list[int]:
-        """The rank that owns each piece of work: the next largest goes to the one with the least so far."""
+    def share_out(self, costs: Sequence[float], calls: Sequence[Sequence[int]]) -> list[int]:
+        """The rank that owns each piece of work: the next largest call goes to the one with the least so far.
+
+        Pieces of one call stay together, for what each call costs by itself, unless they are more than one rank's
+        share of everything.
+        """
+        share = sum(costs) / self.size  # positive
+        parts: list[tuple[float, Sequence[int]]] = []
+        for call in calls:
+            count = min(len(call), math.ceil(sum(costs[index] for index in call) / share))
+            parts += [(sum(costs[index] for index in part), part) for part in (call[i::count] for i in range(count))]
         loads = [(0.0, rank) for rank in range(self.size)]
         owners = [0] * len(costs)
-        for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        for cost, part in sorted(parts, key=lambda item: -item[0]):
             load, owner = heapq.heappop(loads)
-            owners[index] = owner
-            heapq.heappush(loads, (load + costs[index], owner))
+            for index in part:
+                owners[index] = owner
+            heapq.heappush(loads, (load + cost, owner))
         return owners
 
     def raise_together(self, failure: Exception | None, device: torch.device) -> None:

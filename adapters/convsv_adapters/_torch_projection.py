@@ -94,7 +94,8 @@ class StepProjection:
         self._options = {"method": method, **STEP_OPTIONS, **options}
         self._targets = _targets(self.layers, circular)
         self._exchange = make_exchange(model, process_group, [target.module for target in self._targets])
-        self._owners = self._exchange.share_out([target.cost() for target in self._targets])
+        calls = self._calls(list(range(len(self._targets))), [target.weight for target in self._targets])
+        self._owners = self._exchange.share_out([target.cost() for target in self._targets], calls)
         self._norms: dict[str, float] = {}
         self._handle: Any = None
 

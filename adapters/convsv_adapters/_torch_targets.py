@@ -25,6 +25,9 @@ ROUNDINGS = 16
 DRIFT_ROUNDING = 1e-6
 """Far above the rounding error, in float64, of the norm of a kernel's change; relative."""
 
+SMALL_WORK = 32**3
+"""What the calls for one layer cost, in the work of a decomposition."""
+
 POINTS = 16
 """Frequencies that a projection visits along an axis for each unit of the kernel's span, for an estimate of work."""
 
@@ -72,7 +75,7 @@ class Target:
         return self.module.weight
 
     def cost(self) -> float:
-        """Of a projection, roughly: the work of a decomposition at each frequency."""
+        """Of a projection, roughly: the work of a decomposition at each frequency, and of what any layer asks for."""
         operator, shape = self.operators[0], tuple(self.weight.shape)
         conv, taps = operator.conv, shape[2:]
         if operator.input_shape is None:
@@ -82,7 +85,7 @@ class Target:
             grid = [n // s for n, s in zip(operator.input_shape, strides, strict=True)]
         rows = shape[0] // conv.groups
         columns = shape[1] * math.prod(min(k, s) for k, s in zip(taps, conv.strides, strict=True))
-        return float(math.prod(grid) * conv.groups * rows * columns * min(rows, columns))
+        return float(math.prod(grid) * (conv.groups * rows * columns * min(rows, columns) + SMALL_WORK))
 
 
 def still_certified(target: Target, weight: torch.Tensor, bound: float) -> Projected | None:
