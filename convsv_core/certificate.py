@@ -15,7 +15,10 @@ import numpy as np
 
 from convsv_core.backend import Array
 from convsv_core.bounds import SymbolNorms, search_torus
+from convsv_core.evaluation import symbol_polynomial
 from convsv_core.fixed_grid import every_size_grid
+from convsv_core.gram import GramPolynomial, gram_evaluator
+from convsv_core.moments import moment_bounds
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import HostArray, Plan, make_plan
 from convsv_core.threshold import Threshold, sum_of_norms
@@ -24,8 +27,8 @@ COARSER = (8, 4, 2, 1)
 """Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
 
 TESTED = {0.53: 0.25, 0.072: 0.6, 0.0098: 0.6}
-"""How far the norm can rise between the frequencies of the grids that a kernel is tested on first, and of which share
-of the problem's own frequencies, at most, one may consist to be tried."""
+"""How far the norm can rise between the frequencies of the grids that a kernel is tested on, and how many of them there
+may be at most, as a share of those that are left on its own grid, for one to be tried."""
 
 TESTED_FREQUENCIES = 1024
 """Most frequencies of such a grid; beyond it, searches that leave out most of a grid are cheaper."""
@@ -156,39 +159,56 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostAr
 def left_above(problem: Problem) -> HostArray | None:
     """Places that a few quick tests do not show to be within the bound: none if the whole kernel is; None if unknown.
 
-    On grids that stand for all frequencies, ever finer ones, as long as these are fewer than the problem's own; then on
-    its own grid. A grid is left out where a coarser one's frequencies show that it would not do.
+    By the moments of the Gram matrices, then on grids that stand for all frequencies, ever finer ones, as long as these
+    are fewer than what the moments have left; then on the problem's own grid. A grid is left out where a coarser one's
+    frequencies show that it would not do.
     """
     operand, plan = problem.narrow, problem.operand.plan
     limit = float(problem.bound) * (1 - 4 * operand.eps)
     shape = tuple(int(extent) for extent in operand.kernel.shape)
+    grids = []
+    for rtol in TESTED:
+        extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
+        grids.append((make_plan(shape, plan.real, extents, conv), limit / factor))
+    own = not problem.every_size and len(plan.frequencies) <= TESTED_FREQUENCIES
+    finest, least = (plan, limit) if own else grids[-1]
+    gram = _polynomial(dataclasses.replace(operand, plan=finest))
+    left = _left_by_moments(finest, gram, least)
     threshold: Threshold | None = None
     rows = np.zeros(0, int)
-    for rtol, share in TESTED.items():
-        extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
-        grid = make_plan(shape, plan.real, extents, conv)
-        level = limit / factor
-        most = TESTED_FREQUENCIES if problem.every_size else min(TESTED_FREQUENCIES, share * len(plan.frequencies))
-        if len(grid.frequencies) > most:
+    for (grid, level), share in zip(grids, TESTED.values(), strict=True):
+        if not len(left):
+            return left
+        if len(grid.frequencies) > share * len(left):
             continue
         if threshold is not None and len(_rows_above(threshold, level, rows[:RETESTED])):
             continue
-        threshold = _on_grid(operand, grid, threshold)
+        threshold = _on_grid(operand, grid, gram)
         rows = _rows_above(threshold, level)
-        if not len(rows):
-            return rows
-    if problem.every_size or len(plan.frequencies) > TESTED_FREQUENCIES:
-        return None
-    return _rows_above(_on_grid(operand, plan, threshold), limit)
+        left = left if len(rows) else rows
+    if len(left):
+        left = _rows_above(_on_grid(operand, finest, gram), least, left)
+    return left if own or not len(left) else None
 
 
-def _on_grid(operand: Operand, grid: Plan, known: Threshold | None) -> Threshold:
-    """Tests of an operand on another grid, with the Gram matrices' coefficients if those of `known` are the same."""
+def _polynomial(operand: Operand) -> GramPolynomial | None:
+    gram = gram_evaluator(operand, symbol_polynomial(operand), pair_cost=1)
+    return gram if isinstance(gram, GramPolynomial) else None
+
+
+def _left_by_moments(grid: Plan, gram: GramPolynomial | None, level: float) -> HostArray:
+    """Places of a grid whose norms are not shown to be within `level` by the moments of the Gram matrices."""
+    bounds = None if gram is None else moment_bounds(gram)
+    if gram is None or bounds is None:
+        return np.arange(len(grid.frequencies))
+    return np.flatnonzero((bounds[0] + gram.roundings()).max(axis=1) > level**2)
+
+
+def _on_grid(operand: Operand, grid: Plan, gram: GramPolynomial | None) -> Threshold:
+    """Tests of an operand on some grid, by its Gram matrices on another, if they are known and do."""
     frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
-    coefficients = None
-    if known is not None and [a.offsets for a in known.operand.plan.axes] == [a.offsets for a in grid.axes]:
-        coefficients = known.coefficients
-    return Threshold(dataclasses.replace(operand, plan=grid), frequencies, coefficients=coefficients)
+    known = None if gram is None else gram.on_grid(grid)
+    return Threshold(dataclasses.replace(operand, plan=grid), frequencies, gram=known)
 
 
 def _rows_above(threshold: Threshold, level: float, rows: HostArray | None = None) -> HostArray:

@@ -7,6 +7,7 @@ Hermitian themselves: for a real kernel two products of real matrices, a quarter
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -79,6 +80,14 @@ class GramPolynomial:
         """The matrices at the frequencies of the given indices."""
         cosines, sines = self._waves(frequencies)
         return self.matrices(self.operand.xp.concat([cosines[:, :1] * 0, cosines, sines], axis=1))
+
+    def on_grid(self, plan: Plan) -> GramPolynomial | None:
+        """The same on another grid, if the offsets are the same there."""
+        offsets, others = ([axis.offsets for axis in one.axes] for one in (self.operand.plan, plan))
+        if offsets != others:
+            return None
+        operand = dataclasses.replace(self.operand, plan=plan)
+        return dataclasses.replace(self, operand=operand, tables=phase_tables(operand, [*map(differences_of, offsets)]))
 
     def below(self, level: Array, frequencies: Array) -> Array:
         """``level I`` less the matrices at the frequencies of the given indices."""

@@ -13,7 +13,7 @@ from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.decomposition import squared_norm
 from convsv_core.evaluation import BLOCK_BYTES, Evaluator, symbol_polynomial
-from convsv_core.gram import GramPolynomial, gram_evaluator, gram_polynomial, smaller_gram
+from convsv_core.gram import GramPolynomial, gram_evaluator, smaller_gram
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
@@ -42,8 +42,8 @@ class Threshold:
         To be added to the symbol.
     method : "svd", "gram" or "products"
         How the excess over the limit will be computed.
-    coefficients : array, optional
-        Of the Gram matrices, if they are known: see `coefficients`.
+    gram : GramPolynomial, optional
+        The Gram matrices on this grid, if they are known.
     """
 
     def __init__(
@@ -52,15 +52,13 @@ class Threshold:
         frequencies: Array,
         dual: Array | None = None,
         method: Method = "gram",
-        coefficients: Array | None = None,
+        gram: GramPolynomial | None = None,
     ) -> None:
         self.operand, self.frequencies, self.dual = operand, frequencies, dual
         self._below = _below_by_powers if method == "products" else grams_below
         self._symbol = symbol_polynomial(operand)
-        self._gram: Evaluator | None = None
-        if coefficients is not None:
-            self._gram = gram_polynomial(operand, coefficients)
-        elif dual is None:
+        self._gram: Evaluator | None = gram
+        if gram is None and dual is None:
             self._gram = gram_evaluator(operand, self._symbol)
         self._polynomial = self._gram if isinstance(self._gram, GramPolynomial) and method != "products" else None
 
@@ -96,11 +94,6 @@ class Threshold:
 
         upper, value = np.maximum(self._map(of_block, rows).astype(float).max(axis=0), 0.0).tolist()
         return math.sqrt(upper), upper - value
-
-    @property
-    def coefficients(self) -> Array | None:
-        """Those of the Gram matrices, where they have been made: the same on every grid with these offsets."""
-        return None if self._polynomial is None else self._polynomial.coefficients
 
     @property
     def polynomial_rounding(self) -> float:
