@@ -53,7 +53,8 @@ def clip(
     -----
     In eager mode only the frequencies above the bound are decomposed, where no `lower` is asked for. The error is that
     of the SVD, ``eps * norm``, or for kernels of 32 bits and fewer, where the library has float64 at hand, that of the
-    Gram matrix's eigenvectors, ``eps64 * norm**2 / bound``.
+    Gram matrix's eigenvectors, ``eps64 * norm**2 / bound``. Where few of many values of such a kernel exceed the bound
+    their vectors are found by iteration instead, which is checked to leave at most ``16 * eps32 * norm``.
 
     Traceable. A constant to differentiation (gradients neither flow through it nor fail): the derivative of
     singular vectors does not exist where values repeat. Where a kernel larger than the input has taps

@@ -8,6 +8,7 @@ that the starting columns and the number of steps decide about time only.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
@@ -26,11 +27,19 @@ LEADING_ENTRIES = 1 << 13
 PAIRS = 4
 """Columns: the most that may be above the limit, and the more, the fewer steps."""
 
-SQUARINGS, APPLICATIONS = 4, 4
-"""Of the matrix, and of what these make of it to the columns: the 64th power in all, in the cheapest order."""
+SQUARINGS = 4
+"""Of the matrix, before it is applied to the columns: together the cheapest way to a power of 64."""
+
+POWER, POWER_SIDE = 64, 64
+"""The power for matrices of at most this side. Beyond, the values of a random matrix lie closer to each other."""
+
+WIDE_SIDE = 128
+"""Side from which the rounding of single precision would hide the distance of the others from the limit."""
 
 RESIDUAL_EPS = 16
 """Residual of a pair that is good enough, in eps of single precision times the largest square."""
+
+_EPS = float(np.finfo(np.float32).eps)
 
 
 def leading_pairs(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array, HostArray]:
@@ -48,7 +57,8 @@ def leading_pairs(backend: Backend, matrices: Array, limit: Array) -> tuple[Arra
     squares : array, shape (count, groups, PAIRS)
         Of the values, ascending.
     vectors : array, shape (count, groups, side, PAIRS)
-        Orthonormal; with residuals of a few eps of single precision for the values above the limit, where it is sure.
+        Orthonormal in single precision; with residuals of at most `RESIDUAL_EPS` for those above the limit, where it is
+        sure.
     sure : bool array on the host, shape (count,)
         False as well where a pair that is wanted has not been found to that precision.
     """
@@ -67,24 +77,35 @@ def leading_pairs(backend: Backend, matrices: Array, limit: Array) -> tuple[Arra
     kept = xp.astype(xp.where(wanted, squares, xp.zeros_like(squares)), matrices.dtype)[..., None, :]
     residuals = xp.matmul(images, rotations) - vectors * xp.astype(squares, matrices.dtype)[..., None, :]
     lengths = xp.where(wanted, squared_norm(xp, residuals, axis=-2), xp.zeros_like(squares))
-    eps, side = float(xp.finfo(xp.float32).eps), grams.shape[-1]
-    found = xp.sum(lengths, axis=-1) <= (RESIDUAL_EPS * eps * squares[..., -1]) ** 2
-    removed = xp.matmul(xp.astype(vectors * kept, grams.dtype), xp.astype(backend.adjoint(vectors), grams.dtype))
-    level = xp.astype(limit**2 - MARGIN_EPS * side * eps * xp.astype(traces, squares.dtype), grams.dtype)
-    identity = xp.astype(backend.constant(np.eye(side), grams), grams.dtype)
-    sure = found & backend.is_positive_definite(level[..., None, None] * identity - grams + removed)
+    found = xp.sum(lengths, axis=-1) <= (RESIDUAL_EPS * _EPS * squares[..., -1]) ** 2
+    if grams.shape[-1] >= WIDE_SIDE:
+        grams = smaller_gram(backend, matrices)
+        traces = xp.real(xp.linalg.trace(grams))
+    sure = found & _are_the_others_below(backend, grams, traces, vectors, kept, limit**2)
     return squares, vectors, backend.to_numpy(xp.all(sure, axis=1))
+
+
+def _are_the_others_below(
+    backend: Backend, grams: Array, traces: Array, vectors: Array, kept: Array, level: Array
+) -> Array:
+    """Whether Gram matrices less those of the given vectors, and squares kept, are shown to be below a level."""
+    xp, side = backend.namespace(grams), grams.shape[-1]
+    removed = xp.matmul(xp.astype(vectors * kept, grams.dtype), xp.astype(backend.adjoint(vectors), grams.dtype))
+    margin = MARGIN_EPS * side * float(xp.finfo(traces.dtype).eps) * xp.astype(traces, level.dtype)
+    identity = xp.astype(backend.constant(np.eye(side), grams), grams.dtype)
+    levels = xp.astype(level - margin, grams.dtype)[..., None, None]
+    return backend.is_positive_definite(levels * identity - grams + removed)
 
 
 def expected_share(backend: Backend, matrices: Array, limit: Array) -> float:
     """Of how many of the matrices `leading_pairs` finds all that it looks for, from all their singular values."""
     values: HostArray = backend.to_numpy(backend.eigvalsh(smaller_gram(backend, matrices)))
     least = np.where(values > float(limit) ** 2, values, np.inf).min(axis=-1)
-    power = 2**SQUARINGS * APPLICATIONS
+    power = 2**SQUARINGS * _applications(values.shape[-1])
     # What is left of the others, and rounding between two orthonormal bases, which is relative to the largest.
     left = (values[..., -PAIRS - 1] / least) ** power
-    rounding = np.where(least < np.inf, values[..., -1] / least, 0.0) ** (power // 2) * np.finfo(np.float32).eps
-    return float(np.mean(np.all(left + rounding <= RESIDUAL_EPS * np.finfo(np.float32).eps, axis=1)))
+    rounding = np.where(least < np.inf, values[..., -1] / least, 0.0) ** (2 * 2**SQUARINGS) * _EPS
+    return float(np.mean(np.all(left + rounding <= RESIDUAL_EPS * _EPS, axis=1)))
 
 
 def _leading_space(backend: Backend, matrices: Array) -> Array:
@@ -95,11 +116,19 @@ def _leading_space(backend: Backend, matrices: Array) -> Array:
         if 2 * done == SQUARINGS:  # so that the largest entries stay within single precision's exponents
             matrices = _divided(backend, matrices, xp.real(xp.linalg.trace(matrices)))
     columns = xp.astype(backend.constant(_start(matrices.shape[-1]), matrices), matrices.dtype)
-    for done in range(1, APPLICATIONS + 1):
+    for done in range(1, _applications(matrices.shape[-1]) + 1):
         columns = xp.matmul(matrices, columns)
         if done % 2 == 0:
             columns, _ = xp.linalg.qr(columns)
     return columns
+
+
+def _applications(side: int) -> int:
+    """How often the squared matrices are applied: an even number, so that the columns end orthonormal.
+
+    The distances at the upper end of a random matrix's spectrum shrink with the power 2/3 of its side.
+    """
+    return 2 * math.ceil(POWER * max(side / POWER_SIDE, 1.0) ** (2 / 3) / 2 ** (SQUARINGS + 1))
 
 
 def _divided(backend: Backend, matrices: Array, numbers: Array) -> Array:
