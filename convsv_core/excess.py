@@ -32,8 +32,8 @@ FAST, LAST = (3.4445, -4.775, 2.0315), (15 / 8, -10 / 8, 3 / 8)
 been raised in [0.68, 1.14]; the second is Newton and Schulz's of third order at 1."""
 
 
-PROBED = 16
-"""Of so many matrices, one tells whether the leading pairs will do."""
+PROBED = 32
+"""Of so many matrices, one tells whether the leading pairs will do; fewer are not worth the question."""
 
 WORTHWHILE = 0.5
 """Share of the matrices for which these have to do: the others are decomposed after all."""
@@ -210,7 +210,7 @@ def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: H
         return False
     if not backend.truth(limit > 0):
         return False
-    if len(rows) < 2 * PROBED:
+    if len(rows) < PROBED:
         return True
     sample = backend.constant(rows[::PROBED], operand.kernel)
     return expected_share(backend, matrices_at(sample), limit) >= WORTHWHILE
