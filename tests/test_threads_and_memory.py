@@ -226,3 +226,53 @@ def test_memory_is_the_result_and_the_budget() -> None:
     # The values by frequency, their two copies while they are joined and sorted, and the tables of the plan,
     # some twenty integers a frequency, stand beside the budget.
     assert grown <= (8 << 20) + 6 * result + 20 * 8 * 192 * 192 < symbol
+
+
+INTERRUPTED = """
+import os, random, signal, threading, time
+import numpy as np
+from convsv_backends._threads import map_in_threads
+
+armed, interrupts, ends = False, 0, time.monotonic() + 2
+
+def interrupt(*_):
+    if armed:
+        raise KeyboardInterrupt
+
+def poke():
+    while time.monotonic() < ends:
+        time.sleep(random.uniform(0, 1e-3))
+        os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, interrupt)
+threading.Thread(target=poke, daemon=True).start()
+while time.monotonic() < ends:
+    try:
+        armed = True
+        map_in_threads(lambda block: 2 * block, np.arange(64), 2, row_bytes=1 << 20, budget=1 << 30)
+        armed = False
+    except KeyboardInterrupt:
+        armed = False
+        interrupts += 1
+    finally:
+        armed = False
+parts = map_in_threads(lambda block: 2 * block, np.arange(64), 2, row_bytes=1 << 20, budget=1 << 30)
+assert np.array_equal(np.concatenate(parts), 2 * np.arange(64))
+print(interrupts)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_keyboard_interrupts_leave_no_thread_that_never_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
+
+
+def test_what_a_helper_or_its_initializer_raises_is_raised() -> None:
+    def fail(*_: object) -> object:
+        raise ArithmeticError("wanted")
+
+    for function, initializer in ((fail, None), (lambda block: block, fail), (fail, lambda: None)):
+        with pytest.raises(ArithmeticError, match="wanted"):
+            map_in_threads(function, np.arange(8), 2, row_bytes=1 << 24, budget=1 << 30, initializer=initializer)

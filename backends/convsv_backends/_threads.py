@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
@@ -112,25 +112,88 @@ def map_in_threads(
                 return
             results[place] = function(blocks[place])
 
-    helpers = threads if initializer else threads - 1
-    tasks = [_pool(helpers, initializer).submit(work) for _ in range(helpers)]
+    helpers = _helpers(threads if initializer else threads - 1, initializer)
+    tasks: list[_Task] = []
     try:
+        for _ in range(helpers.count):
+            tasks.append(helpers.submit(work))
         if not initializer:
             work()
+    except BaseException:
+        places = iter(())  # the helpers end with the blocks that they are at
+        raise
     finally:
         # A helper that has not begun finds nothing left to do; it may be waiting for another caller's work.
         begun = [task for task in tasks if initializer or not task.cancel()]
-        wait(begun)
+        for task in begun:
+            task.wait()
     for task in begun:
-        task.result()
+        if task.error is not None:
+            raise task.error
     return results
 
 
-@functools.cache
-def _pool(threads: int, initializer: Callable[[], object] | None) -> ThreadPoolExecutor:
-    """Threads that are kept, since starting them takes longer than many a call."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="convsv", initializer=initializer)
+class _Task:
+    """A function that a helper runs, unless it is cancelled before.
 
+    By locks of the interpreter's own: a `concurrent.futures.Future` is left locked for ever, and its thread with it, by
+    a keyboard interrupt at the wrong moment.
+    """
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._begun, self._running = threading.Lock(), threading.Lock()
+        self._running.acquire()
+        self.error: BaseException | None = None
+
+    def run(self, failure: BaseException | None) -> None:
+        if not self.cancel():
+            return
+        try:
+            if failure is not None:
+                raise failure
+            self._function()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._running.release()
+
+    def cancel(self) -> bool:
+        """Whether it has not begun, and now never will by anybody else."""
+        return self._begun.acquire(blocking=False)
+
+    def wait(self) -> None:
+        """Until it has ended; it must have begun, or be going to."""
+        with self._running:
+            pass
+
+
+class _Helpers:
+    """Threads that are kept, since starting them takes longer than many a call; they end with the process."""
+
+    def __init__(self, count: int, initializer: Callable[[], object] | None) -> None:
+        self.count = count
+        self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        for _ in range(count):
+            threading.Thread(target=self._serve, args=(initializer,), name="convsv", daemon=True).start()
+
+    def submit(self, function: Callable[[], object]) -> _Task:
+        task = _Task(function)
+        self._tasks.put(task)
+        return task
+
+    def _serve(self, initializer: Callable[[], object] | None) -> None:
+        failure: BaseException | None = None
+        try:
+            if initializer is not None:
+                initializer()
+        except BaseException as error:
+            failure = error
+        while True:
+            self._tasks.get().run(failure)
+
+
+_helpers = functools.cache(_Helpers)
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of its parent's threads
