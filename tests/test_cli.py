@@ -432,7 +432,12 @@ def test_interrupt_leaves_no_traceback(tmp_path):
     path = tmp_path / "large.npz"
     np.savez(path, **{f"w{index}": np.ones((64, 64, 3, 3), np.float32) for index in range(200)})
     process = subprocess.Popen(
-        [*MAIN, "spectrum", str(path), "--input-shape", "64"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*MAIN, "spectrum", str(path), "--input-shape", "64"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has its background jobs ignore interrupts, and what these start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(4)
     process.send_signal(signal.SIGINT)
