@@ -15,9 +15,8 @@ import numpy as np
 
 from convsv_core.backend import Array
 from convsv_core.bounds import SymbolNorms, search_torus
-from convsv_core.evaluation import symbol_polynomial
 from convsv_core.fixed_grid import every_size_grid
-from convsv_core.gram import GramPolynomial, gram_evaluator
+from convsv_core.gram import GramPolynomial, useful_polynomial
 from convsv_core.moments import moment_bounds
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import HostArray, Plan, make_plan
@@ -172,7 +171,7 @@ def left_above(problem: Problem) -> HostArray | None:
         grids.append((make_plan(shape, plan.real, extents, conv), limit / factor))
     own = not problem.every_size and len(plan.frequencies) <= TESTED_FREQUENCIES
     finest, least = (plan, limit) if own else grids[-1]
-    gram = _polynomial(dataclasses.replace(operand, plan=finest))
+    gram = useful_polynomial(dataclasses.replace(operand, plan=finest))
     left = _left_by_moments(finest, gram, least)
     threshold: Threshold | None = None
     rows = np.zeros(0, int)
@@ -189,11 +188,6 @@ def left_above(problem: Problem) -> HostArray | None:
     if len(left):
         left = _rows_above(_on_grid(operand, finest, gram), least, left)
     return left if own or not len(left) else None
-
-
-def _polynomial(operand: Operand) -> GramPolynomial | None:
-    gram = gram_evaluator(operand, symbol_polynomial(operand), pair_cost=1)
-    return gram if isinstance(gram, GramPolynomial) else None
 
 
 def _left_by_moments(grid: Plan, gram: GramPolynomial | None, level: float) -> HostArray:

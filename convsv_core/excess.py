@@ -88,9 +88,10 @@ def excess_pass(
     symbol = symbol_polynomial(operand)
     count = frequencies.shape[0]
     above = None if lower is not None else Threshold(tested or operand, frequencies, dual, method).rows_above(limit)
-    rows = np.arange(count) if above is None else above
     if above is not None and tested is not None and min(operand.plan.block) >= WIDE_SIDE:
-        rows = _retested(Threshold(operand, frequencies, dual, method), limit, rows)
+        # The margin for rounding grows with the square of a matrix's side.
+        above = Threshold(operand, frequencies, dual, method).rows_above(limit, above)
+    rows = np.arange(count) if above is None else above
     if not len(rows):
         return xp.zeros_like(kernel), *(_no_excess(operand, symbol.coefficients, count) if keep else (None, None))
 
@@ -121,15 +122,6 @@ def excess_pass(
         places[rows] = np.arange(len(rows))
         excess, trace = operand.take_or_zero(excess, places, 0), operand.take_or_zero(trace, places, 0)
     return change, excess, trace
-
-
-def _retested(threshold: Threshold, limit: Array, rows: HostArray) -> HostArray:
-    """Those of the rows that a test in the wider dtype does not show to be within the limit either.
-
-    The margin for rounding grows with the square of a matrix's side.
-    """
-    above = threshold.rows_above(limit, rows)
-    return rows if above is None else above
 
 
 def _no_excess(operand: Operand, like: Array, count: int) -> tuple[Array, Array]:

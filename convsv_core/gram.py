@@ -103,8 +103,7 @@ class GramPolynomial:
 
     def factors_below(self, angles: HostArray, levels: HostArray) -> HostArray:
         """Rows of factors, on the host, of ``level I - G`` at any angles, those of the reduced offsets."""
-        reach = angles @ self.differences.T
-        return np.concatenate([levels[:, None], -np.cos(reach), -np.sin(reach[:, 1:])], axis=1)
+        return factor_rows(angles @ self.differences.T, levels)
 
     def matrices(self, factors: Array) -> Array:
         """The matrices that rows of factors stand for: shape (B, groups, side, side)."""
@@ -129,6 +128,11 @@ class GramPolynomial:
     def moduli(self) -> Array:
         """See `coefficient_moduli`."""
         return coefficient_moduli(self.operand, self.coefficients)
+
+
+def factor_rows(reach: HostArray, levels: HostArray) -> HostArray:
+    """Rows of factors, on the host, of ``level I - G``, from the angle of each of the `half_differences`."""
+    return np.concatenate([levels[:, None], -np.cos(reach), -np.sin(reach[:, 1:])], axis=1)
 
 
 def coefficient_moduli(operand: Operand, coefficients: Array) -> Array:
@@ -160,12 +164,21 @@ def smaller_gram(backend: Backend, matrices: Array) -> Array:
     return xp.matmul(matrices, adjoint) if wide else xp.matmul(adjoint, matrices)
 
 
-def gram_evaluator(operand: Operand, symbol: Evaluator, pair_cost: float = SMALL_PRODUCTS) -> Evaluator:
+def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
     """Return the cheapest way to evaluate the Gram matrices of `symbol`.
 
-    Their coefficients cost a product for every pair of taps, which soon is less than a product for every frequency. A
-    lower `pair_cost` than that of the products favours the coefficients where they have another use.
+    Their coefficients cost a product for every pair of taps, which soon is less than a product for every frequency.
     """
+    return gram_polynomial(operand) if _is_cheaper(operand, SMALL_PRODUCTS) else GramOf(operand, symbol)
+
+
+def useful_polynomial(operand: Operand) -> GramPolynomial | None:
+    """The Gram matrices as a polynomial, where its coefficients, of which moments are made too, are not too dear."""
+    return gram_polynomial(operand) if _is_cheaper(operand, 1) else None
+
+
+def _is_cheaper(operand: Operand, pair_cost: float) -> bool:
+    """Whether coefficients cost less than products, if those of a pair of taps take `pair_cost` times as long."""
     plan = operand.plan
     rows, columns = plan.block
     side = min(rows, columns)
@@ -173,16 +186,14 @@ def gram_evaluator(operand: Operand, symbol: Evaluator, pair_cost: float = SMALL
     differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
     direct = len(plan.frequencies) * rows * columns * ((4 if plan.real else 8) * offsets + 8 * side)
     pairs = pair_cost * offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
-    if pairs + len(plan.frequencies) * (2 if plan.real else 4) * differences * side**2 > direct:
-        return GramOf(operand, symbol)
-    return gram_polynomial(operand)
+    return pairs + len(plan.frequencies) * (2 if plan.real else 4) * differences * side**2 <= direct
 
 
 def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> GramPolynomial:
     """The symbol's Gram matrices, as a polynomial; its coefficients may be given if they are known."""
     xp, backend, plan = operand.xp, operand.backend, operand.plan
     coefficients = gram_coefficients(operand) if coefficients is None else coefficients
-    half, groups, side, _ = coefficients.shape
+    _, groups, side, _ = coefficients.shape
     others = coefficients[1:, ...]
     adjoint = backend.adjoint(others)
     identity = backend.constant(np.tile(np.eye(side), (1, groups, 1, 1)), coefficients)
@@ -195,14 +206,13 @@ def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> Gram
     else:
         cosines = xp.concat([xp.real(even), -xp.imag(odd)], axis=0)
         sines = xp.concat([xp.imag(even), xp.real(odd)], axis=0)
-    axes = [differences_of(axis.offsets) for axis in plan.axes]
     return GramPolynomial(
         operand,
-        np.asarray(list(itertools.product(*axes)))[-half:],
+        half_differences(plan),
         coefficients,
         xp.reshape(cosines, (cosines.shape[0], math.prod(cosines.shape[1:]))),
         xp.reshape(sines, (sines.shape[0], math.prod(sines.shape[1:]))),
-        phase_tables(operand, axes),
+        phase_tables(operand, [differences_of(axis.offsets) for axis in plan.axes]),
     )
 
 
@@ -220,6 +230,12 @@ def gram_coefficients(operand: Operand) -> Array:
     if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
         return _paired_products(operand.backend, taps, pairs)
     return _summed_products(operand.backend, taps, pairs)
+
+
+def half_differences(plan: Plan) -> HostArray:
+    """One of each pair of differences s and -s, 0 first, in the order of the coefficients: shape (half, ndim)."""
+    found = np.asarray(list(itertools.product(*(differences_of(axis.offsets) for axis in plan.axes))))
+    return found[len(found) // 2 :]
 
 
 def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from convsv_core.backend import Array, Backend
 from convsv_core.decomposition import squared_norm
 from convsv_core.gram import smaller_gram
 from convsv_core.plan import HostArray
-from convsv_core.threshold import MARGIN_EPS
+from convsv_core.threshold import MARGIN_EPS, are_below
 
 LEADING_SIDE = 12
 """Side from which this is cheaper than all eigenpairs."""
@@ -81,20 +81,10 @@ def leading_pairs(backend: Backend, matrices: Array, limit: Array) -> tuple[Arra
     if grams.shape[-1] >= WIDE_SIDE:
         grams = smaller_gram(backend, matrices)
         traces = xp.real(xp.linalg.trace(grams))
-    sure = found & _are_the_others_below(backend, grams, traces, vectors, kept, limit**2)
-    return squares, vectors, backend.to_numpy(xp.all(sure, axis=1))
-
-
-def _are_the_others_below(
-    backend: Backend, grams: Array, traces: Array, vectors: Array, kept: Array, level: Array
-) -> Array:
-    """Whether Gram matrices less those of the given vectors, and squares kept, are shown to be below a level."""
-    xp, side = backend.namespace(grams), grams.shape[-1]
     removed = xp.matmul(xp.astype(vectors * kept, grams.dtype), xp.astype(backend.adjoint(vectors), grams.dtype))
-    margin = MARGIN_EPS * side * float(xp.finfo(traces.dtype).eps) * xp.astype(traces, level.dtype)
-    identity = xp.astype(backend.constant(np.eye(side), grams), grams.dtype)
-    levels = xp.astype(level - margin, grams.dtype)[..., None, None]
-    return backend.is_positive_definite(levels * identity - grams + removed)
+    margin = MARGIN_EPS * grams.shape[-1] * float(xp.finfo(traces.dtype).eps) * xp.astype(traces, squares.dtype)
+    sure = found & are_below(backend, grams - removed, limit**2 - margin)
+    return squares, vectors, backend.to_numpy(xp.all(sure, axis=1))
 
 
 def expected_share(backend: Backend, matrices: Array, limit: Array) -> float:

@@ -8,13 +8,12 @@ both are known at every frequency for less than the work of making a few of the 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 
 import numpy as np
 
 from convsv_core.backend import Array
-from convsv_core.gram import GramPolynomial, differences_of
+from convsv_core.gram import GramPolynomial, factor_rows, half_differences
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray, Plan
 
@@ -71,11 +70,8 @@ def moment_bounds(gram: GramPolynomial) -> tuple[HostArray, HostArray] | None:
 @functools.lru_cache(maxsize=64)
 def frequency_factors(plan: Plan, dtype: str = "float64") -> HostArray:
     """Rows of factors of ``-G``, as `GramPolynomial` takes them, at each visited frequency; not to be written to."""
-    differences = np.asarray(list(itertools.product(*(differences_of(axis.offsets) for axis in plan.axes))))
-    half = differences[len(differences) // 2 :]
-    turns = (plan.frequencies[:, None, :] * half % plan.periods / plan.periods).sum(axis=2)
-    parts = [np.zeros((len(turns), 1)), -np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns[:, 1:])]
-    return np.concatenate(parts, axis=1).astype(dtype)
+    turns = (plan.frequencies[:, None, :] * half_differences(plan) % plan.periods / plan.periods).sum(axis=2)
+    return factor_rows(2 * np.pi * turns, np.zeros(len(turns))).astype(dtype)
 
 
 def _inner_products(operand: Operand, rows: Array, groups: int) -> HostArray:

@@ -20,7 +20,7 @@ from convsv_core.conv import Conv
 from convsv_core.decomposition import squared_norm
 from convsv_core.evaluation import TrigonometricPolynomial, symbol_polynomial
 from convsv_core.fixed_grid import every_size_grid
-from convsv_core.gram import GramOf, GramPolynomial, gram_evaluator
+from convsv_core.gram import GramOf, GramPolynomial, useful_polynomial
 from convsv_core.moments import frequency_factors, moment_bounds
 from convsv_core.operand import make_operand
 from convsv_core.plan import HostArray
@@ -120,8 +120,7 @@ def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> 
         raise ValueError("under tracing no norm can be looked at: wanted arrays with values")
     uppers, estimates = np.full((len(operand.plan.frequencies), count), np.inf), np.zeros(count)
     roundings = np.zeros(count)
-    gram = gram_evaluator(operand, symbol, pair_cost=1)
-    polynomial = gram if isinstance(gram, GramPolynomial) else None
+    polynomial = useful_polynomial(operand)
     if polynomial is not None:
         roundings = polynomial.roundings().reshape(count, groups).max(axis=1)
         if (bounds := moment_bounds(polynomial)) is not None:

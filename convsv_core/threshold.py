@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from convsv_core.backend import Array
+from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.decomposition import squared_norm
 from convsv_core.evaluation import BLOCK_BYTES, Evaluator, symbol_polynomial
@@ -129,10 +129,15 @@ def product_rounding(operand: Operand, trace: Any) -> Any:
 
 def grams_below(operand: Operand, grams: Array, limit: float | Array) -> Array:
     """Whether the eigenvalues of products, of a matrix and its adjoint, are at most `limit` squared."""
-    xp, side = operand.xp, grams.shape[-1]
-    level = limit**2 - product_rounding(operand, xp.real(xp.linalg.trace(grams)))
-    identity = xp.astype(operand.backend.constant(np.eye(side), grams), grams.dtype, copy=False)
-    return operand.backend.is_positive_definite(xp.astype(level, grams.dtype)[..., None, None] * identity - grams)
+    level = limit**2 - product_rounding(operand, operand.xp.real(operand.xp.linalg.trace(grams)))
+    return are_below(operand.backend, grams, level)
+
+
+def are_below(backend: Backend, matrices: Array, levels: Array) -> Array:
+    """Whether the eigenvalues of Hermitian matrices are below a level each, but for rounding."""
+    xp = backend.namespace(matrices)
+    identity = xp.astype(backend.constant(np.eye(matrices.shape[-1]), matrices), matrices.dtype, copy=False)
+    return backend.is_positive_definite(xp.astype(levels, matrices.dtype)[..., None, None] * identity - matrices)
 
 
 def _below_by_powers(operand: Operand, grams: Array, limit: Array) -> Array:
