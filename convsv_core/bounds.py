@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.padding import check_repeats_no_pixel, padding_norm
+from convsv_core._norm.padded import padded_operator_norm
 from convsv_core.ascent import ascend
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int
@@ -31,7 +32,6 @@ from convsv_core.covering import Cells, cover, distinct
 from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
 from convsv_core.gram import gram_polynomial, sum_rounding
 from convsv_core.operand import Operand, make_operand
-from convsv_core.padded import padded_operator_norm
 from convsv_core.plan import HostArray, check_input_shape, is_circulant
 from convsv_core.plugins import on_values
 

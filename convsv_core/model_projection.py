@@ -94,7 +94,7 @@ def project_layers(
     of their geometries in turn, until the kernel is within the bound in all of them.
 
     A layer whose padding repeats pixels is held to the bound at its own extents, by what its padding adds to the norm
-    of the kernel (`convsv_core.padded.padding_norm`).
+    of the kernel (`convsv_core._norm.padded.padding_norm`).
 
     Parameters
     ----------

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from convsv_conformance.dense import dense_matrix
 
-from convsv_core import Conv, norm_bounds, operator_norm, padded
+from convsv_core import Conv, norm_bounds, operator_norm
 from convsv_core._geometry.padding import padding_norm
-from convsv_core.padded import make_padded_operator, padded_operator_norm
+from convsv_core._norm import padded
+from convsv_core._norm.padded import make_padded_operator, padded_operator_norm
 
 EPS = np.finfo(np.float64).eps
 UNITS = 64
