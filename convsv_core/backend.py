@@ -38,11 +38,14 @@ class Backend:
         Import name of the array library.
     lazy : bool
         Whether an array has no values until its user asks for them, so that none can be looked at before.
+    compiles : bool
+        Whether the library compiles its operations anew for each shape, which makes batches of many sizes slow.
     """
 
     name: str = ""
     module: str = ""
     lazy: bool = False
+    compiles: bool = False
 
     # ---- what it owns and has, here and now ------------------------------------------------------
 
@@ -102,6 +105,10 @@ class Backend:
     def contiguous(self, array: Array) -> Array:
         """`array` laid out in the order of its axes, where that is the user's to say."""
         return array
+
+    def has_values(self, array: Array) -> bool:
+        """Tell whether the numbers of `array` can be read now: not under tracing."""
+        return not self.lazy
 
     def truth(self, condition: Array) -> bool | None:
         """Return a 0-d boolean array as a bool, or None where tracing leaves it without a value."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeAlias
 
 PerAxis: TypeAlias = int | tuple[int, ...]
@@ -132,6 +134,13 @@ def as_int(name: str, value: object, *, least: int) -> int:
     if number < least:
         raise ValueError(f"{name}={number}: wanted an integer of at least {least}")
     return number
+
+
+def check_positive(name: str, value: object) -> float:
+    """Return `value` as a float; raise ValueError unless it is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name}={value!r}: wanted a positive, finite number")
+    return float(value)
 
 
 def per_axis(name: str, value: object, ndim: int, *, least: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ block, is less work than an FFT for the kernels of real networks, and leaves the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -62,6 +63,10 @@ class TrigonometricPolynomial:
     def __call__(self, frequencies: Array) -> Array:
         """The matrices at the frequencies of the given indices."""
         return self.matrices(self.phases(frequencies))
+
+    def part(self, groups: slice) -> TrigonometricPolynomial:
+        """Return the matrices of some of the groups."""
+        return dataclasses.replace(self, coefficients=self.coefficients[:, groups, :, :])
 
     def matrices(self, phases: Array) -> Array:
         """The matrices that rows of phases stand for."""

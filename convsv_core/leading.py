@@ -12,11 +12,11 @@ import math
 
 import numpy as np
 
+from convsv_core._symbol.rows import MARGIN_EPS, are_below
 from convsv_core.backend import Array, Backend
 from convsv_core.decomposition import squared_norm
 from convsv_core.gram import smaller_gram
 from convsv_core.plan import HostArray
-from convsv_core.threshold import MARGIN_EPS, are_below
 
 LEADING_SIDE = 12
 """Side from which this is cheaper than all eigenpairs."""

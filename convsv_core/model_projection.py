@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convsv_core._geometry.padding import padding_norm
+from convsv_core._norm.bounds import norm_bounds
 from convsv_core.analysis import COMPUTING_FAILS, Row, compute_dtype, geometry_of, joined
 from convsv_core.backend import Backend
-from convsv_core.bounds import norm_bounds
 from convsv_core.certificate import CERTIFICATE_RTOL
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer

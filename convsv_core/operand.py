@@ -88,12 +88,16 @@ class Operand:
         `prepare` gets an operand without `finite`.
         """
         own = (self.kernel, self.scale)
-        return self.backend.map_prepared(
-            _call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget
-        )
+        return self.backend.map_prepared(_call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget)
 
     def _frame(self, arrays: int) -> _Frame:
         return _Frame(self.plan, self.computed_in, self.answered_in, arrays)
+
+    def on(self, input_shape: tuple[int, ...] | None, *, all_residues: bool = False) -> Operand:
+        """Return the same kernel on an input of other extents, or on the infinite lattice; see `make_plan`."""
+        shape = tuple(int(extent) for extent in self.kernel.shape)
+        plan = make_plan(shape, self.plan.real, input_shape, self.plan.conv, all_residues=all_residues)
+        return dataclasses.replace(self, plan=plan)
 
     def widen(self) -> Operand:
         """The same operand in float64 where the library has it at hand, to be answered as before."""
@@ -188,9 +192,7 @@ def _call(*arguments: Any) -> Any:
     kernel, scale, *finite = arrays[: frame.arrays]
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
-    operand = Operand(
-        backend, xp, frame.plan, kernel, frame.computed_in, frame.answered_in, scale, *(finite or [None])
-    )
+    operand = Operand(backend, xp, frame.plan, kernel, frame.computed_in, frame.answered_in, scale, *(finite or [None]))
     return function(operand, *arrays[frame.arrays :], *static)
 
 
@@ -211,6 +213,13 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     kernel, finite = check_finite(backend, kernel)
     kernel, scale = backend.run(normalise, (kernel,), (backend,))
     return Operand(backend, xp, plan, kernel, computed_in, answered_in, scale, finite)
+
+
+def shape_of(kernel: Array, conv: object) -> tuple[int, ...]:
+    """Return the shape of a kernel as ints, after checking that it is an array and `conv` a `Conv`."""
+    backend_of(kernel)
+    check_conv(conv)
+    return tuple(int(extent) for extent in kernel.shape)
 
 
 def check_conv(conv: object) -> None:

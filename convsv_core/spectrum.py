@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from convsv_core._norm.largest import norm_on_grid
 from convsv_core._norm.padded import make_padded_plan, padded_operator_norm
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv, as_int
@@ -183,7 +184,8 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     circular = conv.padding_mode == "circular" and conv.padding == "same"  # where the stride divides, and must
     shape = tuple(int(extent) for extent in kernel.shape)
     if circular or is_circulant(shape, extents, conv):
-        return make_operand(kernel, extents, conv).run(_operator_norm)
+        operand = make_operand(kernel, extents, conv)
+        return operand.answer(norm_on_grid(operand).norm)
     taps, *_ = resolve_channels(shape, conv)
     make_padded_plan(tuple(taps), extents, conv)  # refuses what is impossible now, where the rest is for later
     return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
@@ -241,7 +243,8 @@ def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     >>> float(stable_rank(np.ones((1, 1, 1, 1)), (8, 8), Conv("OIHW")))
     64.0
     """
-    return make_operand(kernel, input_shape, conv).run(_stable_rank)
+    operand = make_operand(kernel, input_shape, conv)
+    return operand.run(_stable_rank, arrays=(norm_on_grid(operand).norm,))
 
 
 def condition_number(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
@@ -351,18 +354,12 @@ def _frequency_singular_values(operand: Operand, method: str, max_bytes: int) ->
     return xp.reshape(values, (*plan.grid, -1))
 
 
-def _operator_norm(operand: Operand) -> Array:
-    # The Gram matrix squares the small values away and keeps the largest: its eigenvalues do for the norm.
-    return operand.answer(operand.xp.max(visited_values(operand, "gram", BLOCK_BYTES, first_only=True)))
-
-
 def _frobenius_norm(operand: Operand) -> Array:
     return operand.answer(safe_sqrt(operand.xp, squared_frobenius(operand)))
 
 
-def _stable_rank(operand: Operand) -> Array:
+def _stable_rank(operand: Operand, norm: Array) -> Array:
     xp = operand.xp
-    norm = xp.max(visited_values(operand, "gram", BLOCK_BYTES, first_only=True))
     nonzero = norm > 0
     squared = xp.where(nonzero, norm, xp.ones_like(norm)) ** 2
     rank = xp.where(nonzero, squared_frobenius(operand) / squared, xp.zeros_like(norm))
@@ -396,12 +393,12 @@ def _log_abs_det(operand: Operand) -> Array:
     return operand.answer(total, scaled=False)
 
 
-def visited_values(operand: Operand, method: str, max_bytes: int, *, first_only: bool = False) -> Array:
-    """Singular values at the visited frequencies, descending: (visited, groups, values); 1 if `first_only`."""
+def visited_values(operand: Operand, method: str, max_bytes: int) -> Array:
+    """Return the singular values at the visited frequencies, descending: shape (visited, groups, values)."""
     gram = _by_gram(operand, method)
     return operand.backend.concatenate(
         [
-            operand.map_blocks(_values_of_block, frequencies, gram, real, first_only, budget=max_bytes)
+            operand.map_blocks(_values_of_block, frequencies, gram, real, budget=max_bytes)
             for real, frequencies in real_and_complex(operand.plan)
         ]
     )
@@ -409,7 +406,7 @@ def visited_values(operand: Operand, method: str, max_bytes: int, *, first_only:
 
 @dataclass(frozen=True)
 class BlockValues:
-    """A function from frequency indices to the singular values there, descending; the largest if `first_only`.
+    """A function from frequency indices to the singular values there, descending.
 
     `evaluate` gives the symbol, or its Gram matrix if `gram`.
     """
@@ -417,21 +414,18 @@ class BlockValues:
     backend: Backend
     evaluate: Evaluator
     gram: bool
-    first_only: bool
 
     def __call__(self, frequencies: Array) -> Array:
         """The values: shape (B, groups, values)."""
         values_of = gram_singular_values if self.gram else block_singular_values
-        values = values_of(self.backend, self.evaluate(frequencies))
-        return values[..., :1] if self.first_only else values
+        return values_of(self.backend, self.evaluate(frequencies))
 
 
 def decompositions(operand: Operand, method: str) -> list[tuple[BlockValues, IntArray]]:
     """What to compute at which of the visited frequencies; see `real_and_complex`."""
     gram = _by_gram(operand, method)
     return [
-        (_values_of_block(operand, gram, real, False)[0], frequencies)
-        for real, frequencies in real_and_complex(operand.plan)
+        (_values_of_block(operand, gram, real)[0], frequencies) for real, frequencies in real_and_complex(operand.plan)
     ]
 
 
@@ -440,7 +434,7 @@ def _by_gram(operand: Operand, method: str) -> bool:
     return gram and min(operand.plan.block) > CLOSED_FORM_SIDE
 
 
-def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool) -> tuple[BlockValues, int]:
+def _values_of_block(operand: Operand, gram: bool, real: bool) -> tuple[BlockValues, int]:
     evaluate: Evaluator
     if real:  # few frequencies, so that a transform of them all would be too much
         evaluate = RealPart(operand, symbol_polynomial(operand))
@@ -448,7 +442,7 @@ def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool)
     else:
         evaluate = symbol_evaluator(operand)
         evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
-    return BlockValues(operand.backend, evaluate, gram, first_only), evaluate.row_bytes
+    return BlockValues(operand.backend, evaluate, gram), evaluate.row_bytes
 
 
 def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:

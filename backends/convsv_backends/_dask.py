@@ -142,7 +142,7 @@ class DaskBackend(Backend):
 
 
 class _Bound(NamedTuple):
-    """A function of blocks and its `row_bytes`, with a kernel in the library of the chunks and that library's backend."""
+    """A function of blocks and its `row_bytes`, and a kernel in the library of the chunks with its backend."""
 
     function: BlockFunction
     row_bytes: int

@@ -21,6 +21,7 @@ class JaxBackend(Backend):
 
     name = "jax"
     module = "jax"
+    compiles = True
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a JAX array or a tracer."""
@@ -76,6 +77,10 @@ class JaxBackend(Backend):
         if not _traced(like):
             return jnp.asarray(array, device=like.sharding if len(like.devices()) == 1 else None)
         return jnp.asarray(array)
+
+    def has_values(self, array: Array) -> bool:
+        """Not for a tracer."""
+        return not _traced(array)
 
     def truth(self, condition: Array) -> bool | None:
         """None for a tracer without a concrete value."""
