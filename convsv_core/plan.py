@@ -41,16 +41,7 @@ __all__ = [
     "is_circulant",
     "make_plan",
     "resolve_channels",
-    "unit_phases",
 ]
-
-QUARTER_TURN = 2e-15
-"""Real and imaginary parts of phases below this size are set to 0.
-
-Rounding leaves at most ``2.6e-16 * 3 pi / 2 = 1.3e-15`` of a part that is 0 in exact arithmetic: an angle is
-computed by a product and a division. Measured for denominators up to 4e6: 1.1e-15. All other parts of a phase
-with denominator n are at least ``1.4 / n``: far larger for every grid that fits into memory.
-"""
 
 IntArray: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 """A NumPy array of integers on the host."""
@@ -355,18 +346,6 @@ def _fits(taps: int, extent: int, stride: int, dilation: int, pad: tuple[int, in
 def _unless_in_order(places: IntArray, count: int) -> IntArray | None:
     """Return `places`, or None if they are 0 to `count` - 1 in ascending order."""
     return None if np.array_equal(places, np.arange(count)) else places
-
-
-def unit_phases(numerators: IntArray, denominator: int) -> HostArray:
-    """Return ``exp(2 pi i m / denominator)`` for the integers m; quarter turns are exact.
-
-    The integers are reduced modulo the denominator first, so that large ones lose no accuracy.
-    """
-    phases = np.asarray(np.exp(2j * np.pi * (numerators % denominator) / denominator))
-    # Tiny parts would make imaginary parts of real matrices denormal, and arithmetic with such numbers is slow.
-    phases.real[np.abs(phases.real) < QUARTER_TURN] = 0
-    phases.imag[np.abs(phases.imag) < QUARTER_TURN] = 0
-    return phases
 
 
 def _make_axis(taps: int, extent: int, stride: int, dilation: int, before: int, all_residues: bool) -> Axis:

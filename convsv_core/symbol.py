@@ -11,7 +11,8 @@ from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv
 from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
 from convsv_core.operand import Operand, make_operand
-from convsv_core.plan import HostArray, Plan, unit_phases
+from convsv_core.phases import unit_phases
+from convsv_core.plan import HostArray, Plan
 
 __all__ = ["expand", "symbol", "with_column_phases"]
 
