@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from convsv_core._norm.largest import norm_on_grid
 from convsv_core._norm.padded import make_padded_plan, padded_operator_norm
 from convsv_core.backend import Array, Backend
@@ -20,9 +18,10 @@ from convsv_core.decomposition import (
     squared_norm,
 )
 from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
+from convsv_core.folding import fold
 from convsv_core.gram import GramOf, gram_evaluator
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.plan import IntArray, Plan, check_input_shape, is_circulant, resolve_channels
+from convsv_core.plan import IntArray, Plan, check_input_shape, check_square, is_circulant, resolve_channels
 from convsv_core.plugins import backend_of
 
 METHODS = ("auto", "svd", "gram")
@@ -306,12 +305,7 @@ def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     48
     """
     operand = make_spectral_operand(kernel, input_shape, conv, "auto")
-    plan = operand.plan
-    if not plan.is_square:
-        raise ValueError(
-            f"the operator is not square, so it has no determinant: each group maps {plan.columns} channels and "
-            f"strides {conv.strides} to {plan.rows} channels (kernel shape {tuple(kernel.shape)}, {conv})"
-        )
+    check_square(operand.plan, tuple(kernel.shape))
     return operand.run(_log_abs_det)
 
 
@@ -461,13 +455,8 @@ def squared_frobenius(operand: Operand) -> Array:
     xp, plan = operand.xp, operand.plan
     taps = operand.taps()
     taps = xp.reshape(taps, (*(len(axis.offsets) for axis in plan.axes), -1))
-    for index, axis in enumerate(plan.axes):
-        places = np.asarray(axis.offsets) % axis.period
-        folded = np.unique(places)
-        if len(folded) < len(places):
-            fold = xp.astype(operand.backend.constant((folded[:, None] == places) + 0.0, taps), taps.dtype, copy=False)
-            taps = xp.moveaxis(xp.tensordot(fold, taps, axes=((1,), (index,))), 0, index)
-    return squared_norm(xp, taps) * math.prod(plan.grid)
+    folded = fold(operand.backend, taps, [axis.offsets for axis in plan.axes], plan.periods)
+    return squared_norm(xp, folded.coefficients) * math.prod(plan.grid)
 
 
 def _zeros(operand: Operand, like: Array, shape: tuple[int, ...]) -> Array:

@@ -40,7 +40,7 @@ def test_what_is_above_the_limit_is_found(library: str, shape: tuple[int, int], 
     values = np.asarray(above + [0.5] * (SIDE - len(above)))
     matrices = with_values(values, *shape)
     array, limit = backend.asarray(matrices), backend.asarray(np.asarray(1.0))
-    assert leading_pairs(backend, array, limit)[2].all()
+    assert leading_pairs(backend, array, limit).sure.all()
     found, traces = (backend.to_numpy(x) for x in excess._excess_leading(backend, array, limit))
     np.testing.assert_allclose(found, excess_of(matrices, 1.0), atol=16 * EPS * values.max(), rtol=0)
     np.testing.assert_allclose(traces, 2 * sum(x - 1 for x in above), atol=16 * EPS * values.max(), rtol=0)
@@ -58,7 +58,7 @@ def test_what_is_above_the_limit_is_found(library: str, shape: tuple[int, int], 
 def test_what_is_not_found_is_decomposed(values: np.ndarray) -> None:
     backend, matrices, limit = get_backend("numpy"), with_values(values), np.asarray(1.0)
     assert expected_share(backend, matrices, limit) == 0
-    assert not leading_pairs(backend, matrices, limit)[2].all()
+    assert not leading_pairs(backend, matrices, limit).sure.all()
     found, _ = excess._excess_leading(backend, matrices, limit)
     np.testing.assert_allclose(found, excess_of(matrices, 1.0), atol=16 * EPS * values.max(), rtol=0)
 
