@@ -16,11 +16,11 @@ from convsv_core.bounds import NormBounds, norm_bounds
 from convsv_core.clipping import clip
 from convsv_core.conv import Conv
 from convsv_core.fixed_grid import norm_upper_bound
-from convsv_core.many import ModelReport, analyze_many
-from convsv_core.models import analyze
 from convsv_core.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
 from convsv_core.plugins import BackendInfo, backends, hookimpl
 from convsv_core.projection import Projection, ProjectionState, project
+from convsv_core.reports.many import ModelReport, analyze_many
+from convsv_core.reports.models import analyze
 from convsv_core.spectrum import (
     condition_number,
     frequency_singular_values,

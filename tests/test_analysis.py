@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 from convsv_conformance.dense import dense_matrix
 
-from convsv_core.analysis import CURVE_POINTS, analyse, describe, read_model
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer
 from convsv_core.plugins import backends, get_backend
+from convsv_core.reports.analyze import CURVE_POINTS, analyse, describe, read_model
 
 BACKENDS = [row.name for row in backends() if row.available]
 DIGITS = Path(str(importlib.resources.files("convsv_adapters") / "data" / "digits.onnx"))

@@ -26,12 +26,12 @@ from convsv_adapters._spectra import Norm, SpectraTable, TableError
 from distributed import Client, KilledWorker, LocalCluster
 
 import convsv_core as convsv
-from convsv_core import many, tasks
-from convsv_core.analysis import QUANTILES, LayerReport, analyse, read_model
 from convsv_core.layers import ReadOptions
-from convsv_core.many import ModelReport
 from convsv_core.plan import make_plan
 from convsv_core.plugins import get_backend
+from convsv_core.reports import many, tasks
+from convsv_core.reports.analyze import QUANTILES, LayerReport, analyse, read_model
+from convsv_core.reports.many import ModelReport
 
 OPTIONS = ReadOptions({"": (32, 32)})
 LARGE = (128, 128, 3, 3)  # at 52 x 52, more than one task
@@ -421,7 +421,7 @@ def test_the_table_of_a_killed_client_is_readable_and_can_be_completed(
     out = tmp_path / "spectra.parquet"
     arguments = [str(run_folder / "*.npz"), "--scheduler", cluster.scheduler_address, "--bounds", "none"]
     code = (
-        "from convsv_adapters import _spectra, cli; from convsv_core import many; "
+        "from convsv_adapters import _spectra, cli; from convsv_core.reports import many; "
         "_spectra.SECONDS_PER_PART = 0; many.SECONDS_PER_TASK = 0; cli.main()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, "spectrum", *arguments, "--out", str(out)])

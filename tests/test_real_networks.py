@@ -11,9 +11,9 @@ import pytest
 from convsv_conformance.dense import dense_matrix
 
 import convsv_core as convsv
-from convsv_core.analysis import analyse, read_model
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend
+from convsv_core.reports.analyze import analyse, read_model
 
 RAPIDOCR = "rapidocr_onnxruntime"
 NETWORKS = [

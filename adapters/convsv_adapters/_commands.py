@@ -22,14 +22,14 @@ from convsv_adapters._files import replacing, write_whole
 from convsv_adapters._many_options import LOCAL, ManyOptions, many_options
 from convsv_adapters._progress import tracked
 from convsv_adapters.parameters import one_line
-from convsv_core.analysis import BOUNDS, Bounds, Row, analyse, certify, read_model, write_model
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
-from convsv_core.model_projection import ProjectionReport, project_layers
 from convsv_core.plugins import backends, get_backend
 from convsv_core.projection import METHODS, ProjectionMethod
-from convsv_core.tasks import Settings
+from convsv_core.reports.analyze import BOUNDS, Bounds, Row, analyse, certify, read_model, write_model
+from convsv_core.reports.project_model import ProjectionReport, project_layers
+from convsv_core.reports.tasks import Settings
 
 BUNDLED = "digits.onnx"
 PLOT_FORMATS = (".png", ".pdf", ".svg")

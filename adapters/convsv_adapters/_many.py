@@ -23,8 +23,8 @@ from convsv_adapters._many_options import LOCAL, ManyOptions
 from convsv_adapters._progress import tracked
 from convsv_adapters._spectra import SpectraTable, TableError
 from convsv_adapters.parameters import one_line
-from convsv_core.many import ModelReport, analyze_many
-from convsv_core.tasks import Settings
+from convsv_core.reports.many import ModelReport, analyze_many
+from convsv_core.reports.tasks import Settings
 
 QUIET_WORKER = """
 import logging, signal

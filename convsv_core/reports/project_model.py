@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convsv_core._geometry.padding import padding_norm
-from convsv_core.analysis import COMPUTING_FAILS, Row, compute_dtype, geometry_of, joined
 from convsv_core.backend import Backend
 from convsv_core.bounds import norm_bounds
 from convsv_core.certificate import CERTIFICATE_RTOL
@@ -18,6 +17,7 @@ from convsv_core.conv import Conv
 from convsv_core.layers import Layer
 from convsv_core.plan import HostArray
 from convsv_core.projection import Projection, ProjectionMethod, project
+from convsv_core.reports.analyze import COMPUTING_FAILS, Row, compute_dtype, geometry_of, joined
 
 STORED_EPS = {
     "float16": 2.0**-10,

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from convsv_core import tasks
-from convsv_core.analysis import BOUNDS, COMPUTING_FAILS, Bounds, LayerReport, joined
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend
+from convsv_core.reports import tasks
+from convsv_core.reports.analyze import BOUNDS, COMPUTING_FAILS, Bounds, LayerReport, joined
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,7 +82,7 @@ def analyze_many(
     bounds : {"none", "upper", "both"}, default "upper"
         Which bounds of the norm with the layer's own padding to certify.
     dtype, device : str, optional
-        As for `convsv_core.analysis.analyse`.
+        As for `convsv_core.reports.analyze.analyse`.
 
     Yields
     ------

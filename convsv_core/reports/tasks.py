@@ -17,7 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsv_core.analysis import (
+from convsv_core.backend import Backend
+from convsv_core.evaluation import BLOCK_BYTES
+from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.operand import Operand
+from convsv_core.plan import HostArray, IntArray, Plan, make_plan
+from convsv_core.plugins import get_backend
+from convsv_core.reports.analyze import (
     COMPUTING_FAILS,
     Bounds,
     LayerReport,
@@ -29,12 +35,6 @@ from convsv_core.analysis import (
     with_bounds,
     with_spectrum,
 )
-from convsv_core.backend import Backend
-from convsv_core.evaluation import BLOCK_BYTES
-from convsv_core.layers import Layer, ModelError, ReadOptions
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray, IntArray, Plan, make_plan
-from convsv_core.plugins import get_backend
 from convsv_core.spectrum import (
     BlockValues,
     decompositions,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from convsv_core.analysis import LayerReport, analyse
 from convsv_core.layers import Layer
 from convsv_core.plugins import backend_of, get_backend, plugins
+from convsv_core.reports.analyze import LayerReport, analyse
 
 
 def analyze(
@@ -29,7 +29,7 @@ def analyze(
     backend : str, default "numpy"
         Name of the library to compute with. Kernels are copied to it through the host.
     dtype, device : str, optional
-        As for `convsv_core.analysis.analyse`.
+        As for `convsv_core.reports.analyze.analyse`.
 
     Returns
     -------

@@ -1,0 +1,1 @@
+"""What the command line reports of networks, and what writes projected ones."""
