@@ -319,7 +319,7 @@ def _nothing(number: int) -> int:
 def measure_block(channels: int, seconds: float) -> BlockCost:
     """Time a block of a Gaussian 3x3 layer, as a worker computes it, for about so many seconds."""
     kernel = np.random.default_rng(channels).standard_normal((channels, channels, 3, 3)).astype(np.float32)
-    settings = tasks.Settings(ReadOptions(), "numpy", "none", None, None)
+    settings = tasks.TaskOptions(ReadOptions(), "numpy", "none", None, None)
     prepared = tasks.prepare(Layer("layer", kernel, Conv("OIHW"), (256, 256)), settings)
     plan = prepared.operand.plan
     size = max(block.last - block.first for block in tasks.cut(plan))

@@ -21,8 +21,7 @@ from convsv_conformance.dense import dense_matrix
 from convsv_core import Conv, norm_bounds
 from convsv_core.layers import Layer
 from convsv_core.plugins import BackendInfo, get_backend
-from convsv_core.reports import analyze
-from convsv_core.reports.analyze import LayerReport, certify
+from convsv_core.reports import LayerReport, analyze, bounds_reports
 
 FIELDS = [
     "name",
@@ -301,7 +300,7 @@ def test_norm_lists_layers_that_have_no_bound_for_every_size():
         Layer(name, kernel if conv else None, conv, None, "" if conv else "their own note")
         for name, (conv, _) in cases.items()
     ]
-    for report in certify(layers, get_backend("numpy")):
+    for report in bounds_reports(layers, get_backend("numpy")):
         conv, reason = cases[report.name]
         assert (report.lower is None) == (reason is not None), report.name
         assert (reason or "") in report.note

@@ -15,7 +15,7 @@ import torch
 from convsv_adapters.parameters import is_kernel, layers_from_arrays, put_together
 
 from convsv_core.layers import ModelError, ReadOptions
-from convsv_core.reports.analyze import read_model
+from convsv_core.reports import read_model
 
 rng = np.random.default_rng(0)
 

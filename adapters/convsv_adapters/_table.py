@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convsv_core.plugins import BackendInfo
-from convsv_core.reports.analyze import Bounds, Row
+from convsv_core.reports import Bounds, Row
 
 if TYPE_CHECKING:  # its library is needed for many models only
     from convsv_adapters._spectra import Norm

@@ -25,7 +25,7 @@ from convsv_core.certificate import CERTIFICATE_RTOL
 from convsv_core.conv import SPATIAL_LETTERS, as_int
 from convsv_core.plugins import backend_of
 from convsv_core.projection import METHODS, ProjectionMethod
-from convsv_core.reports.analyze import LayerReport
+from convsv_core.reports import LayerReport
 from convsv_core.rescaling import rescale_together
 
 __all__ = [

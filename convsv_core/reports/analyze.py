@@ -1,204 +1,144 @@
-"""From the layers of a network to the rows of a report: the figures of `convsv spectrum` and `convsv norm`."""
+"""From the layers of a network to their figures: singular values, norms and certified bounds."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from convsv_core._geometry.padding import padding_norm
 from convsv_core.backend import Array, Backend
 from convsv_core.bounds import norm_bounds
 from convsv_core.conv import Conv
-from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
 from convsv_core.plan import HostArray
-from convsv_core.plugins import plugins
+from convsv_core.plugins import backend_of, get_backend, plugins
+from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row, one_line
 from convsv_core.spectrum import frobenius_norm, singular_values
 
-CURVE_POINTS = 512
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+__all__ = [
+    "COMPUTING_FAILS",
+    "CURVE_POINTS",
+    "Placement",
+    "analyze",
+    "bounds_reports",
+    "declared_bounds",
+    "describe",
+    "layer_reports",
+    "reshaped_norm",
+    "with_bounds",
+    "with_spectrum",
+]
 
-Bounds: TypeAlias = Literal["none", "upper", "both"]
-BOUNDS: tuple[Bounds, ...] = ("none", "upper", "both")
+CURVE_POINTS = 512
+"""Largest number of singular values in a report's curve. A guess: more than a plot has pixels for a layer."""
 
 BOUNDS_RTOL = 1e-2
-"""Gap of the bounds beside a spectrum: as a rule the padding alone sets them further apart."""
+"""Relative gap of the bounds beside a spectrum. A guess: the padding usually sets the bounds further apart."""
 
-# Among them NumPy's and PyTorch's LinAlgError, and what the libraries raise when a device is out of memory.
 COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""Errors that cost one layer its figures, and not the report of the others.
 
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """What any report knows of one convolution. A figure that could not be had is None, and `note` says why.
-
-    Attributes
-    ----------
-    name : str
-    kernel_shape, stride, dilation : tuple of int or None
-    layout : str or None
-    groups : int or None
-    transposed : bool
-    reshaped_norm : float or None
-        Norm of the kernel reshaped into a matrix of O rows: see `reshaped_norm`.
-    note : str
-    """
-
-    name: str
-    kernel_shape: tuple[int, ...] | None = None
-    layout: str | None = None
-    stride: tuple[int, ...] | None = None
-    dilation: tuple[int, ...] | None = None
-    groups: int | None = None
-    transposed: bool = False
-    reshaped_norm: float | None = None
-    note: str = ""
-
-    @property
-    def norm(self) -> float | None:
-        """The operator's norm, as exactly as the report has it."""
-        raise NotImplementedError
-
-    @property
-    def factor(self) -> float | None:
-        """How many times larger the operator's norm is than `reshaped_norm`; None if that is 0 or unknown."""
-        if self.norm is None or not self.reshaped_norm:
-            return None
-        return self.norm / self.reshaped_norm
-
-
-@dataclass(frozen=True, eq=False)
-class LayerReport(Row):
-    """The figures of one convolution, from all of its singular values.
-
-    The operator is the circular one of stride `stride` on an input of extents `input_shape`, whatever
-    padding the layer has itself.
-
-    Attributes
-    ----------
-    input_shape : tuple of int or None
-        The layer's own extents, or where a stride does not divide them the next multiples, which `note`
-        then says.
-    operator_norm, smallest_singular_value : float or None
-    condition_number : float or None
-        Their quotient; infinite if the smallest value is 0.
-    stable_rank : float or None
-        ``|A|_F^2 / |A|_2^2``.
-    norm_lower, norm_upper : float or None
-        Certified bounds of the norm with the layer's own padding: see `declared_bounds`.
-    quantiles : tuple of float or None
-        Of all singular values, at the shares `QUANTILES`, interpolated linearly between neighbours.
-    curve : numpy.ndarray or None
-        The singular values, descending, at `CURVE_POINTS` ranks that are equally spaced from the first to
-        the last; all of them if they are no more.
-    """
-
-    input_shape: tuple[int, ...] | None = None
-    operator_norm: float | None = None
-    smallest_singular_value: float | None = None
-    condition_number: float | None = None
-    stable_rank: float | None = None
-    norm_lower: float | None = None
-    norm_upper: float | None = None
-    quantiles: tuple[float, ...] | None = None
-    curve: np.ndarray[Any, Any] | None = None
-
-    @property
-    def norm(self) -> float | None:
-        """The largest singular value."""
-        return self.operator_norm
-
-
-@dataclass(frozen=True, eq=False)
-class BoundsReport(Row):
-    """Certified bounds of the norm of one convolution, for every input size: see `norm_bounds`.
-
-    Attributes
-    ----------
-    lower, upper : float or None
-    frequency : tuple of float or None
-        Angles at which `lower` is attained, one an axis.
-    evaluations : int or None
-    converged : bool or None
-        Whether the gap asked for was reached.
-    """
-
-    lower: float | None = None
-    upper: float | None = None
-    frequency: tuple[float, ...] | None = None
-    evaluations: int | None = None
-    converged: bool | None = None
-
-    @property
-    def norm(self) -> float | None:
-        """The lower bound, which some frequency attains."""
-        return self.lower
-
+Among them are the LinAlgError of NumPy and of PyTorch, and the errors of libraries whose device is out of memory.
+"""
 
 R = TypeVar("R", bound=Row)
 
 
-def read_model(path: Path, options: ReadOptions | None = None) -> list[Layer]:
-    """Read every convolution of a trained network with the first reader that knows its format.
+@dataclass(frozen=True)
+class Placement:
+    """The library, dtype and device that stored kernels are computed with.
+
+    Attributes
+    ----------
+    backend : Backend
+    dtype : str, optional
+        Such as "float64". By default float64 for kernels that are stored in it where the library has it, else
+        float32. Complex kernels keep their dtype.
+    device : str, optional
+        Such as "cuda:0"; by default the library's own.
+    """
+
+    backend: Backend
+    dtype: str | None = None
+    device: str | None = None
+
+    def dtype_of(self, stored: HostArray) -> str | None:
+        """Return the name of the dtype to compute a kernel in; None leaves the array as it is."""
+        if self.dtype is not None or stored.dtype.kind != "f":
+            return self.dtype
+        return "float64" if stored.dtype.itemsize > 4 and "float64" in self.backend.dtypes(self.device) else "float32"
+
+    def array(self, kernel: HostArray, dtype: str | None) -> Array:
+        """Return a kernel on the host as an array of the library, in the given dtype."""
+        return self.backend.asarray(kernel, dtype=dtype, device=self.device)
+
+
+def analyze(
+    model: object,
+    example_input: object = None,
+    *,
+    backend: str = "numpy",
+    dtype: str | None = None,
+    device: str | None = None,
+) -> list[LayerReport]:
+    """Report the singular values of every convolution of a model object, as `convsv spectrum` does for a file.
 
     Parameters
     ----------
-    path : Path
-    options : ReadOptions, optional
-        Shapes of the network's inputs, and what else the file may leave open.
+    model : object
+        A model of a framework that an installed plugin knows, such as a `torch.nn.Module`.
+    example_input : object, optional
+        An input for the model, from which the extents of each layer's input follow. The adapter of the framework says
+        in which form. Without it, layers whose extents are open are reported without figures.
+    backend : str, default "numpy"
+        Name of the library to compute with. Kernels are copied to it through the host.
+    dtype, device : str, optional
+        As for `convsv_core.reports.layer_reports`.
 
     Returns
     -------
-    list of Layer
-        In the order of the network, from its input on.
+    list of LayerReport
+        One report a convolution, in the order of the model. A figure that could not be computed is None, and the note
+        says why.
 
     Raises
     ------
-    ModelError
-        No reader knows the format, or the file cannot be read. One line.
+    TypeError
+        `model` is of no framework that an installed plugin knows.
+    ValueError
+        There is no such backend.
+
+    Notes
+    -----
+    Neither traceable nor differentiable. The operator reported is the circular one at each layer's extents, whatever
+    padding the layer has: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+    >>> (report,) = analyze(model, torch.zeros(1, 3, 16, 16))
+    >>> report.name, report.kernel_shape, report.input_shape
+    ('0', (8, 3, 3, 3), (16, 16))
     """
-    loaded = plugins()
-    try:
-        layers = loaded.manager.hook.convsv_read_model(path=path, options=options or ReadOptions())
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from None
+    computing = get_backend(backend)
+    layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input)
     if layers is None:
-        known = [name for name, _ in loaded.manager.list_name_plugin() if name.startswith("convsv.readers:")]
-        readers = ", ".join(sorted(name.partition(":")[2] for name in known))
-        raise ModelError(f"{path}: in no format that is known here ({readers or 'no reader is installed'})")
-    return list(layers)
+        known = [name for name, _ in plugins().manager.list_name_plugin() if name.startswith("convsv.models:")]
+        names = ", ".join(sorted(name.partition(":")[2] for name in known)) or "none is installed"
+        raise TypeError(
+            f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
+            f"plugin knows ({names})"
+        )
+    return list(layer_reports(map(_on_host, layers), computing, dtype=dtype, device=device))
 
 
-def write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> None:
-    """Write the model at `path` to `target` with other kernels, and nothing else changed.
-
-    Parameters
-    ----------
-    path, target : Path
-        Two files.
-    kernels : mapping from str to numpy.ndarray
-        By the key of ``layer.stored``. Their entries are such as the stored dtype holds exactly.
-
-    Raises
-    ------
-    ModelError
-        No plugin writes the format, or not such a model of it. One line.
-    OSError
-        A file cannot be read or written.
-    """
-    if not kernels:
-        shutil.copyfile(path, target)
-    elif plugins().manager.hook.convsv_write_model(path=path, kernels=kernels, target=target) is None:
-        raise ModelError(f"{path}: in no format that can be written here")
-
-
-def analyse(
+def layer_reports(
     layers: Iterable[Layer],
     backend: Backend,
     *,
@@ -208,47 +148,30 @@ def analyse(
 ) -> Iterator[LayerReport]:
     """Yield the report of each layer, in turn.
 
-    A layer that cannot be handled gives a report whose note says why, and the next ones follow.
+    A layer that cannot be computed gives a report whose note says why, and the next layers follow.
 
     Parameters
     ----------
     layers : iterable of Layer
+        Layers whose kernels are NumPy arrays.
     backend : Backend
         The library to compute with.
     bounds : {"none", "upper", "both"}, default "none"
         Which bounds of the norm with the layer's own padding to certify; see `declared_bounds`.
-    dtype : str, optional
-        Such as "float64". By default float64 for kernels stored so where the library has it, else float32;
-        complex kernels stay as they are.
-    device : str, optional
-        Such as "cuda:0"; the library's default if not given.
+    dtype, device : str, optional
+        See `Placement`.
     """
+    placement = Placement(backend, dtype, device)
     for layer in layers:
         report = describe(layer)
         if report.input_shape is not None:
-            report = _measured(report, layer, _spectrum, backend, dtype, device)
+            report = _measured(report, layer, _spectrum, placement)
         if bounds != "none" and not (report.input_shape is not None and report.operator_norm is None):
-            report = with_bounds(report, layer, backend, bounds=bounds, dtype=dtype, device=device)
+            report = with_bounds(report, layer, placement, bounds)
         yield report
 
 
-def with_bounds(
-    report: LayerReport,
-    layer: Layer,
-    backend: Backend,
-    *,
-    bounds: Bounds,
-    dtype: str | None = None,
-    device: str | None = None,
-) -> LayerReport:
-    """The report with the norm of the reshaped kernel, and the bounds that are asked for; see `analyse`."""
-    measure: Callable[[LayerReport, Array, Conv, Backend], LayerReport] = _as_it_is
-    if bounds != "none":
-        measure = functools.partial(_declared, extents=layer.input_shape, exact=bounds == "both")
-    return _measured(report, layer, measure, backend, dtype, device)
-
-
-def certify(
+def bounds_reports(
     layers: Iterable[Layer],
     backend: Backend,
     *,
@@ -256,89 +179,91 @@ def certify(
     dtype: str | None = None,
     device: str | None = None,
 ) -> Iterator[BoundsReport]:
-    """Yield certified bounds of each layer's norm for every input size, in turn; see `analyse`.
+    """Yield certified bounds of each layer's norm for every input size, in turn.
 
-    They hold for zero, "valid" and circular padding. A layer whose padding repeats pixels beyond that gets a note
-    in place of them.
+    The bounds hold for zero, "valid" and circular padding. A layer whose padding repeats pixels beyond that has a note
+    and no bounds.
 
     Parameters
     ----------
     layers, backend, dtype, device
-        As for `analyse`.
+        As for `layer_reports`.
     rtol : float, default 1e-3
         Relative gap to reach.
     """
+    placement = Placement(backend, dtype, device)
     for layer in layers:
-        report = BoundsReport(layer.name, **geometry_of(layer), note=layer.note)
-        if reason := _repeats_pixels(layer):
-            yield replace(report, note=joined(report.note, reason))
-        else:
-            yield _measured(report, layer, functools.partial(_bounds, rtol=rtol), backend, dtype, device)
+        yield _measured(BoundsReport.of(layer), layer, functools.partial(_bounds, rtol=rtol), placement)
+
+
+def with_bounds(report: LayerReport, layer: Layer, placement: Placement, bounds: Bounds) -> LayerReport:
+    """Return the report with the norm of the reshaped kernel, and the bounds that are asked for."""
+    measure: Callable[[LayerReport, Array, Conv, Backend], LayerReport] = _as_it_is
+    if bounds != "none":
+        measure = functools.partial(_declared, extents=layer.input_shape, exact=bounds == "both")
+    return _measured(report, layer, measure, placement)
 
 
 def declared_bounds(
     kernel: Array, conv: Conv, extents: tuple[int, ...] | None, *, rtol: float = BOUNDS_RTOL, exact: bool = False
 ) -> tuple[float | None, float]:
-    """Certify bounds of a layer's norm with the padding that it declares.
+    """Certify bounds of a layer's norm with the padding that the layer declares.
 
     Parameters
     ----------
     kernel : array
     conv : Conv
     extents : tuple of int or None
-        Of the layer's input. None will do for the upper bound under zero padding.
+        Extents of the layer's input. The upper bound does not need them under zero padding, nor under circular padding
+        without a stride that repeats no pixel.
     rtol : float, default `BOUNDS_RTOL`
         Relative gap in the supremum of the symbol's norm.
     exact : bool, default False
-        Whether to find the lower bound too: the exact norm, less its rounding, which without circular padding takes
+        Whether to compute the lower bound too: the exact norm less its rounding. Without circular padding that takes
         an iteration on images (`norm_bounds` with an input shape).
 
     Returns
     -------
     lower, upper : float
-        `lower` is None unless `exact`. `upper` is the supremum over all frequencies times the norm of the padding,
-        which is 1 for zero padding.
+        `lower` is None unless `exact`. `upper` is the supremum over all frequencies times the norm of the padding.
 
     Raises
     ------
     ValueError
-        The extents are None, or no input of the layer, and are needed.
+        The extents are None and needed, or they are no input of the layer.
     """
-    if extents is None and (exact or conv.padding_mode != "zeros"):
-        raise ValueError("bounds for its own padding need the layer's extents")
+    if extents is None and (exact or (conv.padding_mode == "circular" and max(conv.strides) > 1)):
+        raise UnknownExtents("a bound for the layer's own padding needs the layer's extents")
     if exact:
         found = norm_bounds(kernel, conv, input_shape=extents, rtol=rtol)
         return float(found.lower), float(found.upper)
-    upper = float(norm_bounds(kernel, replace(conv, padding="valid", padding_mode="zeros"), rtol=rtol).upper)
-    if extents is None or conv.padding_mode == "zeros":
-        return None, upper
-    widened = 1 + 8 * float(np.finfo(np.float64).eps)
-    return None, upper * padding_norm(tuple(kernel.shape), extents, conv) * widened
+    (operator,) = layer_operators(tuple(kernel.shape), conv, () if extents is None else (extents,))
+    return None, operator.layer_upper(float(norm_bounds(kernel, operator.conv, rtol=rtol).upper))
 
 
 def describe(layer: Layer) -> LayerReport:
-    """Report a layer's geometry, with no figures."""
+    """Report a layer's geometry, without figures."""
     conv, extents, note = layer.conv, layer.input_shape, layer.note
-    if conv is not None and not conv.transposed and extents is not None and len(extents) == conv.ndim:
-        rounded = tuple(-(-n // s) * s for n, s in zip(extents, conv.strides, strict=True))
+    if conv is not None and extents is not None and len(extents) == conv.ndim:
+        rounded, _ = circular_geometry(conv, extents)
         if rounded != extents:
             change = f"extents {_by(extents)} taken as {_by(rounded)}, a multiple of the stride"
-            note = joined(change, note)
+            note = join_notes(change, note)
         extents = rounded
-    return LayerReport(layer.name, **geometry_of(layer), input_shape=extents, note=note)
+    return LayerReport.of(layer, input_shape=extents, note=note)
 
 
 def reshaped_norm(backend: Backend, kernel: Array, layout: str) -> Array:
-    """Norm of the kernel as a matrix with a row for each index of the axis O, and all else in columns.
+    """Compute the norm of the kernel as a matrix with a row for each index of the axis O, and all else in columns.
 
-    It is what frameworks call the spectral norm of a layer: PyTorch's `spectral_norm` for `Conv` (its
-    ``dim=0``) as for `ConvTranspose` (``dim=1``), and Keras's `SpectralNormalization`. It is not the norm
-    of the convolution, and bounds it from neither side.
+    Frameworks call it the spectral norm of a layer: PyTorch's `spectral_norm` does so for `Conv` (its ``dim=0``) and
+    for `ConvTranspose` (``dim=1``), and so does Keras's `SpectralNormalization`. It is not the norm of the
+    convolution, and bounds that norm from neither side.
 
     Parameters
     ----------
     backend : Backend
-        Of `kernel`.
+        The backend that owns `kernel`.
     kernel : array
     layout : str
         As in `Conv`.
@@ -352,101 +277,52 @@ def reshaped_norm(backend: Backend, kernel: Array, layout: str) -> Array:
     return backend.svdvals(xp.reshape(rows, (rows.shape[0], -1)))[0]
 
 
-def geometry_of(layer: Layer) -> dict[str, Any]:
-    """What a `Row` says of the layer's shape."""
-    conv = layer.conv
-    known = {} if layer.kernel is None else {"kernel_shape": tuple(layer.kernel.shape)}
-    if conv is None:
-        return known
-    return {
-        **known,
-        "layout": conv.layout,
-        "stride": conv.strides,
-        "dilation": conv.dilations,
-        "groups": conv.groups,
-        "transposed": conv.transposed,
-    }
-
-
-def _repeats_pixels(layer: Layer) -> str:
-    """Why bounds for every input size do not hold for the layer's own padding, or ""."""
-    conv = layer.conv
-    if conv is None or layer.kernel is None or conv.padding_mode == "zeros":
-        return ""
-    if conv.padding_mode != "circular":
-        return (
-            f"{conv.padding_mode} padding repeats pixels: its norm depends on the extents and can exceed any bound here"
-        )
-    taps = [layer.kernel.shape[conv.layout.index(letter)] for letter in conv.spatial]
-    reach = [d * (k - 1) for k, d in zip(taps, conv.dilations, strict=True)]
-    pads = conv.pads(tuple(taps))
-    if any(sum(pad) > r for pad, r in zip(pads, reach, strict=True)):
-        return f"circular padding {pads} gives more outputs than inputs: its norm can exceed any bound here"
-    return ""
-
-
-def _measured(
-    report: R,
-    layer: Layer,
-    measure: Callable[[R, Array, Conv, Backend], R],
-    backend: Backend,
-    dtype: str | None,
-    device: str | None,
-) -> R:
-    """The report with its figures, or with a note that says why there are none."""
-    if layer.kernel is None or layer.conv is None:
-        return report
-    try:
-        chosen = compute_dtype(layer.kernel, backend, dtype, device)
-        kernel = backend.asarray(layer.kernel, dtype=chosen, device=device)
-        report = measure(report, kernel, layer.conv, backend)
-        norm = float(backend.to_numpy(reshaped_norm(backend, kernel, layer.conv.layout)))
-        return replace(report, reshaped_norm=norm)
-    except COMPUTING_FAILS as error:
-        return replace(report, note=joined(report.note, " ".join(str(error).split()) or repr(error)))
-
-
-def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
-    circular = circular_like(conv)
-    assert report.input_shape is not None
-    values = backend.to_numpy(singular_values(kernel, report.input_shape, circular))
-    frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, circular)))
-    return with_spectrum(report, values, frobenius)
-
-
 def with_spectrum(report: LayerReport, values: HostArray, frobenius: float) -> LayerReport:
-    """The report with the figures that follow from all singular values, descending, and the Frobenius norm."""
+    """Return the report with the figures that follow from all singular values, descending, and the Frobenius norm."""
     largest, smallest = float(values[0]), float(values[-1])
-    note = report.note
-    if smallest <= float(np.finfo(values.dtype).eps) * largest:
-        note = joined(note, f"singular to the precision of {values.dtype}")
+    singular = smallest <= float(np.finfo(values.dtype).eps) * largest
     ranks = np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int)
     return replace(
-        report,
+        report.with_note(f"singular to the precision of {values.dtype}" if singular else ""),
         operator_norm=largest,
         smallest_singular_value=smallest,
         condition_number=largest / smallest if smallest > 0 else math.inf,
         stable_rank=(frobenius / largest) ** 2 if largest > 0 else 0.0,
         quantiles=_quantiles(values),
-        note=note,
         curve=values[ranks],
     )
 
 
-def _quantiles(values: HostArray) -> tuple[float, ...]:
-    """The quantiles `QUANTILES` of descending values, with linear interpolation as `numpy.quantile` has it."""
-    places = (1 - np.asarray(QUANTILES)) * (len(values) - 1)
-    above, below = (values[rounded(places).astype(int)].astype(np.float64) for rounded in (np.floor, np.ceil))
-    return tuple(float(value) for value in above + (below - above) * (places % 1))
+def _on_host(layer: Layer) -> Layer:
+    if layer.kernel is None:
+        return layer
+    return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
 
 
-def circular_like(conv: Conv) -> Conv:
-    """The geometry of `conv` with circular padding, whose operator a spectrum is of."""
-    return Conv(conv.layout, conv.strides, conv.dilations, conv.groups, transposed=conv.transposed)
+def _measured(report: R, layer: Layer, measure: Callable[[R, Array, Conv, Backend], R], placement: Placement) -> R:
+    """Return the report with its figures, or with a note that says why there are none."""
+    if layer.kernel is None or layer.conv is None:
+        return report
+    backend = placement.backend
+    try:
+        kernel = placement.array(layer.kernel, placement.dtype_of(layer.kernel))
+        report = measure(report, kernel, layer.conv, backend)
+        norm = float(backend.to_numpy(reshaped_norm(backend, kernel, layer.conv.layout)))
+        return replace(report, reshaped_norm=norm)
+    except COMPUTING_FAILS as error:
+        return report.with_note(one_line(error))
 
 
 def _as_it_is(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
     return report
+
+
+def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
+    circular = lattice(conv)
+    assert report.input_shape is not None
+    values = backend.to_numpy(singular_values(kernel, report.input_shape, circular))
+    frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, circular)))
+    return with_spectrum(report, values, frobenius)
 
 
 def _declared(
@@ -465,30 +341,21 @@ def _declared(
 def _bounds(report: BoundsReport, kernel: Array, conv: Conv, backend: Backend, *, rtol: float) -> BoundsReport:
     found = norm_bounds(kernel, conv, rtol=rtol)
     return replace(
-        report,
+        report.with_note("" if found.converged else f"gap of {rtol:g} not reached"),
         lower=float(backend.to_numpy(found.lower)),
         upper=float(backend.to_numpy(found.upper)),
         frequency=found.frequency,
         evaluations=found.evaluations,
         converged=found.converged,
-        note=report.note if found.converged else joined(report.note, f"gap of {rtol:g} not reached"),
     )
 
 
-def compute_dtype(stored: Any, backend: Backend, dtype: str | None, device: str | None) -> str | None:
-    """Name the dtype to compute in: the one asked for, else float64 for what is stored so, else float32.
-
-    None, which leaves an array as it is, for complex kernels.
-    """
-    if dtype is not None or stored.dtype.kind != "f":
-        return dtype
-    return "float64" if stored.dtype.itemsize > 4 and "float64" in backend.dtypes(device) else "float32"
+def _quantiles(values: HostArray) -> tuple[float, ...]:
+    """Return the quantiles `QUANTILES` of descending values, with linear interpolation as in `numpy.quantile`."""
+    places = (1 - np.asarray(QUANTILES)) * (len(values) - 1)
+    above, below = (values[rounded(places).astype(int)].astype(np.float64) for rounded in (np.floor, np.ceil))
+    return tuple(float(value) for value in above + (below - above) * (places % 1))
 
 
 def _by(extents: tuple[int, ...]) -> str:
     return "x".join(map(str, extents))
-
-
-def joined(*notes: str) -> str:
-    """Make one note of several, of which some may be empty."""
-    return "; ".join(filter(None, notes))

@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convsv_core._geometry.padding import padding_norm
 from convsv_core.backend import Backend
 from convsv_core.bounds import norm_bounds
 from convsv_core.certificate import CERTIFICATE_RTOL
-from convsv_core.conv import Conv
-from convsv_core.layers import Layer
+from convsv_core.layers import Layer, Operator, Stored, join_notes, layer_operators
 from convsv_core.plan import HostArray
 from convsv_core.projection import Projection, ProjectionMethod, project
-from convsv_core.reports.analyze import COMPUTING_FAILS, Row, compute_dtype, geometry_of, joined
+from convsv_core.reports.analyze import COMPUTING_FAILS, Placement
+from convsv_core.reports.report import ProjectionReport, one_line
+
+__all__ = ["STORED_EPS", "project_layers", "rounded_to"]
 
 STORED_EPS = {
     "float16": 2.0**-10,
@@ -30,48 +31,13 @@ STORED_EPS = {
 """Spacing of the numbers at 1, for every dtype of `Stored`."""
 
 SHRINKINGS = 12
-"""How often a rounded kernel is brought back under the bound, by twice as much each time."""
+"""Number of attempts to bring a rounded kernel back under the bound, each by twice as much as the last. A guess.
 
+The last attempt gives up 2048 units of the stored dtype's eps.
+"""
 
-@dataclass(frozen=True, eq=False)
-class ProjectionReport(Row):
-    """What became of one convolution. Norms are certified upper bounds, with the layer's own padding.
-
-    Attributes
-    ----------
-    norm_before, norm_after : float or None
-        Under zero padding for every input size, and for circular padding where the stride divides the extents.
-        `norm_after` is that of the kernel as the file stores it.
-    distance : float or None
-        Frobenius norm of the change of the stored kernel; 0 where it stays bit for bit.
-    iterations : int or None
-    converged : bool or None
-        See `Projection`.
-    bound : float
-    selected : bool
-        Whether the layer was to be projected.
-    kernel : numpy.ndarray or None
-        What is to be stored in place of the layer's own; None where that stays.
-    """
-
-    norm_before: float | None = None
-    norm_after: float | None = None
-    distance: float | None = None
-    iterations: int | None = None
-    converged: bool | None = None
-    bound: float = math.inf
-    selected: bool = True
-    kernel: HostArray | None = None
-
-    @property
-    def norm(self) -> float | None:
-        """The certified norm of what is stored."""
-        return self.norm_after
-
-    @property
-    def failed(self) -> bool:
-        """Whether the layer was to be projected, and is not shown to be within the bound."""
-        return self.selected and not (self.norm_after is not None and self.norm_after <= self.bound)
+Projector = Callable[..., Projection]
+"""Projects a kernel: `project` with all arguments given but the first four."""
 
 
 def project_layers(
@@ -88,33 +54,33 @@ def project_layers(
 ) -> Iterator[ProjectionReport]:
     """Yield the projection of each layer of a network, in turn.
 
-    A kernel within the bound stays as it is. Any other is projected for every input size (`project` without an input
-    shape), rounded to the dtype that the file stores, and shrunk by a few roundings if these have carried it
-    over the bound: what is certified is what is stored. Layers that share their weights are projected as one, for each
-    of their geometries in turn, until the kernel is within the bound in all of them.
+    A kernel within the bound stays as it is. Any other kernel is projected for every input size (`project` without an
+    input shape) and rounded to the dtype that the file stores. If rounding carries it over the bound, it is shrunk by
+    a few roundings. The certificate belongs to the stored kernel. Layers that share their weights are projected
+    together, for each of their operators in turn, until the kernel is within the bound for all of them.
 
-    A layer whose padding repeats pixels is held to the bound at its own extents, by what its padding adds to the norm
-    of the kernel (`convsv_core._norm.padded.padding_norm`).
+    A layer whose padding repeats pixels is held to the bound at its own extents (`layer_operators`).
 
     Parameters
     ----------
     layers : sequence of Layer
+        Layers whose kernels are NumPy arrays.
     backend : Backend
         The library to compute with.
     bound : float
         Not negative.
     method : {"dykstra", "alternating", "rescale", "newton-schulz"}, default "dykstra"
     rtol, max_iterations
-        See `project`; here looser, because a network takes a while.
+        See `project`. The defaults are looser here, because a network takes longer than one layer.
     selected : callable, optional
-        Whether to project the layer of a name; all if not given.
+        Tells by a layer's name whether to project the layer. By default all layers are projected.
     dtype, device : str, optional
-        As for `analyse`.
+        As for `layer_reports`.
 
     Yields
     ------
     ProjectionReport
-        A layer that cannot be handled has `failed`, and a note that says why.
+        A layer that cannot be projected has `failed`, and a note that says why.
     """
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -122,13 +88,13 @@ def project_layers(
             groups.setdefault(layer.stored.key, []).append(layer)
     found: dict[str, Projected | str] = {}
     nearest = functools.partial(project, method=method, rtol=rtol, max_iterations=max_iterations)
-    make = functools.partial(_projected, backend=backend, bound=bound, nearest=nearest, dtype=dtype, device=device)
+    placement = Placement(backend, dtype, device)
     for layer in layers:
-        report = ProjectionReport(layer.name, **geometry_of(layer), note=layer.note, bound=bound)
+        report = ProjectionReport.of(layer, bound=bound)
         group = groups.get(layer.stored.key, []) if layer.stored is not None else []
         if selected is not None and not selected(layer.name):
             others = f": its weights are those of {group[0].name}, which was" if group else ""
-            yield replace(report, selected=False, note=joined("not selected" + others, report.note))
+            yield replace(report, selected=False, note=join_notes("not selected" + others, report.note))
             continue
         if layer.kernel is None or layer.conv is None:
             yield report
@@ -136,63 +102,14 @@ def project_layers(
         key = layer.stored.key if layer.stored is not None else f"\0{layer.name}"
         if key not in found:
             try:
-                found[key] = make(group or [layer])
+                found[key] = _project(group or [layer], placement, bound, nearest)
             except COMPUTING_FAILS as error:
-                found[key] = " ".join(str(error).split()) or repr(error)
+                found[key] = one_line(error)
         yield _reported(report, layer, group, found[key])
 
 
-@dataclass(frozen=True, eq=False)
-class Projected:
-    """What became of a stored kernel.
-
-    Attributes
-    ----------
-    kernel : numpy.ndarray or None
-        None where the old one stays.
-    before, after : dict from Geometry to float
-        Certified norms.
-    distance, iterations, converged
-        As in `ProjectionReport`; of all geometries together.
-    note : str
-    """
-
-    kernel: HostArray | None
-    before: dict[Geometry, float]
-    after: dict[Geometry, float]
-    distance: float
-    iterations: int
-    converged: bool
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a layer uses its kernel: a convolution, and the factor that its own padding adds to the supremum."""
-
-    conv: Conv
-    factor: float
-
-    @classmethod
-    def of(cls, layer: Layer) -> Geometry:
-        """Of a layer with a kernel; ValueError where its extents matter and are unknown."""
-        conv = layer.conv
-        assert conv is not None
-        assert layer.kernel is not None
-        bare = replace(conv, padding="valid", padding_mode="zeros")
-        if conv.padding_mode == "zeros":
-            return cls(bare, 1.0)
-        if layer.input_shape is None and conv.padding_mode == "circular":
-            return cls(conv, 1.0)  # which norm_bounds refuses where the padding repeats pixels
-        if layer.input_shape is None:
-            raise ValueError("a bound for its own padding needs the layer's extents")
-        widened = 1 + 8 * float(np.finfo(np.float64).eps)
-        factor = padding_norm(tuple(layer.kernel.shape), layer.input_shape, conv)
-        return cls(bare, factor * widened if factor > 1 else 1.0)
-
-
 def rounded_to(kernel: HostArray, dtype: str) -> HostArray:
-    """Round numbers to those that a stored dtype holds; bfloat16's come as float32.
+    """Round numbers to those that a stored dtype holds. Numbers of bfloat16 come as float32.
 
     Examples
     --------
@@ -205,36 +122,70 @@ def rounded_to(kernel: HostArray, dtype: str) -> HostArray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
-def _projected(
-    layers: Sequence[Layer],
-    *,
-    backend: Backend,
-    bound: float,
-    nearest: Callable[..., Projection],
-    dtype: str | None,
-    device: str | None,
-) -> Projected:
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """The projection of a stored kernel.
+
+    Attributes
+    ----------
+    kernel : numpy.ndarray or None
+        The new kernel; None where the old one stays.
+    before, after : dict from Operator to float
+        Certified norms of the layer that each operator stands for.
+    distance, iterations, converged
+        As in `ProjectionReport`, for all operators together.
+    note : str
+    """
+
+    kernel: HostArray | None
+    before: dict[Operator, float]
+    after: dict[Operator, float]
+    distance: float = 0.0
+    iterations: int = 0
+    converged: bool = True
+    note: str = ""
+
+
+def _operator(layer: Layer) -> Operator:
+    """Return the operator of a layer with a kernel, for every input size or at the layer's own extents."""
+    assert layer.conv is not None
+    assert layer.kernel is not None
+    extents = () if layer.input_shape is None else (layer.input_shape,)
+    (operator,) = layer_operators(tuple(layer.kernel.shape), layer.conv, extents)
+    return operator
+
+
+def _project(layers: Sequence[Layer], placement: Placement, bound: float, nearest: Projector) -> Projected:
     """Project the one kernel that the layers share."""
     kernel, stored = np.asarray(layers[0].kernel), layers[0].stored
-    chosen = compute_dtype(kernel, backend, dtype, device)
-    geometries = list(dict.fromkeys(map(Geometry.of, layers)))
-    norms = functools.partial(_norms, geometries=geometries, backend=backend, dtype=chosen, device=device)
+    dtype = placement.dtype_of(kernel)
+    operators = list(dict.fromkeys(map(_operator, layers)))
+    norms = functools.partial(_norms, operators=operators, placement=placement, dtype=dtype)
     before = norms(kernel)
     if max(before.values()) <= bound:
-        return Projected(None, before, before, 0.0, 0, True)
+        return Projected(None, before, before)
     if stored is None:
         unchanged = "its weights are not stored as such, but computed from others, and cannot be replaced"
-        return Projected(None, before, before, 0.0, 0, False, unchanged)
+        return Projected(None, before, before, converged=False, note=unchanged)
     wide, iterations, converged = kernel, 0, True
-    for geometry in geometries:
-        array = backend.asarray(wide, dtype=chosen, device=device)
-        result = nearest(array, None, geometry.conv, bound / geometry.factor)
-        wide = backend.to_numpy(result.kernel)
+    for operator in operators:
+        result = nearest(placement.array(wide, dtype), None, operator.conv, operator.limit(bound))
+        wide = placement.backend.to_numpy(result.kernel)
         iterations += result.iterations
         converged = converged and bool(result.converged)
-    new = rounded_to(wide, stored.dtype)
+    new, after = _rounded(wide, stored, bound, norms)
+    change = new.astype(np.result_type(new.dtype, np.float64)) - kernel
+    distance = float(np.sqrt(np.sum(np.real(change * np.conj(change)))))
+    return Projected(new.astype(kernel.dtype), before, after, distance, iterations, converged)
+
+
+def _rounded(
+    kernel: HostArray, stored: Stored, bound: float, norms: Callable[[HostArray], dict[Operator, float]]
+) -> tuple[HostArray, dict[Operator, float]]:
+    """Round a kernel to the stored dtype, shrinking it until its norms are within the bound; and return the norms."""
+    new = rounded_to(kernel, stored.dtype)
     after = norms(new)
-    wide = wide.astype(np.result_type(wide.dtype, np.float64))
+    wide = kernel.astype(np.result_type(kernel.dtype, np.float64))
     for attempt in range(SHRINKINGS):
         largest = max(after.values())
         if largest <= bound:
@@ -242,40 +193,43 @@ def _projected(
         wide = wide * (bound / largest * (1 - 2**attempt * STORED_EPS[stored.dtype]))
         new = rounded_to(wide, stored.dtype)
         after = norms(new)
-    change = new.astype(wide.dtype) - kernel
-    distance = float(np.sqrt(np.sum(np.real(change * np.conj(change)))))
-    return Projected(new.astype(kernel.dtype), before, after, distance, iterations, converged)
+    return new, after
 
 
 def _norms(
-    kernel: HostArray, *, geometries: Sequence[Geometry], backend: Backend, dtype: str | None, device: str | None
-) -> dict[Geometry, float]:
-    """Certified norms of a kernel on the host in each geometry, with what rounding to the computing dtype changes."""
-    array = backend.asarray(kernel, dtype=dtype, device=device)
+    kernel: HostArray, *, operators: Sequence[Operator], placement: Placement, dtype: str | None
+) -> dict[Operator, float]:
+    """Return certified norms of a kernel on the host, for the layer of each operator.
+
+    The rounding of the kernel to the computing dtype is included.
+    """
+    array = placement.array(kernel, dtype)
     wide = np.result_type(kernel.dtype, np.float64)
-    lost = float(np.linalg.norm((kernel.astype(wide) - backend.to_numpy(array)).ravel()))
+    lost = float(np.linalg.norm((kernel.astype(wide) - placement.backend.to_numpy(array)).ravel()))
     found = {}
-    for geometry in geometries:
-        channels = math.prod(kernel.shape[geometry.conv.layout.index(letter)] for letter in "OI")
-        upper = float(norm_bounds(array, geometry.conv, rtol=CERTIFICATE_RTOL).upper)
-        found[geometry] = (upper + math.sqrt(kernel.size // channels) * lost) * geometry.factor
+    for operator in operators:
+        channels = math.prod(kernel.shape[operator.conv.layout.index(letter)] for letter in "OI")
+        upper = float(norm_bounds(array, operator.conv, rtol=CERTIFICATE_RTOL).upper)
+        # The norm of a convolution is at most sqrt(taps) times the Frobenius norm of its kernel. The margin that
+        # `norm_bounds` leaves for rounding covers the rounding of this sum too.
+        found[operator] = operator.layer_upper(upper + math.sqrt(kernel.size // channels) * lost)
     return found
 
 
 def _reported(
     report: ProjectionReport, layer: Layer, group: Sequence[Layer], projected: Projected | str
 ) -> ProjectionReport:
+    """Return the report with the projection of the layer's kernel, or with the reason why there is none."""
     if isinstance(projected, str):
-        return replace(report, note=joined(report.note, projected))
-    geometry = Geometry.of(layer)
+        return report.with_note(projected)
+    operator = _operator(layer)
     shared = [other.name for other in group if other is not layer]
     return replace(
-        report,
-        norm_before=projected.before[geometry],
-        norm_after=projected.after[geometry],
+        report.with_note(f"its weights are those of {', '.join(shared)} too" if shared else "", projected.note),
+        norm_before=projected.before[operator],
+        norm_after=projected.after[operator],
         distance=projected.distance,
         iterations=projected.iterations,
         converged=projected.converged,
         kernel=projected.kernel,
-        note=joined(report.note, f"its weights are those of {', '.join(shared)} too" if shared else "", projected.note),
     )

@@ -1,9 +1,9 @@
-"""What `analyze_many` runs on the workers of an engine: pure functions of small arguments.
+"""The tasks of `analyze_many`: pure functions of small arguments, which the workers of a cluster run.
 
-A model is surveyed: its file is read, and its layers are computed until the work of one task is done. The layers
-that are left are put into packs of about that work, and a layer that alone is more than a task is split into blocks of
-frequencies. Where it is cut depends on its geometry alone, and every task has one thread, so that a figure has the
-same bits whichever worker computes what.
+A survey reads the file of a model, and computes layers until the work of one task is done. The layers that are left
+are put into packs of about that work. A layer that alone is more than a task is split into blocks of frequencies. The
+cuts depend on the geometry alone, and every task has one thread, so that a figure has the same bits whichever worker
+computes it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsv_core.backend import Backend
 from convsv_core.evaluation import BLOCK_BYTES
-from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray, IntArray, Plan, make_plan
 from convsv_core.plugins import get_backend
 from convsv_core.reports.analyze import (
     COMPUTING_FAILS,
-    Bounds,
-    LayerReport,
-    analyse,
-    circular_like,
-    compute_dtype,
+    Placement,
     describe,
-    read_model,
+    layer_reports,
     with_bounds,
     with_spectrum,
 )
+from convsv_core.reports.model_files import read_model
+from convsv_core.reports.report import Bounds, LayerReport
 from convsv_core.spectrum import (
     BlockValues,
     decompositions,
@@ -44,37 +41,56 @@ from convsv_core.spectrum import (
     sorted_values,
 )
 
+__all__ = [
+    "Block",
+    "Split",
+    "Survey",
+    "TaskOptions",
+    "block_values",
+    "bound",
+    "combine",
+    "cut",
+    "load",
+    "measure",
+    "prepare",
+    "survey",
+    "work_per_frequency",
+]
+
 WORK_PER_TASK = 2e10
-"""Operations, as `work_per_frequency` counts them, that one task is to have: about a second of one processor."""
+"""Work of one task, in operations as `work_per_frequency` counts them.
+
+Measured: a block of this work takes 0.4 to 1.5 s of one processor (docs/scaling.md).
+"""
 
 MOST_BLOCKS = 1000
-"""Blocks of one layer: that of more work has larger ones, so that one task can wait for them all."""
+"""Largest number of blocks of one layer, for which one task waits. Layers of more work have larger blocks. A guess."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every task needs to know; see `analyze_many`."""
+class TaskOptions:
+    """The options that every task needs; see `analyze_many`."""
 
-    options: ReadOptions
+    read: ReadOptions
     backend: str
     bounds: Bounds
     dtype: str | None
     device: str | None
 
-    def computing(self) -> Backend:
-        """The backend, on the worker."""
-        return get_backend(self.backend)
+    def placement(self) -> Placement:
+        """Return the backend, dtype and device on the worker."""
+        return Placement(get_backend(self.backend), self.dtype, self.device)
 
-    def analyse(self, layers: Sequence[Layer]) -> list[LayerReport]:
-        """The figures of whole layers, without their curves, which no table holds."""
-        backend = self.computing()
+    def reports(self, layers: Sequence[Layer]) -> list[LayerReport]:
+        """Compute the figures of whole layers, without their curves, which no table holds."""
+        backend = get_backend(self.backend)
         with backend.single_threaded():
-            rows = analyse(layers, backend, bounds=self.bounds, dtype=self.dtype, device=self.device)
+            rows = layer_reports(layers, backend, bounds=self.bounds, dtype=self.dtype, device=self.device)
             return [replace(row, curve=None) for row in rows]
 
 
 class Block(NamedTuple):
-    """Consecutive frequencies: of the part `part` of `real_and_complex`, from `first` to before `last`."""
+    """Consecutive frequencies of a layer: ``frequencies[first:last]`` in the part `part` of `real_and_complex`."""
 
     part: int
     first: int
@@ -83,7 +99,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """A layer, number `index` of its model, to be computed in blocks; `report` has no figures yet."""
+    """The layer `index` of a model, to be computed in blocks. Its `report` has no figures yet."""
 
     index: int
     report: LayerReport
@@ -92,69 +108,79 @@ class Split:
 
 @dataclass
 class Survey:
-    """What is known of a model, and what is left to do.
+    """The figures of a model so far, and the tasks that are left.
 
     Attributes
     ----------
     reports : list of LayerReport or None
-        One a layer; None where its figures are still to come.
+        One report a layer; None where its figures are still to come.
     packs : list of list of int
-        Layers that are left, by their index, in groups for one task each.
+        Indices of layers that are left, in groups for one task each.
     splits : list of Split
-        Layers that are a task each or more.
-    note : str
-        Why the model cannot be read, or "".
+        Layers that are left and have the work of one task each, or more.
+    failure : str
+        Why the model has no figures, or "".
     seconds : float
-        That the survey took.
+        Time that the survey took.
     """
 
     reports: list[LayerReport | None] = field(default_factory=list)
     packs: list[list[int]] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
-    note: str = ""
+    failure: str = ""
     seconds: float = 0.0
 
 
 class Prepared(NamedTuple):
-    """A layer's kernel, checked and ready, and the functions that give its singular values at frequencies."""
+    """A layer's kernel, checked and ready, and functions that give its singular values at frequencies.
+
+    Attributes
+    ----------
+    operand : Operand
+    parts : list of pairs
+        Functions from frequencies to singular values, each with the frequencies that it is for.
+    frobenius : float
+        Frobenius norm of the layer's circular operator.
+    """
 
     operand: Operand
     parts: list[tuple[BlockValues, IntArray]]
     frobenius: float
 
 
-def survey(paths: Sequence[Path], settings: Settings) -> list[Survey]:
-    """Read models, and compute of each as many layers as one task's work allows."""
-    return [_survey(path, settings) for path in paths]
+def survey(paths: Sequence[Path], options: TaskOptions) -> list[Survey]:
+    """Read models, and compute as many layers of each as the work of one task allows."""
+    return [_survey(path, options) for path in paths]
 
 
-def measure(path: Path, indices: Sequence[int], settings: Settings) -> list[LayerReport]:
+def measure(path: Path, indices: Sequence[int], options: TaskOptions) -> list[LayerReport]:
     """Compute some layers of a model."""
-    layers = read_model(path, settings.options)
-    return settings.analyse([layers[index] for index in indices])
+    layers = read_model(path, options.read)
+    return options.reports([layers[index] for index in indices])
 
 
-def load(path: Path, index: int, settings: Settings) -> Layer:
+def load(path: Path, index: int, options: TaskOptions) -> Layer:
     """Read one layer of a model."""
-    return read_model(path, settings.options)[index]
+    return read_model(path, options.read)[index]
 
 
-def prepare(layer: Layer, settings: Settings) -> Prepared:
-    """Do once what the blocks of a layer have in common."""
-    backend, report = settings.computing(), describe(layer)
+def prepare(layer: Layer, options: TaskOptions) -> Prepared:
+    """Compute once what all blocks of a layer need."""
+    placement, report = options.placement(), describe(layer)
+    backend = placement.backend
     assert layer.conv is not None
+    assert layer.kernel is not None
     assert report.input_shape is not None
-    conv = circular_like(layer.conv)
+    conv = lattice(layer.conv)
     with backend.single_threaded():
-        dtype = compute_dtype(layer.kernel, backend, settings.dtype, settings.device)
-        kernel = backend.asarray(layer.kernel, dtype=dtype, device=settings.device)
+        kernel = placement.array(layer.kernel, placement.dtype_of(layer.kernel))
         operand = make_spectral_operand(kernel, report.input_shape, conv, "auto")
         frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, conv)))
         return Prepared(operand, decompositions(operand, "auto"), frobenius)
 
 
 def block_values(block: Block, prepared: Prepared) -> HostArray:
-    """Singular values at the frequencies of a block: shape (frequencies, groups, values)."""
+    """Compute the singular values at the frequencies of a block: shape (frequencies, groups, values)."""
     values_of, frequencies = prepared.parts[block.part]
     operand = prepared.operand
     backend = operand.backend
@@ -169,13 +195,11 @@ def block_values(block: Block, prepared: Prepared) -> HostArray:
         return backend.to_numpy(values)
 
 
-def bound(layer: Layer, settings: Settings) -> LayerReport:
+def bound(layer: Layer, options: TaskOptions) -> LayerReport:
     """Describe a layer, with its bounds and the norm of the reshaped kernel."""
-    backend = settings.computing()
-    with backend.single_threaded():
-        return with_bounds(
-            describe(layer), layer, backend, bounds=settings.bounds, dtype=settings.dtype, device=settings.device
-        )
+    placement = options.placement()
+    with placement.backend.single_threaded():
+        return with_bounds(describe(layer), layer, placement, options.bounds)
 
 
 def combine(report: LayerReport, prepared: Prepared, values: Sequence[HostArray]) -> LayerReport:
@@ -191,8 +215,7 @@ def combine(report: LayerReport, prepared: Prepared, values: Sequence[HostArray]
 def work_per_frequency(plan: Plan) -> float:
     """Estimate the operations of one frequency's matrices and their decompositions.
 
-    The rate at which they are done differs by a factor of a few from small matrices to large ones, which
-    is near enough to cut tasks by.
+    Operations on small matrices take a few times longer than on large ones. The estimate is near enough to cut tasks.
     """
     rows, columns = plan.block
     side = min(rows, columns)
@@ -201,7 +224,7 @@ def work_per_frequency(plan: Plan) -> float:
 
 
 def cut(plan: Plan) -> tuple[Block, ...]:
-    """Blocks of about `WORK_PER_TASK` that hold every visited frequency once, in order."""
+    """Return blocks of about `WORK_PER_TASK` that hold every visited frequency once, in order."""
     size = max(1, int(WORK_PER_TASK / work_per_frequency(plan)), -(-len(plan.frequencies) // MOST_BLOCKS))
     return tuple(
         Block(part, first, min(first + size, len(frequencies)))
@@ -210,16 +233,16 @@ def cut(plan: Plan) -> tuple[Block, ...]:
     )
 
 
-def _survey(path: Path, settings: Settings) -> Survey:
+def _survey(path: Path, options: TaskOptions) -> Survey:
     start = time.perf_counter()
     found = Survey()
     try:
-        layers = read_model(path, settings.options)
+        layers = read_model(path, options.read)
     except ModelError as error:
-        return Survey(note=str(error), seconds=time.perf_counter() - start)
-    except Exception as error:  # whatever a reader meets in a damaged file is the fault of that file alone
+        return Survey(failure=str(error), seconds=time.perf_counter() - start)
+    except Exception as error:  # a damaged file can make a reader fail in any way, and costs no other model
         reason = " ".join(f"{path}: {type(error).__name__}: {error}".split())
-        return Survey(note=reason, seconds=time.perf_counter() - start)
+        return Survey(failure=reason, seconds=time.perf_counter() - start)
     now: list[int] = []
     done = pending = 0.0
     for index, layer in enumerate(layers):
@@ -236,19 +259,19 @@ def _survey(path: Path, settings: Settings) -> Survey:
         else:
             found.packs.append([index])
             pending = work
-    reports = dict(zip(now, settings.analyse([layers[index] for index in now]), strict=True))
+    reports = dict(zip(now, options.reports([layers[index] for index in now]), strict=True))
     found.reports = [reports.get(index) for index in range(len(layers))]
-    found.note = "" if layers else f"{path}: no convolution found"
+    found.failure = "" if layers else f"{path}: no convolution found"
     found.seconds = time.perf_counter() - start
     return found
 
 
 def _plan(layer: Layer) -> Plan | None:
-    """The plan of a layer's circular operator, or None where there is none, which its report then explains."""
+    """Return the plan of a layer's circular operator, or None where there is none, as the layer's report explains."""
     extents, conv, kernel = describe(layer).input_shape, layer.conv, layer.kernel
     if extents is None or conv is None or kernel is None:
         return None
     try:
-        return make_plan(tuple(kernel.shape), kernel.dtype.kind != "c", extents, circular_like(conv))
+        return make_plan(tuple(kernel.shape), kernel.dtype.kind != "c", extents, lattice(conv))
     except COMPUTING_FAILS:
         return None
