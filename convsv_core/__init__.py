@@ -16,11 +16,12 @@ from convsv_core.backend import Backend
 from convsv_core.clipping import clip
 from convsv_core.conv import Conv
 from convsv_core.fixed_grid import norm_upper_bound
-from convsv_core.many import ModelReport, analyze_many
-from convsv_core.models import analyze
 from convsv_core.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
 from convsv_core.plugins import BackendInfo, backends, hookimpl
 from convsv_core.projection import Projection, ProjectionState, project
+from convsv_core.reports.analyze import analyze
+from convsv_core.reports.many import analyze_many
+from convsv_core.reports.report import ModelReport
 from convsv_core.spectrum import (
     condition_number,
     frequency_singular_values,

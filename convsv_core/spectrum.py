@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from convsv_core._geometry.padded_plan import make_padded_plan
 from convsv_core._norm.largest import norm_on_grid
-from convsv_core._norm.padded import make_padded_plan, padded_operator_norm
+from convsv_core._norm.padded import padded_operator_norm
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv, as_int
 from convsv_core.decomposition import (

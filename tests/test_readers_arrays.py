@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from convsv_adapters.parameters import is_kernel, layers_from_arrays, put_together
 
-from convsv_core.analysis import read_model
 from convsv_core.layers import ModelError, ReadOptions
+from convsv_core.reports import read_model
 
 rng = np.random.default_rng(0)
 
@@ -314,7 +314,7 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, librar
 def test_importing_the_readers_imports_no_library():
     code = """
 import sys
-import convsv_core.analysis
+import convsv_core.reports.analyze
 import convsv_adapters.onnx, convsv_adapters.state_dict, convsv_adapters.safetensors, convsv_adapters.npz
 loaded = {"onnx", "onnxruntime", "torch", "safetensors", "jax", "matplotlib"} & set(sys.modules)
 assert not loaded, loaded

@@ -11,8 +11,8 @@ import pytest
 from convsv_adapters import _onnx_layers
 from onnx import TensorProto, helper, numpy_helper
 
-from convsv_core.analysis import read_model
 from convsv_core.layers import ModelError, ReadOptions
+from convsv_core.reports import read_model
 
 rng = np.random.default_rng(0)
 W33 = rng.normal(size=(4, 4, 3, 3)).astype(np.float32)

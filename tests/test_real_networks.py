@@ -11,9 +11,9 @@ import pytest
 from convsv_conformance.dense import dense_matrix
 
 import convsv_core as convsv
-from convsv_core.analysis import analyse, read_model
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend
+from convsv_core.reports import layer_reports, read_model
 
 RAPIDOCR = "rapidocr_onnxruntime"
 NETWORKS = [
@@ -64,7 +64,7 @@ def of_every_kind(pairs):
 @pytest.mark.parametrize(("package", "file", "shape", "count"), NETWORKS, ids=[row[1] for row in NETWORKS])
 def test_every_convolution_and_three_against_the_dense_matrix(package, file, shape, count):
     layers = read_model(find(package, file), ReadOptions({"": shape}))
-    reports = list(analyse(layers, get_backend("numpy")))
+    reports = list(layer_reports(layers, get_backend("numpy")))
     assert len(reports) == count
     assert not [report.note for report in reports if report.operator_norm is None]
     checked = of_every_kind(list(zip(layers, reports, strict=True)))[:4]

@@ -24,10 +24,10 @@ from convsv_adapters._commands import convsv
 from onnx import TensorProto, helper, numpy_helper
 
 from convsv_core import Conv, norm_bounds
-from convsv_core.analysis import read_model, write_model
 from convsv_core.layers import Layer, ModelError, Stored
-from convsv_core.model_projection import STORED_EPS, project_layers, rounded_to
 from convsv_core.plugins import get_backend
+from convsv_core.reports import project_layers, read_model, write_model
+from convsv_core.reports.project_model import STORED_EPS, rounded_to
 
 rng = np.random.default_rng(0)
 BOUND = 0.7

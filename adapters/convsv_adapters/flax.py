@@ -33,8 +33,8 @@ from convsv_adapters._jax_layers import (
 )
 from convsv_adapters._operators import Extents
 from convsv_core import Conv
-from convsv_core.analysis import LayerReport
 from convsv_core.layers import Layer
+from convsv_core.reports import LayerReport
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
 

@@ -31,7 +31,7 @@ from convsv_adapters._torch_layers import (
 )
 from convsv_adapters._torch_projection import StepProjection, project_after_step
 from convsv_core import Conv, norm_upper_bound
-from convsv_core.analysis import LayerReport
+from convsv_core.reports import LayerReport
 
 __all__ = [
     "ConvLayer",

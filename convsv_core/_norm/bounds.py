@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.padding import check_repeats_no_pixel, padding_norm
+from convsv_core._geometry.padding import check_repeats_no_pixel, layer_operators
 from convsv_core._norm.grid import search_grid
 from convsv_core._norm.largest import largest_on_grid
 from convsv_core._norm.padded import padded_operator_norm
@@ -102,7 +102,7 @@ def norm_bounds(
     -----
     On a circular grid both bounds close in on the largest of the grid's norms. With another padding, `lower` is the
     norm that `operator_norm` finds, less the tolerance of its rounding, and `upper` is the supremum over all
-    frequencies times the norm of the padding (`convsv_core.padded.padding_norm`). The gap between the two is real,
+    frequencies times the norm of the padding. The gap between the two is real,
     and as a rule larger than `rtol`; it closes as the input grows.
 
     Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A lazy
@@ -152,8 +152,8 @@ def _norm_bounds(
         norms = TorusNorms(operand, budget)
         found = _on_torus(norms, gap)
         attained = float(padded_operator_norm(kernel, input_shape, operand.plan.conv)) / float(operand.scale)
-        padding = padding_norm(tuple(kernel.shape), input_shape, operand.plan.conv)
-        found = found._replace(lower=attained * (1 - norms.relative_rounding), upper=found.upper * padding)
+        (operator,) = layer_operators(kernel.shape, operand.plan.conv, [input_shape])
+        found = found._replace(lower=attained * (1 - norms.relative_rounding), upper=operator.layer_upper(found.upper))
     lower, upper = found.lower * (1 - margin), max(found.upper, found.lower) * (1 + margin)
     left, right = singular_pair(operand.on(None, all_residues=True), found.frequency)
     return NormBounds(

@@ -1,4 +1,4 @@
-"""Many models, layer by layer and block by block of frequencies, on the workers of a `dask.distributed` cluster."""
+"""The figures of many models, computed on the workers of a `dask.distributed` cluster."""
 
 from __future__ import annotations
 
@@ -8,52 +8,37 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import CancelledError
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from convsv_core import tasks
-from convsv_core.analysis import BOUNDS, COMPUTING_FAILS, Bounds, LayerReport, joined
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend
+from convsv_core.reports import tasks
+from convsv_core.reports.analyze import COMPUTING_FAILS
+from convsv_core.reports.report import BOUNDS, Bounds, LayerReport, ModelReport, one_line
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Future: TypeAlias = Any
 
+__all__ = ["analyze_many"]
+
 TASKS_PER_THREAD = 8
-"""Tasks under way for each thread of the cluster: enough that none waits for the client, and all that it holds."""
+"""Number of tasks under way for each thread of the cluster. A guess: enough that no thread waits for the client.
+
+The client holds no more than these tasks.
+"""
 
 SECONDS_PER_TASK = 1.0
-"""That small models are packed to, where there are enough of them."""
+"""Duration, in seconds, of a task that small models are packed into, where there are enough models. A guess."""
 
 ROUNDS = 4
-"""Tasks that each thread is to have left at the least where models are packed, so that all end at about one time."""
+"""Least number of tasks that each thread has left when models are packed, so that all threads end together. A guess."""
 
 SECONDS_BETWEEN_COUNTS = 2.0
-"""After which the threads of the cluster are counted anew: workers come and go."""
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """The figures of one model.
-
-    Attributes
-    ----------
-    path : Path
-        As it was given.
-    layers : list of LayerReport
-        One a convolution, in the order of the network, as `convsv_core.analyze` has them, but without curves.
-        Empty where `note` is not.
-    note : str
-        Why there are none: the file cannot be read or holds no convolution, or workers died of it. "" otherwise.
-    """
-
-    path: Path
-    layers: list[LayerReport]
-    note: str = ""
+"""Time, in seconds, after which the threads of the cluster are counted anew, as workers come and go. A guess."""
 
 
 def analyze_many(
@@ -74,42 +59,42 @@ def analyze_many(
         Model files of any format that an installed reader knows. Each worker opens them by their absolute paths, so
         they must lie in a file system that all workers share.
     client : distributed.Client
-        Of the cluster, whose workers have `convsv` installed; not an asynchronous one.
+        A client of the cluster, whose workers have `convsv` installed; not an asynchronous client.
     options : ReadOptions, optional
-        What the files may leave open, such as the input's shape; the same for all.
+        Facts that the files may leave open, such as the input's shape; the same for all files.
     backend : str, default "numpy"
         Name of the library that workers compute with.
     bounds : {"none", "upper", "both"}, default "upper"
         Which bounds of the norm with the layer's own padding to certify.
     dtype, device : str, optional
-        As for `convsv_core.analysis.analyse`.
+        As for `convsv_core.reports.layer_reports`.
 
     Yields
     ------
     ModelReport
-        In the order of `paths`. A file that cannot be read has a report that says why, and the rest goes on.
+        One report a path, in the order of `paths`. A file that cannot be read has a report that says why.
 
     Raises
     ------
     TypeError
-        `client` is no client, or an asynchronous one.
+        `client` is no client, or an asynchronous client.
     ValueError
         There is no such backend, or no such `bounds`.
     ConnectionError
         The scheduler has gone.
     Exception
-        Whatever kept a worker from running a task at all, such as a worker that lacks `convsv`.
+        An error that kept a worker from running a task at all, such as a worker that lacks `convsv`.
 
     Notes
     -----
-    Small layers and models are packed into tasks of about a second, and a large layer is split into blocks of
-    frequencies, whose values are put together on a worker. The client holds only as much as is under way, whatever
-    the number of models. The engine runs the tasks of a lost worker again. All figures are computed in
-    one thread and cut in the same places, so that their bits do not depend on the number of workers or on what
-    happens to them; they may on the make of the processors, for which BLAS has kernels of its own. Quantiles
-    are those of all singular values, whether a layer was split or not.
+    Small layers and models are packed into tasks of about a second. A large layer is split into blocks of
+    frequencies, whose values are put together on a worker. The client holds only what is under way, whatever the
+    number of models. The engine runs the tasks of a lost worker again. All figures are computed in one thread, and
+    layers are cut in the same places. The bits of the figures therefore do not depend on the number of workers or on
+    lost workers. They may depend on the make of the processors, for which BLAS has different kernels. Quantiles are
+    those of all singular values, whether a layer was split or not.
 
-    If the iterator is closed before its end, what is under way is cancelled. Neither traceable nor
+    If the iterator is closed before its end, the tasks under way are cancelled. Neither traceable nor
     differentiable. Source: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019.
 
     Examples
@@ -128,38 +113,38 @@ def analyze_many(
     get_backend(backend)
     if bounds not in BOUNDS:
         raise ValueError(f"bounds={bounds!r}: wanted one of {', '.join(BOUNDS)}")
-    settings = tasks.Settings(options or ReadOptions(), backend, bounds, dtype, device)
-    return _Run(client, [Path(path) for path in paths], settings).reports()
+    task_options = tasks.TaskOptions(options or ReadOptions(), backend, bounds, dtype, device)
+    return _Run(client, [Path(path) for path in paths], task_options).reports()
 
 
 @dataclass(eq=False)
 class _Model:
-    """A model under way: the reports that are there, and how many tasks are still to bring some."""
+    """A model under way: its reports so far, and the number of tasks that are still to bring some."""
 
     order: int
     path: Path
     reports: list[LayerReport | None] = field(default_factory=list)
     waiting: int = 1
-    note: str = ""
+    failure: str = ""
 
     @property
     def absolute(self) -> Path:
         return Path(os.path.abspath(self.path))
 
     def report(self) -> ModelReport:
-        if self.note:
-            return ModelReport(self.path, [], self.note)
+        if self.failure:
+            return ModelReport(self.path, [], self.failure)
         return ModelReport(self.path, [report for report in self.reports if report is not None])
 
 
 class _Run:
-    """The client's side of one call: what is under way, in the order of the models."""
+    """The client's side of one call: the tasks under way, in the order of the models."""
 
-    def __init__(self, client: Client, paths: list[Path], settings: tasks.Settings) -> None:
+    def __init__(self, client: Client, paths: list[Path], options: tasks.TaskOptions) -> None:
         from distributed import as_completed
 
         self._client = client
-        self._settings = settings
+        self._options = options
         self._left = deque(_Model(order, path) for order, path in enumerate(paths))
         self._window: deque[_Model] = deque()
         self._splits: deque[tuple[_Model, tasks.Split]] = deque()
@@ -170,7 +155,7 @@ class _Run:
         self._seconds = self._surveyed_models = 0.0
 
     def reports(self) -> Generator[ModelReport]:
-        """Submit, wait, and yield what is done, until nothing is left."""
+        """Submit tasks and yield the models that are done, until no model is left."""
         try:
             self._submit()
             while self._window:
@@ -183,13 +168,13 @@ class _Run:
                 self._submit()
         finally:
             if self._handlers:
-                with contextlib.suppress(Exception):  # what matters is the error, if any, that led here
+                with contextlib.suppress(Exception):  # the error, if any, that led here is more useful
                     self._client.cancel([future for future, *_ in self._handlers.values()])
 
     # ---- submitting ------------------------------------------------------------------------------------
 
     def _submit(self) -> None:
-        """Fill up what is under way, earlier models first."""
+        """Submit tasks until enough are under way, earlier models first."""
         while self._under_way < (most := TASKS_PER_THREAD * self._count_threads()):
             if self._splits:
                 self._submit_blocks(*self._splits.popleft())
@@ -202,13 +187,13 @@ class _Run:
 
     def _submit_survey(self, models: list[_Model]) -> None:
         paths = [model.absolute for model in models]
-        self._start(models[0], self._take_survey, models, tasks.survey, paths, self._settings)
+        self._start(models[0], self._take_survey, models, tasks.survey, paths, self._options)
 
     def _submit_blocks(self, model: _Model, split: tasks.Split) -> None:
-        """One layer, whose values stay on the workers until they have been put together."""
-        layer = self._task(model, tasks.load, model.absolute, split.index, self._settings)
-        prepared = self._task(model, tasks.prepare, layer, self._settings)
-        bounded = self._task(model, tasks.bound, layer, self._settings)
+        """Submit the blocks of one layer, whose values stay on the workers until they have been put together."""
+        layer = self._task(model, tasks.load, model.absolute, split.index, self._options)
+        prepared = self._task(model, tasks.prepare, layer, self._options)
+        bounded = self._task(model, tasks.bound, layer, self._options)
         values = self._client.map(
             tasks.block_values, list(split.blocks), prepared=prepared, pure=False, priority=-model.order
         )
@@ -216,7 +201,7 @@ class _Run:
         self._start(model, take, model, tasks.combine, bounded, prepared, values, weight=len(values) + 4)
 
     def _start(self, first: _Model, handle: Callable[..., None], subject: object, *task: Any, weight: int = 1) -> None:
-        """Submit a task whose result `handle` is to take."""
+        """Submit a task, and note that `handle` takes its result."""
         future = self._task(first, *task)
         self._handlers[future.key] = (future, functools.partial(handle, subject), weight)
         self._under_way += weight
@@ -226,11 +211,11 @@ class _Run:
         return self._client.submit(function, *arguments, pure=False, priority=-model.order)
 
     def _models_per_task(self) -> int:
-        """How many models make a task of `SECONDS_PER_TASK`, by the times of those that are done."""
+        """Return how many models make a task of `SECONDS_PER_TASK`, by the times of the models that are done."""
         return max(1, int(SECONDS_PER_TASK * self._surveyed_models / max(self._seconds, 1e-9)))
 
     def _pack_size(self) -> int:
-        """How many models to put into the next task."""
+        """Return how many models to put into the next task."""
         return max(1, min(self._models_per_task(), len(self._left) // (ROUNDS * self._threads)))
 
     def _count_threads(self) -> int:
@@ -247,7 +232,7 @@ class _Run:
         if error is not None:
             if not _is_fatal(error):
                 raise error  # no task of any model would fare better
-            if len(models) > 1:  # find out which one
+            if len(models) > 1:  # survey each model alone, to find the one that failed
                 for model in models:
                     self._submit_survey([model])
                 return
@@ -260,9 +245,9 @@ class _Run:
             model.waiting += len(survey.packs) + len(survey.splits)
             for pack in survey.packs:
                 take = functools.partial(self._take_pack, pack=pack)
-                self._start(model, take, model, tasks.measure, model.absolute, pack, self._settings)
+                self._start(model, take, model, tasks.measure, model.absolute, pack, self._options)
             self._splits.extend((model, split) for split in survey.splits)
-            self._finish(model, survey.note)
+            self._finish(model, survey.failure)
 
     def _take_pack(self, model: _Model, future: Future, *, pack: list[int]) -> None:
         reports, error = _outcome(future)
@@ -276,42 +261,43 @@ class _Run:
         if error is None:
             model.reports[split.index] = report
         elif isinstance(error, COMPUTING_FAILS):
-            note = joined(split.report.note, _reason(error))
-            model.reports[split.index] = replace(split.report, note=note)
+            model.reports[split.index] = split.report.with_note(_reason(error))
         else:
             self._finish(model, f"{split.report.name}: {_reason(error)}")
             return
         self._finish(model)
 
-    def _finish(self, model: _Model, note: str = "") -> None:
+    def _finish(self, model: _Model, failure: str = "") -> None:
         model.waiting -= 1
-        model.note = model.note or note
+        model.failure = model.failure or failure
 
 
 def _outcome(future: Future) -> tuple[Any, BaseException | None]:
-    """What a task returned, or what it raised; ConnectionError if the scheduler no longer knows of it.
+    """Return the result of a task, or its error. Raises ConnectionError if the scheduler no longer knows the task.
 
-    A result that has been lost with its worker since it was announced is waited for until it is computed again.
+    A result can be lost with its worker after it was announced. The call then waits until it is computed again.
     """
+    from concurrent.futures import CancelledError
+
     try:
         return future.result(), None
     except (CancelledError, OSError) as error:
         if future.status != "error":
             raise ConnectionError("the scheduler has gone, or has dropped the tasks under way") from error
         return None, error
-    except Exception as error:  # of any kind: it was raised on a worker
+    except Exception as error:  # a worker can raise any kind of error
         return None, error
 
 
 def _reason(error: BaseException) -> str:
-    """Why a model or layer has no figures, on one line."""
+    """Return on one line why a model or layer has no figures."""
     if _is_fatal(error):
         return "worker after worker died while it was computed: for want of memory, most likely"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _is_fatal(error: BaseException) -> bool:
-    """Whether a task was given up because worker after worker died of it."""
+    """Return whether a task was given up because worker after worker died of it."""
     from distributed import KilledWorker
 
     return isinstance(error, KilledWorker)
