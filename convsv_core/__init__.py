@@ -12,6 +12,8 @@ the layer's input. Results come back in the caller's array library, on the calle
 
 from convsv_core import penalties
 from convsv_core._norm.bounds import NormBounds, norm_bounds
+from convsv_core._spectrum.numbers import condition_number, frobenius_norm, log_abs_det, operator_norm, stable_rank
+from convsv_core._spectrum.values import frequency_singular_values, singular_values
 from convsv_core.backend import Backend
 from convsv_core.clipping import clip
 from convsv_core.conv import Conv
@@ -22,15 +24,6 @@ from convsv_core.projection import Projection, ProjectionState, project
 from convsv_core.reports.analyze import analyze
 from convsv_core.reports.many import analyze_many
 from convsv_core.reports.report import ModelReport
-from convsv_core.spectrum import (
-    condition_number,
-    frequency_singular_values,
-    frobenius_norm,
-    log_abs_det,
-    operator_norm,
-    singular_values,
-    stable_rank,
-)
 from convsv_core.symbol import symbol
 from convsv_core.vectors import SVD, svd
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core.backend import Array
 from convsv_core.certificate import Problem, frequencies_above
 from convsv_core.decomposition import absolute_square
@@ -28,7 +29,6 @@ from convsv_core.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core.momentum import next_momentum
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
-from convsv_core.spectrum import squared_frobenius
 
 __all__ = [
     "CHECK_EVERY",

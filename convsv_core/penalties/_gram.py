@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from convsv_core._spectrum.values import mean_over_frequencies
 from convsv_core.backend import Array, BlockFunction
 from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
 from convsv_core.folding import fold
 from convsv_core.gram import differences_of, gram_coefficients, gram_evaluator
 from convsv_core.operand import Operand
-from convsv_core.penalties._means import mean
 from convsv_core.plan import Plan
 
 __all__ = ["mean_over_grams", "squared_gram"]
@@ -76,7 +76,7 @@ def _folded(operand: Operand, coefficients: Array) -> tuple[Array, int]:
 def mean_over_grams(operand: Operand, function: Callable[[Operand, Array, Any], Array], parameter: float) -> Array:
     """Return the mean over frequencies of ``function(operand, grams, parameter)``, the grams at the operand's scale."""
     parts = operand.map_blocks(_of_grams, operand.plan.frequencies, function, parameter, budget=BLOCK_BYTES)
-    return mean(operand, parts)
+    return mean_over_frequencies(operand, parts)
 
 
 def _of_grams(

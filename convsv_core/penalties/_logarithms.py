@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
+from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
-from convsv_core.evaluation import BLOCK_BYTES
 from convsv_core.operand import Operand
-from convsv_core.penalties._means import mean
 from convsv_core.plan import check_square
-from convsv_core.spectrum import make_spectral_operand, visited_values
 
 __all__ = ["log_condition_number", "negative_log_abs_det"]
 
@@ -104,7 +102,7 @@ def negative_log_abs_det(
 
 def _log_condition_number(operand: Operand, floor: float) -> Array:
     xp = operand.xp
-    values = visited_values(operand, "auto", BLOCK_BYTES)
+    values = visited_values(operand)
     largest, smallest = xp.max(values), xp.min(values)
     if operand.plan.unread_values:
         smallest = smallest * 0
@@ -117,7 +115,7 @@ def _log_condition_number(operand: Operand, floor: float) -> Array:
 
 def _negative_log_abs_det(operand: Operand, floor: float) -> Array:
     xp, plan = operand.xp, operand.plan
-    values = visited_values(operand, "auto", BLOCK_BYTES)
+    values = visited_values(operand)
     limits = xp.finfo(getattr(xp, operand.answered_in))
     least = floor * xp.max(operand.backend.stop_gradient(values))
     least = xp.clip(least, float(limits.smallest_normal), None)
@@ -125,7 +123,7 @@ def _negative_log_abs_det(operand: Operand, floor: float) -> Array:
     logs = xp.where(is_above, xp.log(xp.where(is_above, values, xp.ones_like(values))), xp.log(least))
     # Values and floor are at the operand's scale, whose logarithm is added for every singular value.
     scale = plan.groups * plan.values_per_block * xp.log(operand.scale)
-    total = mean(operand, logs) + plan.unread_values * xp.log(least) + scale
+    total = mean_over_frequencies(operand, logs) + plan.unread_values * xp.log(least) + scale
     return operand.answer(-total, scaled=False)
 
 

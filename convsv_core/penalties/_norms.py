@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 
+from convsv_core._spectrum.numbers import operator_norm
+from convsv_core._spectrum.numbers import stable_rank as operator_stable_rank
 from convsv_core.backend import Array
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv
-from convsv_core.operand import make_operand
-from convsv_core.penalties._means import squared_excess
+from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import check_input_shape
-from convsv_core.spectrum import operator_norm
-from convsv_core.spectrum import stable_rank as operator_stable_rank
 
-__all__ = ["norm_hinge", "squared_norm", "stable_rank"]
+__all__ = ["norm_hinge", "squared_excess", "squared_norm", "stable_rank"]
 
 
 def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: float | Array) -> Array:
@@ -112,3 +111,9 @@ def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     rank = operator_stable_rank(kernel, input_shape, conv)
     pixels = math.prod(check_input_shape(input_shape, conv))
     return rank / (pixels if conv.transposed else pixels // math.prod(conv.strides))
+
+
+def squared_excess(operand: Operand, values: Array, limit: Array) -> Array:
+    """Return ``max(0, values - limit)**2``; NaN stays NaN."""
+    xp = operand.xp
+    return xp.where(values <= limit, xp.zeros_like(values), values - limit) ** 2

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
+from convsv_core._spectrum.numbers import squared_frobenius
+from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
 from convsv_core.backend import Array
 from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv, as_float
-from convsv_core.evaluation import BLOCK_BYTES
 from convsv_core.operand import Operand, make_operand
 from convsv_core.penalties._gram import mean_over_grams, squared_gram
-from convsv_core.penalties._means import mean, squared_excess
-from convsv_core.spectrum import make_spectral_operand, squared_frobenius, visited_values
+from convsv_core.penalties._norms import squared_excess
 
 __all__ = ["orthogonality", "schatten", "spectrum_hinge"]
 
@@ -149,8 +149,8 @@ def schatten(kernel: Array, input_shape: tuple[int, ...], conv: Conv, p: float) 
 def _spectrum_hinge(operand: Operand, limit: Array) -> Array:
     """Return the hinge, with the limit at the operand's own scale."""
     # Kernel and limit share the scale, and the penalty is homogeneous of degree 2 in them together.
-    squares = squared_excess(operand, visited_values(operand, "auto", BLOCK_BYTES), limit)
-    return _answer_square(operand, mean(operand, squares))
+    squares = squared_excess(operand, visited_values(operand), limit)
+    return _answer_square(operand, mean_over_frequencies(operand, squares))
 
 
 def _orthogonality(operand: Operand) -> Array:
@@ -182,8 +182,8 @@ def _trace_of_power(operand: Operand, gram: Array, power: int) -> Array:
 
 
 def _schatten(operand: Operand, power: float) -> Array:
-    values = visited_values(operand, "auto", BLOCK_BYTES) * operand.scale
-    return operand.answer(mean(operand, values if power == 1 else values**power), scaled=False)
+    values = visited_values(operand) * operand.scale
+    return operand.answer(mean_over_frequencies(operand, values if power == 1 else values**power), scaled=False)
 
 
 def _answer_square(operand: Operand, value: Array) -> Array:

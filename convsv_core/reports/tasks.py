@@ -17,6 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._spectrum.numbers import frobenius_norm
+from convsv_core._spectrum.values import (
+    BlockValues,
+    decompositions,
+    make_spectral_operand,
+    real_and_complex,
+    sorted_values,
+)
 from convsv_core.evaluation import BLOCK_BYTES
 from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
 from convsv_core.operand import Operand
@@ -32,14 +40,6 @@ from convsv_core.reports.analyze import (
 )
 from convsv_core.reports.model_files import read_model
 from convsv_core.reports.report import Bounds, LayerReport
-from convsv_core.spectrum import (
-    BlockValues,
-    decompositions,
-    frobenius_norm,
-    make_spectral_operand,
-    real_and_complex,
-    sorted_values,
-)
 
 __all__ = [
     "Block",
