@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import convsv_core as convsv
-from convsv_core import excess, leading
-from convsv_core.leading import PAIRS, expected_share, leading_pairs
+from convsv_core._projection import excess, leading
+from convsv_core._projection.leading import PAIRS, expected_share, leading_pairs
 from convsv_core.plugins import get_backend
 
 SIDE, COUNT = 24, 40

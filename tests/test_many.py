@@ -26,8 +26,8 @@ from convsv_adapters._spectra import Norm, SpectraTable, TableError
 from distributed import Client, KilledWorker, LocalCluster
 
 import convsv_core as convsv
+from convsv_core._geometry.plan import make_plan
 from convsv_core.layers import ReadOptions
-from convsv_core.plan import make_plan
 from convsv_core.plugins import get_backend
 from convsv_core.reports import QUANTILES, LayerReport, ModelReport, layer_reports, many, read_model, tasks
 

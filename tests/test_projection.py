@@ -15,7 +15,9 @@ from convsv_conformance.random_layers import random_layer
 from convsv_conformance.target import Failure, Ledger, Target
 
 import convsv_core as convsv
-from convsv_core import Conv, certificate, dykstra, excess, projection
+from convsv_core import Conv
+from convsv_core._projection import certificate, dykstra, excess
+from convsv_core._projection import project as projection
 from convsv_core.plugins import get_backend
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}

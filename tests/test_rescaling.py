@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 import convsv_core as convsv
-from convsv_core import moments, rescaling
 from convsv_core._norm.tap_bounds import frobenius_bound
-from convsv_core.evaluation import symbol_polynomial
-from convsv_core.gram import gram_polynomial
-from convsv_core.moments import moment_bounds
-from convsv_core.operand import make_operand
+from convsv_core._projection import rescale
+from convsv_core._projection.rescale import rescale_together
+from convsv_core._symbol import moments
+from convsv_core._symbol.gram import gram_polynomial
+from convsv_core._symbol.moments import moment_bounds
+from convsv_core._symbol.operand import make_operand
+from convsv_core._symbol.polynomial import symbol_polynomial
 from convsv_core.plugins import get_backend
-from convsv_core.rescaling import rescale_together
 
 GEOMETRIES = {
     "plain": ((6, 4, 3, 3), (8, 10), convsv.Conv("OIHW")),
@@ -159,7 +160,7 @@ def test_a_wrong_guess_of_the_norm_costs_no_certificate(guess: str, monkeypatch:
         lambda kernel: float(convsv.operator_norm(kernel, extents, conv)),
     )
     wanted = rescale_together(kernels, extents, conv, 1.0)
-    monkeypatch.setattr(rescaling, "moment_bounds", planted)
+    monkeypatch.setattr(rescale, "moment_bounds", planted)
     for kernel, (found, upper), (other, _) in zip(
         kernels, rescale_together(kernels, extents, conv, 1.0), wanted, strict=True
     ):

@@ -22,11 +22,11 @@ from convsv_adapters._files import replacing, write_whole
 from convsv_adapters._many_options import LOCAL, ManyOptions, many_options
 from convsv_adapters._progress import tracked
 from convsv_adapters.parameters import one_line
+from convsv_core._projection.project import METHODS, ProjectionMethod
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.plugins import backends, get_backend
-from convsv_core.projection import METHODS, ProjectionMethod
 from convsv_core.reports import (
     BOUNDS,
     Bounds,

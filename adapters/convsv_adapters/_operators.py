@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from convsv_core import Conv, norm_upper_bound, penalties
 from convsv_core._geometry.padding import padding_norm
-from convsv_core.plan import resolve_channels
+from convsv_core._geometry.plan import resolve_channels
 
 Extents: TypeAlias = tuple[int, ...]
 

@@ -30,7 +30,7 @@ from convsv_adapters._torch_targets import (
     together,
 )
 from convsv_core._geometry.padding import check_repeats_no_pixel, padding_norm
-from convsv_core.certificate import CERTIFICATE_RTOL
+from convsv_core._projection.certificate import CERTIFICATE_RTOL
 from convsv_core.conv import as_int
 
 ProcessGroup: TypeAlias = Any

@@ -26,8 +26,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from convsv_adapters._jax_layers import ConvLayer, Layers, check_layers, named_leaves
 from convsv_adapters._operators import Operator, check_penalty, layer_operators, layer_penalty
 from convsv_core import ProjectionState, norm_upper_bound, project
+from convsv_core._geometry.plan import resolve_channels
 from convsv_core.conv import as_int
-from convsv_core.plan import resolve_channels
 
 __all__ = ["ConvLayer", "OperatorNormBoundState", "operator_norm_bound", "penalty", "projection_operator_norm"]
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
+from convsv_core._symbol.operand import check_dtype
 from convsv_core.backend import Array, Backend, BlockFunction, Prepare, split_rows
-from convsv_core.operand import check_dtype
 from convsv_core.plugins import backend_of, get_backend, hookimpl
 
 

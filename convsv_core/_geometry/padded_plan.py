@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.padding import padding_sources, tap_places
+from convsv_core._geometry.plan import HostArray, IntArray, forward_extents
 from convsv_core.conv import Conv
-from convsv_core.plan import HostArray, IntArray, forward_extents
 
 __all__ = ["PaddedPlan", "make_padded_plan"]
 

@@ -18,8 +18,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from convsv_core._geometry.plan import IntArray, check_input_shape, forward_extents, resolve_channels
 from convsv_core.conv import Conv
-from convsv_core.plan import IntArray, check_input_shape, forward_extents, resolve_channels
 
 __all__ = [
     "Extents",

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.padding import check_repeats_no_pixel, layer_operators
+from convsv_core._geometry.plan import check_input_shape, is_circulant
 from convsv_core._norm.grid import search_grid
 from convsv_core._norm.largest import largest_on_grid
 from convsv_core._norm.padded import padded_operator_norm
 from convsv_core._norm.torus import TorusNorms, search_torus
+from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.polynomial import symbol_polynomial
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
-from convsv_core.evaluation import symbol_polynomial
-from convsv_core.operand import Operand, make_operand
-from convsv_core.plan import check_input_shape, is_circulant
 from convsv_core.plugins import on_values
 
 __all__ = ["NormBounds", "norm_bounds"]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.torus import TorusNorms
-from convsv_core.plan import HostArray
 
 __all__ = ["GridSearch", "search_grid"]
 

@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray
 
 __all__ = ["largest_eigenvector", "table_like", "unit"]
 

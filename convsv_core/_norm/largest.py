@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._symbol.gram import GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
+from convsv_core._symbol.moments import MomentBounds, moment_bounds
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
+from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array, BlockFunction
-from convsv_core.decomposition import safe_sqrt
-from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
-from convsv_core.gram import GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
-from convsv_core.moments import MomentBounds, moment_bounds
-from convsv_core.operand import Operand
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.padded_plan import PaddedPlan, make_padded_plan
+from convsv_core._geometry.plan import check_input_shape
 from convsv_core._norm import lanczos
 from convsv_core._norm.lanczos import largest_eigenvector, table_like, unit
+from convsv_core._symbol.operand import Operand, check_conv, make_operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.plan import check_input_shape
 
 __all__ = ["PaddedOperator", "make_padded_operator", "padded_operator_norm"]
 

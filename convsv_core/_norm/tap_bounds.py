@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
+from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.decomposition import squared_norm
-from convsv_core.evaluation import TrigonometricPolynomial, symbol_polynomial
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
 
 __all__ = ["frobenius_bound", "sum_of_norms", "sums_of_norms"]

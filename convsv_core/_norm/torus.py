@@ -21,12 +21,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._norm.ascent import ascend
+from convsv_core._norm.cells import Cells, cover, distinct
+from convsv_core._symbol.gram import coefficient_norms, gram_polynomial, sum_rounding
+from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.rows import PolynomialRows
-from convsv_core.ascent import ascend
-from convsv_core.covering import Cells, cover, distinct
-from convsv_core.gram import coefficient_norms, gram_polynomial, sum_rounding
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray
 
 __all__ = ["TorusNorms", "search_torus"]
 

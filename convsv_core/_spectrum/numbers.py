@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 from convsv_core._geometry.padded_plan import make_padded_plan
+from convsv_core._geometry.plan import check_input_shape, check_square, is_circulant, resolve_channels
 from convsv_core._norm.largest import norm_on_grid
 from convsv_core._norm.padded import padded_operator_norm
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
+from convsv_core._symbol.folding import fold
+from convsv_core._symbol.operand import Operand, check_conv, make_operand
+from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.decomposition import safe_sqrt, squared_norm
-from convsv_core.folding import fold
-from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.plan import check_input_shape, check_square, is_circulant, resolve_channels
 from convsv_core.plugins import backend_of
 
 __all__ = [

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from convsv_core._geometry.plan import IntArray, Plan
+from convsv_core._symbol.gram import GramOf, gram_evaluator
+from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
+from convsv_core._symbol.small_matrices import CLOSED_FORM_SIDE, block_singular_values, gram_singular_values
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv, as_int
-from convsv_core.decomposition import CLOSED_FORM_SIDE, block_singular_values, gram_singular_values
-from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
-from convsv_core.gram import GramOf, gram_evaluator
-from convsv_core.operand import Operand, make_operand
-from convsv_core.plan import IntArray, Plan
 
 __all__ = [
     "BlockValues",

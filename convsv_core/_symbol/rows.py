@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._symbol.gram import GramPolynomial, factor_rows, smaller_gram, useful_polynomial
+from convsv_core._symbol.moments import frequency_factors
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
+from convsv_core._symbol.small_matrices import absolute_square, safe_sqrt, squared_norm
 from convsv_core.backend import Array, Backend
-from convsv_core.decomposition import absolute_square, safe_sqrt, squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
-from convsv_core.gram import GramPolynomial, factor_rows, smaller_gram, useful_polynomial
-from convsv_core.moments import frequency_factors
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray
 
 __all__ = [
     "MARGIN_EPS",

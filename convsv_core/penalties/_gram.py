@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from convsv_core._geometry.plan import Plan
 from convsv_core._spectrum.values import mean_over_frequencies
+from convsv_core._symbol.folding import fold
+from convsv_core._symbol.gram import differences_of, gram_coefficients, gram_evaluator
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_evaluator
 from convsv_core.backend import Array, BlockFunction
-from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
-from convsv_core.folding import fold
-from convsv_core.gram import differences_of, gram_coefficients, gram_evaluator
-from convsv_core.operand import Operand
-from convsv_core.plan import Plan
 
 __all__ = ["mean_over_grams", "squared_gram"]
 

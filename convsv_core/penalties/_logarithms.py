@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+from convsv_core._geometry.plan import check_square
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
-from convsv_core.operand import Operand
-from convsv_core.plan import check_square
 
 __all__ = ["log_condition_number", "negative_log_abs_det"]
 

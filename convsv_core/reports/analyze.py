@@ -11,13 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.bounds import norm_bounds
 from convsv_core._spectrum.numbers import frobenius_norm
 from convsv_core._spectrum.values import singular_values
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
-from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of, get_backend, plugins
 from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row, one_line
 

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from convsv_core._geometry.plan import HostArray
 from convsv_core.layers import Layer, ModelError, ReadOptions
-from convsv_core.plan import HostArray
 from convsv_core.plugins import plugins
 
 __all__ = ["read_model", "write_model"]

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.bounds import norm_bounds
+from convsv_core._projection.certificate import CERTIFICATE_RTOL
+from convsv_core._projection.project import Projection, ProjectionMethod, project
 from convsv_core.backend import Backend
-from convsv_core.certificate import CERTIFICATE_RTOL
 from convsv_core.layers import Layer, Operator, Stored, join_notes, layer_operators
-from convsv_core.plan import HostArray
-from convsv_core.projection import Projection, ProjectionMethod, project
 from convsv_core.reports.analyze import COMPUTING_FAILS, Placement
 from convsv_core.reports.report import ProjectionReport, one_line
 

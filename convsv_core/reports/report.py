@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
+from convsv_core._geometry.plan import HostArray
 from convsv_core.layers import Layer, join_notes
-from convsv_core.plan import HostArray
 
 __all__ = [
     "BOUNDS",

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray, IntArray, Plan, make_plan
 from convsv_core._spectrum.numbers import frobenius_norm
 from convsv_core._spectrum.values import (
     BlockValues,
@@ -25,10 +26,9 @@ from convsv_core._spectrum.values import (
     real_and_complex,
     sorted_values,
 )
-from convsv_core.evaluation import BLOCK_BYTES
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES
 from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray, IntArray, Plan, make_plan
 from convsv_core.plugins import get_backend
 from convsv_core.reports.analyze import (
     COMPUTING_FAILS,

@@ -7,8 +7,9 @@ import math
 from typing import Literal, NamedTuple, TypeAlias
 
 from convsv_core._geometry.padding import check_repeats_no_pixel
-from convsv_core.backend import Array
-from convsv_core.certificate import (
+from convsv_core._geometry.plan import check_input_shape
+from convsv_core._norm.fixed_grid import EverySizeGrid, every_size_grid, grid_upper_bound
+from convsv_core._projection.certificate import (
     CERTIFICATE_RTOL,
     SLACK_EPS,
     Problem,
@@ -17,10 +18,8 @@ from convsv_core.certificate import (
     frequencies_above,
     rescaled,
 )
-from convsv_core.clipping import check_bound
-from convsv_core.conv import Conv, as_int, check_positive
-from convsv_core.decomposition import safe_sqrt
-from convsv_core.dykstra import (
+from convsv_core._projection.clip import check_bound
+from convsv_core._projection.dykstra import (
     CHECK_EVERY,
     DualState,
     ProjectionState,
@@ -30,10 +29,11 @@ from convsv_core.dykstra import (
     nearest,
     squared_change,
 )
-from convsv_core.excess import Method, Samples, clip_and_cut
-from convsv_core.fixed_grid import EverySizeGrid, every_size_grid, grid_upper_bound
-from convsv_core.operand import Operand, make_operand, shape_of
-from convsv_core.plan import check_input_shape
+from convsv_core._projection.excess import Method, Samples, clip_and_cut
+from convsv_core._symbol.operand import Operand, make_operand, shape_of
+from convsv_core._symbol.small_matrices import safe_sqrt
+from convsv_core.backend import Array
+from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.plugins import backend_of, on_values
 
 ProjectionMethod: TypeAlias = Literal["dykstra", "alternating", "rescale", "newton-schulz"]

@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._projection.certificate import Problem, frequencies_above
+from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
+from convsv_core._projection.momentum import next_momentum
 from convsv_core._spectrum.numbers import squared_frobenius
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
+from convsv_core._symbol.small_matrices import absolute_square
 from convsv_core.backend import Array
-from convsv_core.certificate import Problem, frequencies_above
-from convsv_core.decomposition import absolute_square
-from convsv_core.evaluation import itemsize, symbol_polynomial
-from convsv_core.excess import Samples, dual_excess, nearest_taps, sharing
-from convsv_core.momentum import next_momentum
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray
 
 __all__ = [
     "CHECK_EVERY",

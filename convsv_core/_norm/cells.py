@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convsv_core.plan import HostArray
+from convsv_core._geometry.plan import HostArray
 
 __all__ = ["Cells", "cover", "distinct"]
 

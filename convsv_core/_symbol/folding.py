@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.plan import IntArray
 from convsv_core.backend import Array, Backend
-from convsv_core.plan import IntArray
 
 __all__ = ["Folded", "fold"]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.plan import IntArray, Plan, check_input_shape, make_plan
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
-from convsv_core.plan import IntArray, Plan, check_input_shape, make_plan
 from convsv_core.plugins import backend_of
 
 COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}

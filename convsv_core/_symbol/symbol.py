@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from convsv_core._geometry.phases import unit_phases
+from convsv_core._geometry.plan import HostArray, Plan
+from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_evaluator
 from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv
-from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
-from convsv_core.operand import Operand, make_operand
-from convsv_core.phases import unit_phases
-from convsv_core.plan import HostArray, Plan
 
 __all__ = ["expand", "symbol", "with_column_phases"]
 

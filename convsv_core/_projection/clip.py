@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._projection.excess import Method, clip_and_cut, clip_between
+from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv
-from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
-from convsv_core.excess import Method, clip_and_cut, clip_between
-from convsv_core.operand import Operand, make_operand
-from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
 
 

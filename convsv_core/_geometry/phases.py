@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convsv_core.plan import HostArray, IntArray
+from convsv_core._geometry.plan import HostArray, IntArray
 
 __all__ = ["unit_phases"]
 

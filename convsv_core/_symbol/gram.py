@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray, Plan
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import Evaluator, itemsize, phase_tables, phases_at
+from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core.backend import Array, Backend
-from convsv_core.decomposition import squared_norm
-from convsv_core.evaluation import Evaluator, itemsize, phase_tables, phases_at
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray, Plan
 
 PAIRED_ENTRIES = 1 << 18
 """Products of entries of the taps, in all pairs, up to which one matrix product makes them all."""

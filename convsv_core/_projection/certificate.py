@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray, Plan, make_plan
+from convsv_core._norm.fixed_grid import every_size_grid
 from convsv_core._norm.tap_bounds import sum_of_norms
 from convsv_core._norm.torus import TorusNorms, search_torus
+from convsv_core._symbol.gram import GramPolynomial, useful_polynomial
+from convsv_core._symbol.moments import moment_bounds
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows
 from convsv_core.backend import Array
-from convsv_core.fixed_grid import every_size_grid
-from convsv_core.gram import GramPolynomial, useful_polynomial
-from convsv_core.moments import moment_bounds
-from convsv_core.operand import Operand, make_operand
-from convsv_core.plan import HostArray, Plan, make_plan
 
 COARSER = (8, 4, 2, 1)
 """Spacings, in frequencies, of the grids that the search for those above the bound goes through."""

@@ -18,14 +18,14 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._projection.leading import LEADING_ENTRIES, LEADING_SIDE, WIDE_SIDE, expected_share, leading_pairs
+from convsv_core._symbol.gram import smaller_gram
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PowerRows, ProductRows, grid_rows
+from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
 from convsv_core.backend import Array, Backend
-from convsv_core.decomposition import safe_sqrt, squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
-from convsv_core.gram import smaller_gram
-from convsv_core.leading import LEADING_ENTRIES, LEADING_SIDE, WIDE_SIDE, expected_share, leading_pairs
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray
 
 __all__ = ["Excess", "Method", "Samples", "clip_and_cut", "clip_between", "dual_excess", "nearest_taps", "sharing"]
 

@@ -16,10 +16,10 @@ from typing import Protocol
 
 import numpy as np
 
+from convsv_core._geometry.phases import unit_phases
+from convsv_core._geometry.plan import HostArray, IntArray
+from convsv_core._symbol.operand import COMPLEX_OF, Operand
 from convsv_core.backend import Array
-from convsv_core.operand import COMPLEX_OF, Operand
-from convsv_core.phases import unit_phases
-from convsv_core.plan import HostArray, IntArray
 
 BLOCK_BYTES = 1 << 28
 """Default budget, in bytes, for the frequencies held at one time."""

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from convsv_core._geometry.padding import lattice
+from convsv_core._geometry.plan import HostArray
+from convsv_core._norm.fixed_grid import every_size_grid
 from convsv_core._norm.largest import largest_among
 from convsv_core._norm.tap_bounds import sums_of_norms
+from convsv_core._symbol.gram import useful_polynomial
+from convsv_core._symbol.moments import MomentBounds, moment_bounds
+from convsv_core._symbol.operand import make_operand, shape_of
+from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PolynomialRows, ProductRows
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.evaluation import TrigonometricPolynomial, symbol_polynomial
-from convsv_core.fixed_grid import every_size_grid
-from convsv_core.gram import useful_polynomial
-from convsv_core.moments import MomentBounds, moment_bounds
-from convsv_core.operand import make_operand, shape_of
-from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
 
 TESTED_BYTES = 1 << 25

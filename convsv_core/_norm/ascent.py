@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray
 
 __all__ = ["ascend"]
 

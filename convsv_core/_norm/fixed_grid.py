@@ -7,11 +7,11 @@ import math
 from typing import NamedTuple
 
 from convsv_core._geometry.padding import check_repeats_no_pixel, lattice
+from convsv_core._geometry.plan import make_plan
 from convsv_core._norm.largest import norm_on_grid
+from convsv_core._symbol.operand import Operand, make_operand, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, check_positive
-from convsv_core.operand import Operand, make_operand, shape_of
-from convsv_core.plan import make_plan
 
 __all__ = ["EverySizeGrid", "every_size_grid", "grid_upper_bound", "norm_upper_bound"]
 

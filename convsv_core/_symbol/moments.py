@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.plan import HostArray, Plan
+from convsv_core._symbol.gram import GramPolynomial, factor_rows, half_differences
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
-from convsv_core.gram import GramPolynomial, factor_rows, half_differences
-from convsv_core.operand import Operand
-from convsv_core.plan import HostArray, Plan
 
 MOMENT_ENTRIES = 1 << 23
 """Most entries of a table on the host for which moments are computed. A guess: 64 MiB."""
