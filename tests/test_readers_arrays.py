@@ -315,7 +315,8 @@ def test_importing_the_readers_imports_no_library():
     code = """
 import sys
 import convsv_core.analysis
-import convsv_adapters.onnx, convsv_adapters.state_dict, convsv_adapters.safetensors, convsv_adapters.npz
+import convsv_adapters.formats.onnx.reader, convsv_adapters.formats.state_dict
+import convsv_adapters.formats.safetensors, convsv_adapters.formats.npz
 loaded = {"onnx", "onnxruntime", "torch", "safetensors", "jax", "matplotlib"} & set(sys.modules)
 assert not loaded, loaded
 """

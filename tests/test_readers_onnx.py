@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from convsv_adapters import _onnx_layers
+from convsv_adapters.formats.onnx import layers as onnx_layers
 from onnx import TensorProto, helper, numpy_helper
 
 from convsv_core.analysis import read_model
@@ -244,7 +244,7 @@ def test_without_onnxruntime_unknown_extents_are_marked(tmp_path, monkeypatch):
     def no_onnxruntime(*arguments):
         raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
 
-    monkeypatch.setattr(_onnx_layers, "run_for_shapes", no_onnxruntime)
+    monkeypatch.setattr(onnx_layers, "run_for_shapes", no_onnxruntime)
     first, second = read(unknown_to_inference(tmp_path / "m.onnx"))
     assert first.input_shape == (8, 6)
     assert second.input_shape is None

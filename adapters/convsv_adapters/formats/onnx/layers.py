@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from convsv_adapters._onnx_extents import Dims, Types, dims_of, infer_types, open_inputs, run_for_shapes
-from convsv_adapters._onnx_graph import HostArray, Node, Scope, attributes
+from convsv_adapters.formats.onnx.extents import Dims, Types, dims_of, infer_types, open_inputs, run_for_shapes
+from convsv_adapters.formats.onnx.graph import HostArray, Node, Scope, attributes
 from convsv_adapters.parameters import LAYOUTS, one_line
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, Stored

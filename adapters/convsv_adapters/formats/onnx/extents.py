@@ -14,7 +14,7 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx.shape_inference
 
-from convsv_adapters._onnx_graph import Graph, Scope, attributes, bodies
+from convsv_adapters.formats.onnx.graph import Graph, Scope, attributes, bodies
 from convsv_core.layers import ModelError
 
 Dims: TypeAlias = tuple[int | None, ...]

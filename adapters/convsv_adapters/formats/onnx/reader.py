@@ -11,7 +11,7 @@ from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.plugins import hookimpl
 
 if TYPE_CHECKING:
-    from convsv_adapters._onnx_graph import Scope
+    from convsv_adapters.formats.onnx.graph import Scope
 
 # A serialised ModelProto begins with its IR version and goes on with one of these fields.
 FIELD_TAGS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72}
@@ -30,9 +30,9 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
         raise missing(path, error, "cli") from None
     import onnx.inliner
 
-    from convsv_adapters._onnx_extents import pin_inputs
-    from convsv_adapters._onnx_graph import Scope
-    from convsv_adapters._onnx_layers import convolutions
+    from convsv_adapters.formats.onnx.extents import pin_inputs
+    from convsv_adapters.formats.onnx.graph import Scope
+    from convsv_adapters.formats.onnx.layers import convolutions
 
     model = _load(path)
     root = Scope(model.graph, model.opset_import, path.parent)
@@ -49,7 +49,7 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
     """Write an ONNX model with other kernels, in the initialisers and Constant nodes that hold them."""
     if not _is_onnx(path):
         return None
-    from convsv_adapters._onnx_graph import Scope, put_array
+    from convsv_adapters.formats.onnx.graph import Scope, put_array
 
     model = _load(path)
     root = Scope(model.graph, model.opset_import, path.parent)

@@ -1,0 +1,1 @@
+"""Reader and writer of ONNX models. Importing this package does not import onnx."""
