@@ -8,16 +8,43 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from convsv_adapters.parameters import HostArray, layers_from_arrays, missing, one_line, zip_members
+from convsv_adapters.formats.errors import damaged, load_library
+from convsv_adapters.formats.files import first_bytes, zip_members
+from convsv_adapters.parameters import HostArray, layers_from_arrays
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
+__all__ = ["convsv_read_model", "convsv_write_model"]
+
 SUFFIXES = {".pt", ".pth", ".ckpt"}
+
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "params")
-STORED_DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+"""Keys under which checkpoints keep a state dict, the most usual first. The list is a guess."""
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that `DataParallel` and `torch.compile` put before every name."""
+
+NUMPY_DTYPES = ("float16", "float32", "float64", "complex64", "complex128")
+STORED_DTYPES = (*NUMPY_DTYPES, "bfloat16")
+
+
+class _Checkpoint(NamedTuple):
+    """A loaded checkpoint.
+
+    Attributes
+    ----------
+    torch : module
+    content : object
+        Everything that the file holds.
+    tensors : dict of str to torch.Tensor
+        The state dict in `content`, without the prefixes of `WRAPPERS`.
+    """
+
+    torch: Any
+    content: Any
+    tensors: dict[str, Any]
 
 
 @hookimpl
@@ -26,67 +53,67 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     loaded = _load(path)
     if loaded is None:
         return None
-    torch, _, tensors = loaded
-    arrays = [(name, _array(tensor, torch)) for name, tensor in tensors.items() if _is_number(tensor)]
-    return layers_from_arrays(arrays, options, path, stored=_stored(tensors, torch))
+    numbers = {name: t for name, t in loaded.tensors.items() if t.is_floating_point() or t.is_complex()}
+    arrays = [(name, _array(tensor, loaded.torch)) for name, tensor in numbers.items()]
+    return layers_from_arrays(arrays, options, path, stored=_stored(loaded))
 
 
 @hookimpl
 def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> bool | None:
     """Write a PyTorch checkpoint with other kernels.
 
-    They are copied into the tensors loaded, so these stay what they are: parameters, and views of storages that
-    they share. The checkpoint is saved from the CPU's memory, in the archive or the older format, as it was.
+    The kernels are copied into the loaded tensors, so that parameters stay parameters and views of a shared storage
+    stay views of it. All tensors are saved as CPU tensors. The file is an archive or of the older format, as
+    `path` is.
     """
     loaded = _load(path)
     if loaded is None:
         return None
-    torch, checkpoint, tensors = loaded
-    with torch.no_grad():
+    with loaded.torch.no_grad():
         for name, kernel in kernels.items():
-            tensors[name].copy_(torch.from_numpy(kernel))
+            loaded.tensors[name].copy_(loaded.torch.from_numpy(kernel))
     with target.open("wb") as file:
-        torch.save(checkpoint, file, _use_new_zipfile_serialization=zipfile.is_zipfile(path))
+        loaded.torch.save(loaded.content, file, _use_new_zipfile_serialization=zipfile.is_zipfile(path))
     return True
 
 
-def _load(path: Path) -> tuple[Any, Any, dict[str, Any]] | None:
-    """PyTorch, what a checkpoint holds, and the tensors in it by name; None if the format is another."""
+def _load(path: Path) -> _Checkpoint | None:
+    """Load a checkpoint onto the CPU, or return None if the file is of another format."""
     members = zip_members(path)
     if path.suffix.lower() not in SUFFIXES and not _holds_a_pickle(path, members):
         return None
     if any(name.endswith("/constants.pkl") for name in members):
         raise ModelError(f"{path}: a TorchScript archive, which holds code: save its state_dict() instead")
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise missing(path, error, "torch") from None
+    torch = load_library("torch", path, "torch")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the storage classes of old files
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            warnings.simplefilter("ignore")  # PyTorch warns about the storage classes of old files
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
+        found = re.search(r"GLOBAL (\S+)", str(error))  # only the text of the error has the name of the class
         what = f"holds {found[1]}" if found else "is no checkpoint, or holds more than tensors"
         raise ModelError(f"{path}: {what}: objects and code are never loaded; save a state_dict()") from None
-    except Exception as error:  # damaged bytes make an unpickler fail in any way, with IndexError for one
-        raise ModelError(f"{path}: not a PyTorch checkpoint, or a damaged one: {one_line(error)}") from None
-    tensors = _state_dict(checkpoint, torch.Tensor)
+    except Exception as error:  # damaged bytes can make an unpickler fail with any exception, such as IndexError
+        raise damaged(path, "a PyTorch checkpoint", error) from None
+    tensors = _state_dict(content, torch.Tensor)
     if not tensors:
         raise ModelError(f"{path}: holds no state dict")
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    return torch, checkpoint, tensors
+    return _Checkpoint(torch, content, tensors)
 
 
-def _stored(tensors: Mapping[str, Any], torch: Any) -> dict[str, Stored]:
-    """Where the tensors are that a kernel can be copied into: tied ones under the name of the first."""
+def _stored(loaded: _Checkpoint) -> dict[str, Stored]:
+    """Return where each tensor is stored that a kernel can be copied into.
+
+    Tensors that share their memory are stored under the name of the first of them.
+    """
     first: dict[Any, str] = {}
     stored = {}
-    for name, tensor in tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if tensor.layout == torch.strided and dtype in STORED_DTYPES:
+    for name, tensor in loaded.tensors.items():
+        dtype = _dtype_name(tensor)
+        if tensor.layout == loaded.torch.strided and dtype in STORED_DTYPES:
             memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dtype)
             stored[name] = Stored(first.setdefault(memory, name), dtype)
     return stored
@@ -95,31 +122,29 @@ def _stored(tensors: Mapping[str, Any], torch: Any) -> dict[str, Stored]:
 def _holds_a_pickle(path: Path, members: list[str]) -> bool:
     if members:
         return any(name.endswith("/data.pkl") for name in members)
-    with path.open("rb") as file:
-        head = file.read(2)
+    head = first_bytes(path, 2)
     return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= pickle.HIGHEST_PROTOCOL
 
 
-def _state_dict(checkpoint: object, tensor: type) -> dict[str, Any]:
-    """Find the mapping of names to tensors in a checkpoint, which may hold optimisers and epochs too."""
-    if not isinstance(checkpoint, Mapping):
+def _state_dict(content: object, tensor_type: type) -> dict[str, Any]:
+    """Return the mapping of names to tensors in a checkpoint, which may hold optimisers and epochs too."""
+    if not isinstance(content, Mapping):
         return {}
-    direct = {str(name): value for name, value in checkpoint.items() if isinstance(value, tensor)}
+    direct = {str(name): value for name, value in content.items() if isinstance(value, tensor_type)}
     if direct:
         return direct
-    known = [checkpoint[name] for name in CONTAINERS if name in checkpoint]
-    for inner in (*known, *checkpoint.values()):
-        if found := _state_dict(inner, tensor):
+    known = [content[name] for name in CONTAINERS if name in content]
+    for inner in (*known, *content.values()):
+        if found := _state_dict(inner, tensor_type):
             return found
     return {}
 
 
-def _is_number(tensor: Any) -> bool:
-    return bool(tensor.is_floating_point() or tensor.is_complex())
+def _dtype_name(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
-def _array(tensor: Any, torch: Any) -> Any:
-    tensor = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
-    if tensor.dtype not in (torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128):
-        tensor = tensor.float()  # bfloat16 and smaller: float32 holds them exactly
-    return tensor.numpy()
+def _array(tensor: Any, torch: Any) -> HostArray:
+    """Return a tensor's numbers; bfloat16 and smaller floats come as float32, which holds them exactly."""
+    tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return (tensor if _dtype_name(tensor) in NUMPY_DTYPES else tensor.float()).numpy()
