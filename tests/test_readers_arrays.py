@@ -168,6 +168,15 @@ def test_dtypes(tmp_path, dtype, save):
     np.testing.assert_array_equal(layer.kernel, kernel.to(torch.float64).numpy())
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_half_precision_complex_numbers_keep_their_imaginary_parts(tmp_path):
+    kernel = torch.randn(4, 3, 3, 3, dtype=torch.complex64).to(torch.complex32)
+    torch.save({"w": kernel}, tmp_path / "m.pt")
+    (layer,) = read_model(tmp_path / "m.pt", ReadOptions())
+    np.testing.assert_array_equal(layer.kernel, kernel.to(torch.complex64).numpy())
+    assert layer.stored is None
+
+
 class Payload:
     """Pickles as a call that would leave a file behind."""
 

@@ -145,6 +145,8 @@ def _dtype_name(tensor: Any) -> str:
 
 
 def _array(tensor: Any, torch: Any) -> HostArray:
-    """Return a tensor's numbers; bfloat16 and smaller floats come as float32, which holds them exactly."""
+    """Return a tensor's numbers; a dtype that NumPy lacks comes as float32 or complex64, which hold it exactly."""
     tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
-    return (tensor if _dtype_name(tensor) in NUMPY_DTYPES else tensor.float()).numpy()
+    if _dtype_name(tensor) not in NUMPY_DTYPES:
+        tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+    return tensor.numpy()
