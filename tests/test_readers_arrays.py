@@ -1,4 +1,4 @@
-"""Reading formats that hold named arrays: PyTorch checkpoints, safetensors and npz."""
+"""Tests of the formats that hold named arrays: PyTorch checkpoints, safetensors and npz."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_half_precision_complex_numbers_keep_their_imaginary_parts(tmp_path):
 
 
 class Payload:
-    """Pickles as a call that would leave a file behind."""
+    """An object whose pickle is a call that leaves a file behind."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Reading ONNX: geometry and extents of convolutions, and padding by nodes of its own."""
+"""Tests of the ONNX reader: geometry and extents of convolutions, and padding by Pad nodes."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_network_that_does_not_run_is_marked(tmp_path):
     assert "\n" not in layer.note
 
 
-# ---- padding by nodes of its own ------------------------------------------------------------------------
+# ---- padding by Pad nodes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

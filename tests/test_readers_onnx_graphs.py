@@ -1,4 +1,4 @@
-"""Reading ONNX: weights wherever a graph keeps them, bodies of nodes, and files."""
+"""Tests of the ONNX reader: weights wherever a graph keeps them, bodies of nodes, and files."""
 
 from __future__ import annotations
 

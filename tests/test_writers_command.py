@@ -1,4 +1,4 @@
-"""The command `convsv project`: what it reports, and what it leaves behind when it fails."""
+"""Tests of the command `convsv project`: its report, and the files that it leaves behind when it fails."""
 
 from __future__ import annotations
 

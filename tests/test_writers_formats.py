@@ -1,4 +1,4 @@
-"""Writing networks back with other weights, in each format."""
+"""Tests of writing networks back with other weights, in each format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Projecting a list of layers: what the file will store is certified, or the layer has failed."""
+"""Tests of projecting a list of layers: the kernel as the file stores it is certified, or the layer has failed."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def _fold_pad(item: _Found, rank: int) -> None:
 
 
 class _Pad(NamedTuple):
-    """What a Pad node does: the entries added before and after each axis, and how they are made."""
+    """The padding of a Pad node: the entries added before and after each axis, and the rule that makes them."""
 
     sides: Pads
     mode: str

@@ -62,7 +62,7 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
     root = Scope(model.graph, model.opset_import, path.parent)
     if any(map(is_external, root.tensors())):
         raise ModelError(
-            f"{path}: keeps numbers in other files, which would have to move along: save it as one file first "
+            f"{path}: some of its numbers are in other files, which are not written: save it as one file first "
             "(onnx.save_model with save_as_external_data=False)"
         )
     stored = root.stored_tensors()
