@@ -21,7 +21,7 @@ from convsv_adapters import _table
 from convsv_adapters._files import replacing, write_whole
 from convsv_adapters._many_options import LOCAL, ManyOptions, many_options
 from convsv_adapters._progress import tracked
-from convsv_adapters.parameters import one_line
+from convsv_adapters.formats.errors import one_line
 from convsv_core._projection.project import METHODS, ProjectionMethod
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv

@@ -22,7 +22,7 @@ from convsv_adapters._files import write_whole
 from convsv_adapters._many_options import LOCAL, ManyOptions
 from convsv_adapters._progress import tracked
 from convsv_adapters._spectra import SpectraTable, TableError
-from convsv_adapters.parameters import one_line
+from convsv_adapters.formats.errors import one_line
 from convsv_core import ModelReport, analyze_many
 from convsv_core.reports.tasks import TaskOptions
 

@@ -1,23 +1,26 @@
-"""An ONNX graph and the bodies nested in it: who defines a name, and which names are constants."""
+"""An ONNX graph and the bodies nested in it: which node computes a name, and which names are constants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
-import onnx.external_data_helper
 import onnx.helper
-import onnx.numpy_helper
 import onnx.reference
 
-from convsv_adapters.parameters import bfloat16_bits
+from convsv_adapters.formats.onnx.tensors import StoredTensor, is_external, to_array
+from convsv_adapters.parameters import HostArray
+
+__all__ = ["Graph", "Node", "Place", "Scope", "attributes", "bodies", "constant_tensor"]
 
 Node: TypeAlias = Any
+"""An onnx.NodeProto."""
+
 Graph: TypeAlias = Any
-HostArray: TypeAlias = np.ndarray[Any, Any]
+"""An onnx.GraphProto."""
 
 RANDOM_OPS = {
     "Bernoulli",
@@ -27,25 +30,36 @@ RANDOM_OPS = {
     "RandomUniform",
     "RandomUniformLike",
 }
+"""Operators whose outputs are no constants even if all their inputs are."""
 
-# Reference implementations that begin at an operator set later than the operator, and compute the same.
 IMPLEMENTED_SINCE = {"DequantizeLinear": 19}
+"""The first operator set for which onnx's reference implementation of an operator runs.
+
+A node of an older operator set is evaluated by this one, which computes the same numbers.
+"""
+
+
+class Place(NamedTuple):
+    """A node and the scope whose graph holds it."""
+
+    scope: Scope
+    node: Node
 
 
 class Scope:
-    """A graph, and the scope that its names are looked up in when it does not define them itself.
+    """A graph, with the scope around it in which names are looked up that the graph does not define.
 
     Parameters
     ----------
     graph : onnx.GraphProto
     opsets : list of onnx.OperatorSetIdProto
-        What the model imports.
+        The operator sets that the model imports.
     folder : Path
-        Where external data lies.
+        Where files with external data lie.
     parent, owner : Scope and onnx.NodeProto, or None
-        For a body of an `If`, `Loop` or `Scan`: the scope around it, and the node that holds it.
+        For a body of an `If`, `Loop` or `Scan`: the scope around it, and the node that holds the body.
     prefix : str
-        What the names of its layers begin with.
+        How the names of its layers begin.
 
     Attributes
     ----------
@@ -71,7 +85,7 @@ class Scope:
         self._values: dict[str, HostArray] = {}
         self._constants = set(self.initializers)
         self.children: dict[int, list[Scope]] = {}
-        for index, node in enumerate(graph.node):  # in topological order, so one pass settles the constants
+        for index, node in enumerate(graph.node):  # nodes come in topological order: one pass finds all constants
             for body in bodies(node):
                 name = f"{prefix}{node.name or node.op_type}/{body.name}/"
                 child = Scope(body, opsets, folder, parent=self, owner=node, prefix=name)
@@ -81,21 +95,21 @@ class Scope:
                 self._constants.update(node.output)
 
     def defining(self, name: str) -> Scope | None:
-        """Find the innermost scope, from this one outwards, that defines `name`."""
+        """Return the innermost scope, from this one outwards, that defines `name`; None if no scope does."""
         return next((scope for scope in self.outwards() if scope._defines(name)), None)
 
     def producer(self, name: str) -> Node | None:
-        """Find the node that computes `name`, here or around; None for inputs and initialisers."""
+        """Return the node that computes `name`, in this scope or around it; None for inputs and initialisers."""
         scope = self.defining(name)
         return None if scope is None else scope.producers.get(name)
 
     def is_constant(self, name: str) -> bool:
-        """Whether `name` depends on nothing but numbers stored in the model."""
+        """Return whether `name` depends only on numbers stored in the model."""
         scope = self.defining(name)
         return scope is not None and name in scope._constants
 
     def constant(self, name: str) -> HostArray:
-        """Evaluate a constant: an initialiser, or what nodes make of initialisers.
+        """Evaluate a constant: an initialiser, or the output of nodes whose inputs are constants.
 
         Raises `LookupError` if the name is not a constant, `ValueError` if it cannot be evaluated.
         """
@@ -110,15 +124,15 @@ class Scope:
             scope._evaluate(scope.producers[name])
         return scope._values[name]
 
-    def walk(self) -> Iterator[tuple[Scope, Node]]:
-        """Yield every node with its scope, in the order of execution, bodies at the place of their owners."""
+    def walk(self) -> Iterator[Place]:
+        """Yield every node with its scope, in the order of execution; the nodes of a body follow its owner."""
         for index, node in enumerate(self.graph.node):
-            yield self, node
+            yield Place(self, node)
             for child in self.children.get(index, ()):
                 yield from child.walk()
 
     def tensors(self) -> Iterator[Any]:
-        """Yield every stored tensor, of the bodies too."""
+        """Yield every TensorProto of the graph and of the bodies in it."""
         yield from self.graph.initializer
         for node in self.graph.node:
             yield from (a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)
@@ -126,10 +140,10 @@ class Scope:
             for child in children:
                 yield from child.tensors()
 
-    def stored(self, name: str) -> tuple[str, Any] | None:
-        """Find the tensor that `name` is, of an initialiser or a Constant node, and what it is known by.
+    def stored(self, name: str) -> StoredTensor | None:
+        """Return the tensor of the file that `name` stands for: an initialiser, or the value of a Constant node.
 
-        None for what is computed, but by Identity, and for what lies in another file.
+        Identity nodes are passed through. Returns None for a name that other nodes compute, and for external data.
         """
         scope = self.defining(name)
         if scope is None:
@@ -137,33 +151,36 @@ class Scope:
         tensor, node = scope.initializers.get(name), scope.producers.get(name)
         if tensor is None and node is not None and node.op_type == "Identity":
             return scope.stored(node.input[0])
-        if tensor is None and node is not None and node.op_type == "Constant":
-            tensor = next((a.t for a in node.attribute if a.name == "value"), None)
-        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor is None and node is not None:
+            tensor = constant_tensor(node)
+        if tensor is None or is_external(tensor):
             return None
-        return f"{scope.prefix}{name}", tensor
+        return StoredTensor(f"{scope.prefix}{name}", tensor)
 
     def stored_tensors(self) -> dict[str, Any]:
-        """Every tensor that `stored` can find, of the bodies too; without those that their keys do not tell apart."""
+        """Return by its key every tensor that `stored` finds, here and in the bodies.
+
+        Tensors that have the same key are left out.
+        """
         found: dict[str, list[Any]] = {}
-        scopes = dict.fromkeys([self, *(scope for scope, _ in self.walk())])
+        scopes = dict.fromkeys([self, *(place.scope for place in self.walk())])
         for scope in scopes:
             names = [*scope.initializers, *(output for node in scope.graph.node for output in node.output if output)]
             for name in names:
                 kept = scope.stored(name)
-                if kept is not None and not any(kept[1] is tensor for tensor in found.get(kept[0], ())):
-                    found.setdefault(kept[0], []).append(kept[1])
+                if kept is not None and not any(kept.tensor is tensor for tensor in found.get(kept.key, ())):
+                    found.setdefault(kept.key, []).append(kept.tensor)
         return {key: tensors[0] for key, tensors in found.items() if len(tensors) == 1}
 
     def outwards(self) -> Iterator[Scope]:
-        """Yield this scope and those around it, the innermost first."""
+        """Yield this scope and the scopes around it, the innermost first."""
         scope: Scope | None = self
         while scope is not None:
             yield scope
             scope = scope.parent
 
     def siblings(self) -> list[Scope]:
-        """List the other bodies of the same node: the other branch of an `If`."""
+        """Return the other bodies of the node that holds this one, such as the other branch of an `If`."""
         assert self.parent is not None
         families = self.parent.children.values()
         return [child for family in families if self in family for child in family if child is not self]
@@ -172,50 +189,25 @@ class Scope:
         return name in self.initializers or name in self.producers or name in self.inputs
 
     def _evaluate(self, node: Node) -> None:
+        """Keep the outputs of a node whose inputs are constants."""
         feeds = {name: self.constant(name) for name in node.input if name}
         graph = onnx.GraphProto(name="constant")
         graph.node.add().CopyFrom(node)
         graph.input.extend(onnx.ValueInfoProto(name=name) for name in feeds)
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name)
+        names = [name for name in node.output if name]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         since = IMPLEMENTED_SINCE.get(node.op_type, 1)
         opsets = [onnx.helper.make_opsetid(o.domain, max(o.version, since)) for o in self.opsets]
         model = onnx.helper.make_model(graph, opset_imports=opsets)
         try:
             values = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
-        except Exception as error:  # the reference implementation of an operator may fail in any way
+        except Exception as error:  # the reference implementation of an operator may raise any exception
             raise ValueError(f"{node.op_type} could not be evaluated: {error}") from error
-        names = [name for name in node.output if name]
         self._values.update(zip(names, map(np.asarray, values), strict=True))
 
 
-def to_array(tensor: Any, folder: Path) -> HostArray:
-    """Read a TensorProto, from `folder` where it is external; bfloat16 and smaller floats as float32."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        stored, tensor = tensor, onnx.TensorProto()
-        tensor.CopyFrom(stored)
-        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-    array = np.asarray(onnx.numpy_helper.to_array(tensor))
-    small_float = array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat", "float8", "float4"))
-    return array.astype(np.float32) if small_float else array
-
-
-def put_array(tensor: Any, array: HostArray) -> None:
-    """Replace the entries of a TensorProto in the field that holds them, in its dtype, which holds them exactly."""
-    if tensor.data_type == onnx.TensorProto.BFLOAT16:
-        entries = bfloat16_bits(array)
-    else:
-        entries = array.astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    if tensor.HasField("raw_data"):
-        tensor.raw_data = entries.astype(entries.dtype.newbyteorder("<")).tobytes()
-        return
-    if entries.dtype == np.float16:
-        entries = entries.view(np.uint16)
-    field = getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))
-    field[:] = entries.reshape(-1).tolist()
-
-
 def bodies(node: Node) -> list[Graph]:
-    """List the graphs that a node holds: the branches of an `If`, the body of a `Loop`."""
+    """Return the graphs that a node holds: the branches of an `If`, the body of a `Loop` or `Scan`."""
     found = []
     for attribute in node.attribute:
         found += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
@@ -223,7 +215,7 @@ def bodies(node: Node) -> list[Graph]:
 
 
 def attributes(node: Node) -> dict[str, Any]:
-    """Read the attributes of a node by name; strings as str, lists as tuples."""
+    """Return the attributes of a node by name: strings as str, lists of integers as tuples."""
     found: dict[str, Any] = {}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
@@ -231,3 +223,10 @@ def attributes(node: Node) -> dict[str, Any]:
             value = value.decode()
         found[attribute.name] = tuple(value) if attribute.type == onnx.AttributeProto.INTS else value
     return found
+
+
+def constant_tensor(node: Node) -> Any | None:
+    """Return the TensorProto that a Constant node holds; None for other nodes and for values that are no tensor."""
+    if node.op_type != "Constant":
+        return None
+    return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)

@@ -1,38 +1,44 @@
-"""Reader and writer of ONNX models: every convolution with its geometry, and its extents for a pinned input."""
+"""Reader and writer of ONNX models. Importing this module does not import onnx."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convsv_adapters.parameters import HostArray, missing
+from convsv_adapters.formats.errors import load_library
+from convsv_adapters.formats.files import first_bytes
+from convsv_adapters.parameters import HostArray
 from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.plugins import hookimpl
 
-if TYPE_CHECKING:
-    from convsv_adapters._onnx_graph import Scope
+__all__ = ["convsv_read_model", "convsv_write_model"]
 
-# A serialised ModelProto begins with its IR version and goes on with one of these fields.
+VERSION_TAG = 0x08
 FIELD_TAGS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72}
+"""The first bytes of fields of a serialised ModelProto, from the format's definition.
+
+It begins with `VERSION_TAG` and its IR version, a byte below `TOO_NEW`; one of `FIELD_TAGS` comes next.
+"""
+
+TOO_NEW = 0x40
+"""A bound of IR versions, for recognising a model by its content. A guess: the largest known version is below 16."""
 
 
 @hookimpl
 def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
-    """Read the convolutions of an ONNX model, in the order of execution."""
+    """Read the convolutions of an ONNX model with their geometry and extents, in the order of execution."""
     if not _is_onnx(path):
         return None
     if options.layout is not None:
         raise ModelError(f"{path}: ONNX fixes the layout of its kernels; drop {options.layout!r}")
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        raise missing(path, error, "cli") from None
+    load_library("onnx", path, "cli")
     import onnx.inliner
 
-    from convsv_adapters._onnx_extents import pin_inputs
-    from convsv_adapters._onnx_graph import Scope
-    from convsv_adapters._onnx_layers import convolutions
+    from convsv_adapters.formats.onnx.extents import pin_inputs
+    from convsv_adapters.formats.onnx.graph import Scope
+    from convsv_adapters.formats.onnx.layers import convolutions
+    from convsv_adapters.formats.onnx.tensors import check_external_data
 
     model = _load(path)
     root = Scope(model.graph, model.opset_import, path.parent)
@@ -40,7 +46,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
         root = Scope(model.graph, model.opset_import, path.parent)
-    _check_external_data(root, path)
+    check_external_data(root.tensors(), path)
     return convolutions(model, root, pin_inputs(root, options.input_shapes, path), stored)
 
 
@@ -49,13 +55,14 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
     """Write an ONNX model with other kernels, in the initialisers and Constant nodes that hold them."""
     if not _is_onnx(path):
         return None
-    from convsv_adapters._onnx_graph import Scope, put_array
+    from convsv_adapters.formats.onnx.graph import Scope
+    from convsv_adapters.formats.onnx.tensors import is_external, put_array
 
     model = _load(path)
     root = Scope(model.graph, model.opset_import, path.parent)
-    if any(map(_is_external, root.tensors())):
+    if any(map(is_external, root.tensors())):
         raise ModelError(
-            f"{path}: keeps numbers in other files, which would have to move along: save it as one file first "
+            f"{path}: some of its numbers are in other files, which are not written: save it as one file first "
             "(onnx.save_model with save_as_external_data=False)"
         )
     stored = root.stored_tensors()
@@ -66,23 +73,14 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
 
 
 def _is_onnx(path: Path) -> bool:
-    return path.suffix.lower() == ".onnx" or _looks_like_onnx(path)
-
-
-def _is_external(tensor: Any) -> bool:
-    from onnx.external_data_helper import uses_external_data
-
-    return bool(uses_external_data(tensor))
-
-
-def _looks_like_onnx(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(3)
-    return len(head) == 3 and head[0] == 0x08 and 0 < head[1] < 0x40 and head[2] in FIELD_TAGS
+    if path.suffix.lower() == ".onnx":
+        return True
+    head = first_bytes(path, 3)
+    return len(head) == 3 and head[0] == VERSION_TAG and 0 < head[1] < TOO_NEW and head[2] in FIELD_TAGS
 
 
 def _load(path: Path) -> Any:
-    """Parse a model, its external data left where they are."""
+    """Parse a model without loading its external data; ModelError for a file that is no model, or a newer one."""
     import google.protobuf.message  # type: ignore[import-untyped]
     import onnx
     import onnx.defs
@@ -106,15 +104,3 @@ def _load(path: Path) -> Any:
                 f"up to {newest}"
             )
     return model
-
-
-def _check_external_data(root: Scope, path: Path) -> None:
-    from onnx.external_data_helper import ExternalDataInfo
-
-    for tensor in filter(_is_external, root.tensors()):
-        info = ExternalDataInfo(tensor)
-        file = path.parent / info.location
-        if not file.is_file():
-            raise ModelError(f"{path}: the file of its external data, {info.location}, is missing")
-        if file.stat().st_size < (info.offset or 0) + (info.length or 0):
-            raise ModelError(f"{path}: the file of its external data, {info.location}, is truncated")

@@ -11,9 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from convsv_adapters.parameters import HostArray, layers_from_arrays, one_line, zip_members
+from convsv_adapters.formats.errors import damaged
+from convsv_adapters.formats.files import zip_members
+from convsv_adapters.parameters import HostArray, layers_from_arrays
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
+
+__all__ = ["convsv_read_model", "convsv_write_model"]
 
 
 @hookimpl
@@ -27,10 +31,10 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
                 raise ModelError(f"{path}: not an .npz archive")
             arrays = [(name, archive[name]) for name in archive.files]
     except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error):  # NumPy refuses pickled objects by a ValueError that only its text tells apart
             reason = "is no archive, or holds pickled objects, which are never loaded"
             raise ModelError(f"{path}: {reason}") from None
-        raise ModelError(f"{path}: not an .npz archive, or a damaged one: {one_line(error)}") from None
+        raise damaged(path, "an .npz archive", error) from None
     named = [(name, array) for name, array in arrays if isinstance(array, np.ndarray)]
     stored = {name: Stored(name, array.dtype.name) for name, array in named if array.dtype.itemsize <= 16}
     return layers_from_arrays(named, options, path, stored=stored)
@@ -38,7 +42,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
 
 @hookimpl
 def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> bool | None:
-    """Write an .npz archive with other kernels: the same members, in the same order, compressed as they were."""
+    """Write an .npz archive with other kernels; members, their order and their compression stay the same."""
     if not _is_npz(path):
         return None
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w") as written:
@@ -46,7 +50,7 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
             content = archive.read(member)
             name = member.filename.removesuffix(".npy")
             if name in kernels:
-                content = _replaced(content, kernels[name])
+                content = _with_entries(content, kernels[name])
             written.writestr(member, content)
     return True
 
@@ -56,8 +60,8 @@ def _is_npz(path: Path) -> bool:
     return path.suffix.lower() == ".npz" or bool(members and all(name.endswith(".npy") for name in members))
 
 
-def _replaced(content: bytes, kernel: HostArray) -> bytes:
-    """Put other entries into an .npy file: the same header, and so the same byte order and order of axes."""
+def _with_entries(content: bytes, kernel: HostArray) -> bytes:
+    """Return an .npy file with the entries of `kernel`; header, byte order and order of axes stay the same."""
     file = io.BytesIO(content)
     stored = np.lib.format.read_array(file, allow_pickle=False)
     order: Literal["F", "C"] = "F" if stored.flags.f_contiguous and not stored.flags.c_contiguous else "C"

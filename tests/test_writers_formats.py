@@ -1,144 +1,26 @@
-"""Writing networks back with other weights: each format, and `convsv project`, which does it."""
+"""Tests of writing networks back with other weights, in each format."""
 
 from __future__ import annotations
 
 import collections
-import json
 import os
-import shutil
-import stat
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import safetensors
-import safetensors.numpy
 import safetensors.torch
 import torch
-from click.testing import CliRunner
-from convsv_adapters import _commands, _files
-from convsv_adapters._commands import convsv
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import conv, save, value
+from projected_files import BOUND, project, run, weights, within
 
-from convsv_core import Conv, norm_bounds
-from convsv_core.layers import Layer, ModelError, Stored
-from convsv_core.plugins import get_backend
-from convsv_core.reports import project_layers, read_model, write_model
-from convsv_core.reports.project_model import STORED_EPS, rounded_to
+from convsv_core.layers import ModelError
+from convsv_core.reports import read_model, write_model
+from convsv_core.reports.project_model import rounded_to
 
 rng = np.random.default_rng(0)
-BOUND = 0.7
-
-
-def weights(*shape, dtype=np.float32, norm=3.0):
-    """A kernel of that norm, to within rounding."""
-    kernel = rng.normal(size=shape)
-    return (kernel * (norm / float(norm_bounds(kernel, Conv("OIHW")).upper))).astype(dtype)
-
-
-def run(*arguments):
-    return CliRunner(env={"COLUMNS": None}).invoke(convsv, [str(argument) for argument in arguments])
-
-
-def project(path, output, *arguments, status=0):
-    result = run("project", path, "--bound", BOUND, "-o", output, "--method", "rescale", *arguments, "--json", "-")
-    assert result.exit_code == status, result.output
-    return {layer["name"]: layer for layer in json.loads(result.stdout)["layers"]} if result.stdout else result.stderr
-
-
-def within(path, names=None):
-    """Norms of the layers as `convsv norm` gives them."""
-    result = run("norm", path, "--json", "-")
-    layers = json.loads(result.stdout)["layers"]
-    return all(layer["upper"] <= BOUND for layer in layers if names is None or layer["name"] in names)
-
-
-# ---- the projection of a list of layers ------------------------------------------------------------------------
-
-
-def report_of(*layers, bound=BOUND, **options):
-    return list(project_layers(layers, get_backend("numpy"), bound, method="rescale", **options))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_what_is_stored_is_within_the_bound_and_no_smaller_than_rounding_asks(dtype):
-    for _ in range(5):
-        kernel = rounded_to(weights(5, 4, 3, 3, dtype=np.float64), dtype)
-        (report,) = report_of(Layer("a", kernel, Conv("OIHW", padding_mode="zeros"), None, "", Stored("a", dtype)))
-        np.testing.assert_array_equal(rounded_to(report.kernel, dtype), report.kernel)
-        upper = float(norm_bounds(report.kernel, Conv("OIHW")).upper)
-        assert report.norm_after == upper <= BOUND
-        assert upper >= BOUND * (1 - 2e-3 - 16 * STORED_EPS[dtype])
-        assert report.distance == pytest.approx(np.linalg.norm(report.kernel.astype(float) - kernel), rel=1e-6)
-        (again,) = report_of(Layer("a", report.kernel, Conv("OIHW"), None, "", Stored("a", dtype)))
-        assert (again.kernel, again.distance, again.norm_after) == (None, 0, report.norm_after)
-
-
-def test_a_float64_kernel_is_certified_in_full_where_it_is_looked_at_in_float32():
-    kernel = weights(4, 4, 3, 3, dtype=np.float64)
-    (report,) = report_of(Layer("a", kernel, Conv("OIHW"), (8, 8), "", Stored("a", "float64")), dtype="float32")
-    assert float(norm_bounds(report.kernel, Conv("OIHW"), rtol=1e-6).upper) <= report.norm_after <= BOUND
-    assert report.kernel.dtype == np.float64
-
-
-def test_shared_weights_satisfy_the_bound_in_every_geometry():
-    kernel, stored = weights(4, 4, 3, 3), Stored("w", "float32")
-    convs = [Conv("OIHW", padding_mode="zeros"), Conv("OIHW", stride=2), Conv("OIHW", groups=1, dilation=2)]
-    layers = [Layer(f"l{index}", kernel, conv, (8, 8), "", stored) for index, conv in enumerate(convs)]
-    reports = report_of(*layers)
-    assert all(report.kernel is reports[0].kernel for report in reports)
-    assert reports[0].note == "its weights are those of l1, l2 too"
-    for report, conv in zip(reports, convs, strict=True):
-        assert not report.failed
-        assert float(norm_bounds(report.kernel, conv).upper) == report.norm_after <= BOUND
-    assert max(report.norm_after for report in reports) >= BOUND * (1 - 3e-3)
-
-
-def test_padding_that_repeats_pixels_is_counted():
-    conv = Conv("OIHW", padding=1, padding_mode="reflect")
-    (report,) = report_of(Layer("a", weights(4, 4, 3, 3), conv, (8, 8), "", Stored("a", "float32")))
-    assert float(norm_bounds(report.kernel, Conv("OIHW")).upper) == pytest.approx(BOUND / 2, rel=2e-3)
-    assert float(norm_bounds(report.kernel, conv, input_shape=(8, 8)).upper) <= report.norm_after <= BOUND
-    (report,) = report_of(Layer("a", weights(4, 4, 3, 3), conv, None, "", Stored("a", "float32")))
-    assert report.failed
-    assert "needs the layer's extents" in report.note
-
-
-def test_what_cannot_be_projected_has_failed_and_says_why():
-    kernel = weights(4, 4, 3, 3)
-    computed, damaged, unknown, small = report_of(
-        Layer("a", kernel, Conv("OIHW"), None),
-        Layer("b", np.full_like(kernel, np.nan), Conv("OIHW"), None, "", Stored("b", "float32")),
-        Layer("c", None, None, None, "no weights"),
-        Layer("d", kernel / 100, Conv("OIHW"), None),
-    )
-    assert [report.failed for report in (computed, damaged, unknown, small)] == [True, True, True, False]
-    assert "computed from others" in computed.note
-    assert "NaN" in damaged.note
-    assert unknown.note == "no weights"
-    assert computed.norm_after == computed.norm_before == pytest.approx(3, rel=2e-3)
-
-
-def test_layers_that_are_not_selected_stay_and_say_whose_weights_they_have():
-    kernel = weights(4, 4, 3, 3)
-    first, second, third = report_of(
-        Layer("a", kernel, Conv("OIHW"), None, "", Stored("w", "float32")),
-        Layer("b", kernel, Conv("OIHW"), None, "", Stored("w", "float32")),
-        Layer("c", kernel, Conv("OIHW"), None, "", Stored("v", "float32")),
-        selected=lambda name: name == "a",
-    )
-    assert first.kernel is not None
-    assert (second.kernel, second.failed, third.failed) == (None, False, False)
-    assert second.note == "not selected: its weights are those of a, which was"
-    assert third.note == "not selected"
-
-
-def test_a_bound_of_zero():
-    (report,) = report_of(Layer("a", weights(2, 2, 3, 3), Conv("OIHW"), None, "", Stored("a", "float16")), bound=0.0)
-    assert (np.count_nonzero(report.kernel), report.norm_after, report.failed) == (0, 0, False)
 
 
 # ---- npz -----------------------------------------------------------------------------------------------------------
@@ -263,25 +145,6 @@ def test_normalised_weights_are_refused_and_nothing_is_written(tmp_path):
 # ---- ONNX ----------------------------------------------------------------------------------------------------------
 
 
-def value(name, shape=None, kind=TensorProto.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def conv(source, weight, target, **attributes):
-    return helper.make_node("Conv", [source, weight], [target], name=target, **attributes)
-
-
-def save(path, nodes, initializers, *, channels=4, opset=17, functions=(), kind=TensorProto.FLOAT):
-    graph = helper.make_graph(
-        nodes, "net", [value("x", [1, channels, 8, 8], kind)], [value("y", None, kind)], initializers
-    )
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(f.domain, 1) for f in functions)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=functions)
-    model.metadata_props.add(key="author", value="nobody")
-    onnx.save(model, path)
-    return path
-
-
 def run_network(path, channels=4):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": np.ones((1, channels, 8, 8), np.float32)})[0]
@@ -399,137 +262,6 @@ def test_onnx_functions_keep_their_weights_and_initialisers_change(tmp_path):
     assert sorted(bool(row["distance"]) for row in rows.values()) == [False, True]
     assert within(tmp_path / "out.onnx")
     assert onnx.load(tmp_path / "out.onnx").functions == onnx.load(path).functions
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def model(tmp_path):
-    np.savez(tmp_path / "m.npz", a=weights(4, 4, 3, 3), b=weights(4, 4, 3, 3, norm=0.1))
-    return tmp_path / "m.npz"
-
-
-def test_the_network_that_ships(tmp_path):
-    result = run("project", "--bound", 3, "-o", tmp_path / "digits.onnx", "--method", "rescale")
-    assert (result.exit_code, result.stderr) == (0, "")
-    for word in ("before", "after", "distance", "block1.pointwise", "6 of 7 convolutions changed", "by rescale"):
-        assert word in " ".join(result.stdout.split())
-    (row,) = [line.split() for line in result.stdout.splitlines() if line.startswith("block1.pointwise")]
-    assert row[-2:] == ["0", "yes"]
-    assert row[-5] == row[-4]
-    layers = json.loads(run("norm", tmp_path / "digits.onnx", "--json", "-").stdout)["layers"]
-    after = {layer["name"]: layer["upper"] for layer in layers}
-    document = run("project", tmp_path / "digits.onnx", "--bound", 3, "-o", tmp_path / "b.onnx", "--json", "-").stdout
-    document = json.loads(document)
-    assert list(document) == ["model", "backend", "output", "bound", "method", "layers"]
-    assert (document["bound"], document["method"]) == (3, "dykstra")
-    assert list(document["layers"][0])[-6:] == [
-        "norm_before",
-        "norm_after",
-        "distance",
-        "iterations",
-        "converged",
-        "note",
-    ]
-    for layer in document["layers"]:
-        assert layer["distance"] == 0
-        assert layer["norm_before"] == layer["norm_after"] == after[layer["name"]] <= 3
-    assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "digits.onnx").read_bytes()
-
-
-def test_dykstra_moves_a_kernel_less_than_rescaling(model, tmp_path):
-    near = run("project", model, "--bound", BOUND, "-o", tmp_path / "near.npz", "--json", "-")
-    far = project(model, tmp_path / "far.npz")
-    assert within(tmp_path / "near.npz")
-    near = {layer["name"]: layer for layer in json.loads(near.stdout)["layers"]}
-    assert near["a"]["distance"] < 0.95 * far["a"]["distance"]
-
-
-def test_an_existing_file_is_replaced_with_force_alone(model):
-    before = model.read_bytes()
-    result = run("project", model, "--bound", BOUND, "-o", model)
-    assert result.exit_code == 2
-    assert "--force" in result.stderr
-    assert model.read_bytes() == before
-    model.chmod(0o640)
-    project(model, model, "--force")
-    assert stat.S_IMODE(model.stat().st_mode) == 0o640
-    assert within(model)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions and links")
-def test_permissions_and_links(model, tmp_path):
-    model.chmod(0o600)
-    project(model, tmp_path / "new.npz")
-    assert stat.S_IMODE((tmp_path / "new.npz").stat().st_mode) == 0o600
-    (tmp_path / "other.npz").write_bytes(b"")
-    (tmp_path / "other.npz").chmod(0o644)
-    (tmp_path / "link.npz").symlink_to(tmp_path / "other.npz")
-    project(model, tmp_path / "link.npz", "--force")
-    assert (tmp_path / "link.npz").is_symlink()
-    assert within(tmp_path / "other.npz")
-    assert stat.S_IMODE((tmp_path / "other.npz").stat().st_mode) == 0o644
-
-
-@pytest.mark.parametrize("stage", ["write", "disk", "check"])
-def test_a_failure_midway_leaves_the_old_file_and_nothing_else(model, monkeypatch, stage):
-    before = model.read_bytes()
-
-    def half(path, kernels, target):
-        Path(target).write_bytes(before[:100])
-        raise OSError(28, "No space left on device", str(target))
-
-    def full(path):
-        raise OSError(28, "No space left on device")
-
-    def other(path, kernels, target):
-        shutil.copyfile(path, target)
-
-    if stage == "disk":
-        monkeypatch.setattr(_files, "_to_disk", full)
-    else:
-        monkeypatch.setattr(_commands, "write_model", half if stage == "write" else other)
-    message = project(model, model, "--force", status=1)
-    assert ("would change" if stage == "check" else "No space left on device") in " ".join(message.split())
-    assert model.read_bytes() == before
-    assert os.listdir(model.parent) == ["m.npz"]
-
-
-def test_a_crash_midway_leaves_the_old_file(model, monkeypatch):
-    before = model.read_bytes()
-
-    def interrupted(path, kernels, target):
-        Path(target).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(_commands, "write_model", interrupted)
-    assert run("project", model, "--bound", BOUND, "-o", model, "--force").exit_code != 0
-    assert model.read_bytes() == before
-    assert os.listdir(model.parent) == ["m.npz"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-o", "out.npz"], "--bound"),
-        (["--bound", "1"], "--output"),
-        (["--bound", "nan", "-o", "out.npz"], "wanted a number that is not negative"),
-        (["--bound", "-1", "-o", "out.npz"], "wanted a number that is not negative"),
-        (["--bound", "inf", "-o", "out.npz"], "wanted a number that is not negative"),
-        (["--bound", "1", "-o", "no/such/folder/out.npz"], "there is no directory"),
-        (["--bound", "1", "-o", "."], "is a directory"),
-        (["--bound", "1", "-o", os.devnull, "--force"], "is no file"),
-        (["--bound", "1", "-o", "out.npz", "--method", "guess"], "'guess' is not one of"),
-        (["--bound", "1", "-o", "out.npz", "--only", "c*"], "no convolution is called 'c*'"),
-    ],
-)
-def test_a_wrong_call_is_status_2(model, arguments, message, monkeypatch):
-    monkeypatch.chdir(model.parent)
-    result = run("project", model, *arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert message in " ".join(result.stderr.split())
-    assert os.listdir(model.parent) == ["m.npz"]
 
 
 def test_a_format_that_nothing_writes(tmp_path):
