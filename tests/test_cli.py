@@ -14,8 +14,9 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from convsv_adapters import _commands, _table
-from convsv_adapters._commands import as_json, convsv, write_whole
+from convsv_adapters.cli import commands as _commands
+from convsv_adapters.cli import table as _table
+from convsv_adapters.cli.commands import as_json, convsv, write_whole
 from convsv_conformance.dense import dense_matrix
 
 from convsv_core import Conv, analysis, norm_bounds
@@ -184,7 +185,7 @@ def test_plot(kernels, tmp_path, suffix):
 
 
 def test_plot_of_many_layers_names_some_at_a_colour_bar():
-    from convsv_adapters import _plot
+    from convsv_adapters.cli import plot as _plot
 
     curve = np.linspace(5, 0, 100)
     reports = [LayerReport(f"layer{depth}", curve=curve * scale) for depth, scale in enumerate([1.0] * 19 + [200.0])]

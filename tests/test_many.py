@@ -19,10 +19,12 @@ import psutil
 import pyarrow.dataset
 import pytest
 from click.testing import CliRunner, Result
-from convsv_adapters import _many, _plot, _spectra
-from convsv_adapters._checkpoints import run_and_step
-from convsv_adapters._commands import convsv as command
-from convsv_adapters._spectra import Norm, SpectraTable, TableError
+from convsv_adapters.cli import many as _many
+from convsv_adapters.cli import parquet as _spectra
+from convsv_adapters.cli import plot as _plot
+from convsv_adapters.cli.checkpoints import run_and_step
+from convsv_adapters.cli.commands import convsv as command
+from convsv_adapters.cli.parquet import Norm, SpectraTable, TableError
 from distributed import Client, KilledWorker, LocalCluster
 
 import convsv_core as convsv
@@ -421,8 +423,8 @@ def test_the_table_of_a_killed_client_is_readable_and_can_be_completed(
     out = tmp_path / "spectra.parquet"
     arguments = [str(run_folder / "*.npz"), "--scheduler", cluster.scheduler_address, "--bounds", "none"]
     code = (
-        "from convsv_adapters import _spectra, cli; from convsv_core import many; "
-        "_spectra.SECONDS_PER_PART = 0; many.SECONDS_PER_TASK = 0; cli.main()"
+        "from convsv_adapters import cli; from convsv_adapters.cli import parquet; from convsv_core import many; "
+        "parquet.SECONDS_PER_PART = 0; many.SECONDS_PER_TASK = 0; cli.main()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, "spectrum", *arguments, "--out", str(out)])
     while process.poll() is None and len(list(out.glob("*.parquet"))) < 2:

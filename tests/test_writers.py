@@ -19,8 +19,9 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from convsv_adapters import _commands, _files
-from convsv_adapters._commands import convsv
+from convsv_adapters.cli import commands as _commands
+from convsv_adapters.cli import files as _files
+from convsv_adapters.cli.commands import convsv
 from onnx import TensorProto, helper, numpy_helper
 
 from convsv_core import Conv, norm_bounds

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import click
 from distributed import Client, LocalCluster
 
-from convsv_adapters import _table
-from convsv_adapters._checkpoints import Checkpoint, find
-from convsv_adapters._files import write_whole
-from convsv_adapters._many_options import LOCAL, ManyOptions
-from convsv_adapters._progress import tracked
-from convsv_adapters._spectra import SpectraTable, TableError
+from convsv_adapters.cli import table as _table
+from convsv_adapters.cli.checkpoints import Checkpoint, find
+from convsv_adapters.cli.files import write_whole
+from convsv_adapters.cli.many_options import LOCAL, ManyOptions
+from convsv_adapters.cli.parquet import SpectraTable, TableError
+from convsv_adapters.cli.progress import tracked
 from convsv_adapters.parameters import one_line
 from convsv_core.many import ModelReport, analyze_many
 from convsv_core.tasks import Settings
@@ -138,7 +138,7 @@ class ManyRequest:
         if json_path is not None and not to_stdout:
             write_whole(json_path, f"{document}\n".encode())
         if plot is not None:
-            from convsv_adapters import _plot
+            from convsv_adapters.cli import plot as _plot
 
             write_whole(plot, _plot.draw_norms(table.norms(), out.name, plot.suffix[1:].lower()))
         if to_stdout:

@@ -18,7 +18,7 @@ from convsv_core.analysis import Bounds, Row
 from convsv_core.plugins import BackendInfo
 
 if TYPE_CHECKING:  # its library is needed for many models only
-    from convsv_adapters._spectra import Norm
+    from convsv_adapters.cli.parquet import Norm
 
 SortKey: TypeAlias = Callable[[Any], float | str | None]
 

@@ -17,10 +17,10 @@ from typing import Any, TypeAlias, TypeVar
 import click
 import numpy as np
 
-from convsv_adapters import _table
-from convsv_adapters._files import replacing, write_whole
-from convsv_adapters._many_options import LOCAL, ManyOptions, many_options
-from convsv_adapters._progress import tracked
+from convsv_adapters.cli import table as _table
+from convsv_adapters.cli.files import replacing, write_whole
+from convsv_adapters.cli.many_options import LOCAL, ManyOptions, many_options
+from convsv_adapters.cli.progress import tracked
 from convsv_adapters.parameters import one_line
 from convsv_core.analysis import BOUNDS, Bounds, Row, analyse, certify, read_model, write_model
 from convsv_core.backend import Backend
@@ -178,7 +178,7 @@ def _only(models: Sequence[str]) -> Path | None:
 def _import(module: str, option: str, extra: str) -> Any:
     """A module of this package whose libraries are wanted for one option only."""
     try:
-        return importlib.import_module(f"convsv_adapters.{module}")
+        return importlib.import_module(f"convsv_adapters.cli.{module}")
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{option} needs {error.name}: pip install 'convsv[{extra}]'") from None
 
@@ -333,12 +333,12 @@ def spectrum(
     The exit status is 0 if some layer has figures, and of many models some of each; 1 if none has or something failed;
     2 for a wrong call.
     """
-    plots = None if plot is None else _import("_plot", "--plot", "cli")
+    plots = None if plot is None else _import("plot", "--plot", "cli")
     if many is not None:
         if sort != "depth":
             raise click.UsageError("--sort is for the table of one model")
         settings = _settings(many, bounds, **options)
-        _import("_many", "--scheduler", "many").ManyRequest(models, many, settings).run(json_path, plot)
+        _import("many", "--scheduler", "many").ManyRequest(models, many, settings).run(json_path, plot)
         return
     request = Request.of(_only(models), **options)
     layers = request.layers()

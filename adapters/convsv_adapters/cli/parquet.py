@@ -20,8 +20,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from convsv_adapters._checkpoints import Checkpoint
-from convsv_adapters._files import write_whole
+from convsv_adapters.cli.checkpoints import Checkpoint
+from convsv_adapters.cli.files import write_whole
 from convsv_core.analysis import QUANTILES, LayerReport
 from convsv_core.many import ModelReport
 

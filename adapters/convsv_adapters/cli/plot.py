@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from convsv_core.analysis import LayerReport
 
 if TYPE_CHECKING:  # its library is needed for many models only
-    from convsv_adapters._spectra import Norm
+    from convsv_adapters.cli.parquet import Norm
 
 MOST_IN_LEGEND = 12
 TICKS = 8
