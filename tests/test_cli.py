@@ -14,9 +14,10 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from convsv_adapters.cli import commands as _commands
-from convsv_adapters.cli import table as _table
-from convsv_adapters.cli.commands import as_json, convsv, write_whole
+from convsv_adapters.cli import backends as backends_command
+from convsv_adapters.cli import output, plot, table
+from convsv_adapters.cli.files import write_whole
+from convsv_adapters.cli.group import convsv
 from convsv_conformance.dense import dense_matrix
 
 from convsv_core import Conv, analysis, norm_bounds
@@ -115,7 +116,7 @@ def test_json_marks_transposed_layers_and_has_no_infinity():
     report = LayerReport(
         "up", (1, 1, 2), "IOW", (2,), (1,), 1, transposed=True, condition_number=float("inf"), note="own"
     )
-    (row,) = json.loads(as_json("model", "numpy", [report], FIELDS))["layers"]
+    (row,) = json.loads(json.dumps(output.figures_of([report], FIELDS), allow_nan=False))
     assert (row["note"], row["condition_number"], row["operator_norm"]) == ("transposed; own", None, None)
 
 
@@ -157,7 +158,7 @@ def test_bounds_beside_the_spectrum():
     assert float(row[-4]) <= stem["norm_lower"] <= stem["norm_upper"] <= float(row[-3])
 
 
-@pytest.mark.parametrize("sort", list(_table.SPECTRUM.sort_keys))
+@pytest.mark.parametrize("sort", list(table.SPECTRUM.sort_keys))
 def test_sort(kernels, sort):
     result = run("spectrum", kernels, "--sort", sort)
     assert result.exit_code == 0
@@ -185,19 +186,17 @@ def test_plot(kernels, tmp_path, suffix):
 
 
 def test_plot_of_many_layers_names_some_at_a_colour_bar():
-    from convsv_adapters.cli import plot as _plot
-
     curve = np.linspace(5, 0, 100)
     reports = [LayerReport(f"layer{depth}", curve=curve * scale) for depth, scale in enumerate([1.0] * 19 + [200.0])]
     reports[3] = LayerReport("layer3", note="no figures")
-    figure = _plot.make_figure(reports, "net")
+    figure = plot.make_figure(reports, "net")
     axes, bar = figure.axes
     assert len(axes.lines) == 19
     assert axes.get_legend() is None
     assert axes.get_yscale() == "log"
     labels = [label.get_text() for label in bar.get_yticklabels()]
     assert (labels[0], labels[-1]) == ("1  layer0", "20  layer19")
-    axes, *bars = _plot.make_figure(reports[:3], "net").axes
+    axes, *bars = plot.make_figure(reports[:3], "net").axes
     assert not bars
     assert axes.get_yscale() == "linear"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1  layer0", "2  layer1", "3  layer2"]
@@ -275,7 +274,7 @@ def test_the_options_of_norm_reach_the_figures(kernels):
     assert other["layers"][0]["lower"] == pytest.approx(tight["lower"], rel=2e-6)
 
 
-@pytest.mark.parametrize("sort", list(_table.NORM.sort_keys))
+@pytest.mark.parametrize("sort", list(table.NORM.sort_keys))
 def test_sort_of_norm(kernels, sort):
     result = run("norm", kernels, "--sort", sort)
     assert result.exit_code == 0
@@ -403,7 +402,7 @@ def test_a_file_that_cannot_be_written(kernels, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(_commands, "write_whole", full)
+    monkeypatch.setattr(output, "write_whole", full)
     result = run("spectrum", kernels, "--json", tmp_path / "out.json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "out.json: No space left on device" in result.stderr
@@ -476,7 +475,7 @@ def test_backends(monkeypatch):
         BackendInfo("numpy", True, "", ("cpu",), ("float32", "float64")),
         BackendInfo("cupy", False, "cupy cannot be imported", (), ()),
     )
-    monkeypatch.setattr(_commands, "backends", lambda: rows)
+    monkeypatch.setattr(backends_command, "backends", lambda: rows)
     result = run("backends")
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines()]

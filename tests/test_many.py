@@ -19,11 +19,10 @@ import psutil
 import pyarrow.dataset
 import pytest
 from click.testing import CliRunner, Result
-from convsv_adapters.cli import many as _many
-from convsv_adapters.cli import parquet as _spectra
-from convsv_adapters.cli import plot as _plot
+from convsv_adapters.cli import many as many_command
+from convsv_adapters.cli import parquet, plot
 from convsv_adapters.cli.checkpoints import run_and_step
-from convsv_adapters.cli.commands import convsv as command
+from convsv_adapters.cli.group import convsv as command
 from convsv_adapters.cli.parquet import Norm, SpectraTable, TableError
 from distributed import Client, KilledWorker, LocalCluster
 
@@ -328,7 +327,7 @@ def test_the_table(cluster: LocalCluster, checkpoints: list[Path], tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert "dashboard: " in result.stderr
     rows = rows_of(out)
-    assert list(rows[0]) == _spectra.SCHEMA.names
+    assert list(rows[0]) == parquet.SCHEMA.names
     assert [(row["run"], row["step"], row["layer"]) for row in rows] == [
         ("run", step, layer) for step in (0, 5, 10) for layer in ("stem", "pointwise", "depthwise")
     ]
@@ -483,7 +482,7 @@ def test_a_scheduler_that_goes_is_one_line(checkpoints: list[Path], tmp_path: Pa
         yield
 
     with pytest.raises(Exception, match="has gone; call again for what is missing"):
-        list(_many._in_words(reports()))
+        list(many_command._in_words(reports()))
 
 
 @pytest.mark.parametrize(
@@ -590,23 +589,24 @@ def test_the_figure_has_a_line_a_layer_and_a_dash_a_run() -> None:
         for step in (20, 0, 10)
         for depth in (1, 2)
     ]
-    (axes,) = _plot.make_norms_figure(norms, "table").axes
+    (axes,) = plot.make_norms_figure(norms, "table").axes
     assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", "--"]
     assert list(axes.lines[0].get_xdata()) == [0, 10, 20]
     assert list(axes.lines[1].get_ydata()) == [2, 12, 22]
     assert axes.lines[0].get_color() == axes.lines[2].get_color() != axes.lines[1].get_color()
     assert len(axes.artists) == 1  # the first legend, beside that of the runs
     many_layers = [Norm("a", step, depth, f"layer{depth}", 1.0) for step in (0, 1) for depth in range(1, 21)]
-    axes, bar = _plot.make_norms_figure([*many_layers, Norm("a", 2, 1, "layer1", 200.0)], "table").axes
+    axes, bar = plot.make_norms_figure([*many_layers, Norm("a", 2, 1, "layer1", 200.0)], "table").axes
     assert axes.get_yscale() == "log"
     assert [label.get_text() for label in bar.get_yticklabels()][-1] == "20  layer20"
-    (axes,) = _plot.make_norms_figure([], "table").axes
+    (axes,) = plot.make_norms_figure([], "table").axes
     assert axes.texts[0].get_text() == "no layer has figures"
 
 
 def test_importing_the_core_imports_no_engine() -> None:
     code = (
-        "import sys, convsv_core, convsv_adapters._commands; print({'dask', 'distributed', 'pyarrow'} & {*sys.modules})"
+        "import sys, convsv_core, convsv_adapters.cli.spectrum; "
+        "engines = {'dask', 'distributed', 'pyarrow'}; print(engines & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

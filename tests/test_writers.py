@@ -19,9 +19,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from convsv_adapters.cli import commands as _commands
-from convsv_adapters.cli import files as _files
-from convsv_adapters.cli.commands import convsv
+from convsv_adapters.cli import files, request
+from convsv_adapters.cli.group import convsv
 from onnx import TensorProto, helper, numpy_helper
 
 from convsv_core import Conv, norm_bounds
@@ -488,9 +487,9 @@ def test_a_failure_midway_leaves_the_old_file_and_nothing_else(model, monkeypatc
         shutil.copyfile(path, target)
 
     if stage == "disk":
-        monkeypatch.setattr(_files, "_to_disk", full)
+        monkeypatch.setattr(files, "_to_disk", full)
     else:
-        monkeypatch.setattr(_commands, "write_model", half if stage == "write" else other)
+        monkeypatch.setattr(request, "write_model", half if stage == "write" else other)
     message = project(model, model, "--force", status=1)
     assert ("would change" if stage == "check" else "No space left on device") in " ".join(message.split())
     assert model.read_bytes() == before
@@ -504,7 +503,7 @@ def test_a_crash_midway_leaves_the_old_file(model, monkeypatch):
         Path(target).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_commands, "write_model", interrupted)
+    monkeypatch.setattr(request, "write_model", interrupted)
     assert run("project", model, "--bound", BOUND, "-o", model, "--force").exit_code != 0
     assert model.read_bytes() == before
     assert os.listdir(model.parent) == ["m.npz"]
