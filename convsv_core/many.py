@@ -8,7 +8,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -293,6 +292,8 @@ def _outcome(future: Future) -> tuple[Any, BaseException | None]:
 
     A result that has been lost with its worker since it was announced is waited for until it is computed again.
     """
+    from concurrent.futures import CancelledError
+
     try:
         return future.result(), None
     except (CancelledError, OSError) as error:

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
-
-import pluggy
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from convsv_core.backend import Array, Backend
 
 if TYPE_CHECKING:
-    from convsv_core.layers import Layer, ReadOptions
+    import pluggy
 
-hookspec = pluggy.HookspecMarker("convsv")
-hookimpl = pluggy.HookimplMarker("convsv")
+    from convsv_core.layers import Layer, ReadOptions
 
 ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _loading = threading.Lock()
+
+
+@overload
+def hookimpl(function: Hook, /) -> Hook: ...
+@overload
+def hookimpl(**options: Any) -> Callable[[Hook], Hook]: ...
+def hookimpl(function: Any = None, /, **options: Any) -> Any:
+    """Mark a plugin's function as the implementation of the hook in `Hooks` that has its name.
+
+    Use it as ``@hookimpl``, or as ``@hookimpl(tryfirst=True)`` with the options of `pluggy.HookimplMarker`.
+    """
+    import pluggy
+
+    return pluggy.HookimplMarker("convsv")(function, **options)
 
 
 class Hooks:
     """The hooks that a plugin of `convsv` may implement."""
 
-    @hookspec
     def convsv_backend(self) -> Backend:  # type: ignore[empty-body]
         """Hand over the `Backend` of one array library. Must not import that library."""
 
-    @hookspec(firstresult=True)
     def convsv_read_model(self, path: Path, options: ReadOptions) -> Sequence[Layer] | None:
         """Read every convolution of the model at `path`, or return None if the format is another.
 
@@ -42,7 +51,6 @@ class Hooks:
         this format that cannot be read.
         """
 
-    @hookspec(firstresult=True)
     def convsv_model_layers(self, model: object, example_input: object) -> Sequence[Layer] | None:
         """Find every convolution of a model object, or return None if it is of another framework.
 
@@ -50,7 +58,6 @@ class Hooks:
         library that a backend owns. Layers come in the order of the model.
         """
 
-    @hookspec(firstresult=True)
     def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
         """Write the model at `path` to `target` with other kernels, or return None if the format is another.
 
@@ -86,12 +93,21 @@ def plugins() -> Plugins:
 
 @functools.cache
 def _load() -> Plugins:
+    import importlib.metadata
+
+    import pluggy
+
+    specify = pluggy.HookspecMarker("convsv")
+    specify(Hooks.convsv_backend)
+    for hook in (Hooks.convsv_read_model, Hooks.convsv_model_layers, Hooks.convsv_write_model):
+        specify(hook, firstresult=True)
     manager = pluggy.PluginManager("convsv")
     manager.add_hookspecs(Hooks)
+    installed = importlib.metadata.entry_points()
     found: dict[str, Backend] = {}
     broken: dict[str, str] = {}
     for group in ENTRY_POINT_GROUPS:
-        for entry_point in sorted(importlib.metadata.entry_points(group=group), key=lambda e: (e.name, e.value)):
+        for entry_point in sorted(installed.select(group=group), key=lambda e: (e.name, e.value)):
             try:
                 plugin = entry_point.load()
                 if manager.is_registered(plugin):  # the same distribution seen twice on sys.path
