@@ -12,5 +12,5 @@ __all__ = ["command"]
 
 @click.command("backends")
 def command() -> None:
-    """Array libraries that a plugin brings, and which of them can be used here."""
+    """List the array libraries, and say why one cannot be used."""
     show_backends(backends())

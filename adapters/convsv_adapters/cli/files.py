@@ -1,4 +1,4 @@
-"""Files that come into being whole."""
+"""Writing a file whole: a reader sees the old content or the new, and no part of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+__all__ = ["replacing", "write_whole"]
+
 
 def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
-    """Write a file so that another program sees the old content or the new one, never a part; see `replacing`."""
+    """Write a file so that another program sees the old content or the new one, never a part.
+
+    `beside` is as for `replacing`.
+    """
     if path.exists() and not path.is_file():  # such as /dev/null
         path.write_bytes(content)
         return
@@ -21,12 +26,20 @@ def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, like: Path | None = None, beside: Path | None = None) -> Iterator[Path]:
-    """Lend a file beside `path`, which takes its place at the end; if an error comes first, all is as before.
+    """Yield the path of a new file, which takes the place of `path` at the end of the block.
 
-    It lies beside `beside` instead, in the same file system, where that is given.
+    An error in the block removes the new file, and `path` is as before. If `path` is a link, the link stays and the
+    file that it leads to is replaced.
 
-    A link stays, and what it leads to is replaced. The permissions are those of the old file; of `like` where
-    there is none, and where that is not given as the system makes them. The name ends as that of `like` or `path`.
+    Parameters
+    ----------
+    path : Path
+        The file to replace or to make.
+    like : Path, optional
+        The file whose suffix the new file has, and whose permissions if there is no file at `path`. Without it the
+        new file has the suffix of `path`, and the permissions that the system gives if there is no file at `path`.
+    beside : Path, optional
+        The new file is made in the folder of this path, and not in that of `path`. Both must be in one file system.
     """
     target = path.resolve()
     example = target if target.exists() else like
@@ -46,7 +59,7 @@ def replacing(path: Path, like: Path | None = None, beside: Path | None = None) 
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

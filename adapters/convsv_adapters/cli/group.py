@@ -9,11 +9,11 @@ import click
 __all__ = ["COMMANDS", "convsv"]
 
 COMMANDS = {
-    "backends": "Array libraries that a plugin brings, and which of them can be used here.",
-    "conformance": "Check backends against the dense matrix; see convsv conformance --help.",
-    "norm": "Certified bounds of the norm of every convolution, for every input size.",
-    "project": "Project every convolution of a trained network onto a bound of its norm.",
-    "spectrum": "Singular values of every convolution of a trained network.",
+    "backends": "List the array libraries, and say why one cannot be used.",
+    "conformance": "Check backends against the dense matrix of the operator.",
+    "norm": "Certify the norm of every convolution for every input size.",
+    "project": "Project every convolution onto the kernels of bounded norm.",
+    "spectrum": "Compute the singular values of every convolution.",
 }
 """The first line of each command's help. The module `convsv_adapters.cli.NAME` holds the command as `command`."""
 

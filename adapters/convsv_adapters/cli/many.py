@@ -33,7 +33,10 @@ import logging, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 """
-"""Run by each worker of a local cluster: a terminal interrupts it too, but it is this process that ends it."""
+"""The code that each worker of a local cluster runs first.
+
+A terminal's interrupt reaches the workers too, but they are ended by this process, and should not end by themselves.
+"""
 
 
 class Failure(NamedTuple):
@@ -62,9 +65,9 @@ class ManyRequest:
     bounds: Bounds
 
     def run(self, json_path: Path | None, plot: Path | None) -> None:
-        """Compute what the table lacks, and print the course of each layer's norm, or the JSON.
+        """Compute the models that the table lacks, and print each layer's norms or the JSON.
 
-        Leaves with status 1 if a model has no figures.
+        Exits with status 1 if a model has no figures.
         """
         out = self.many.out
         try:
@@ -86,7 +89,7 @@ class ManyRequest:
             raise click.exceptions.Exit(1)
 
     def _recorded(self) -> dict[str, Any]:
-        """Return the options that the figures depend on, which the table keeps."""
+        """Return the options on which the figures depend. The table keeps them."""
         reading = self.options.read_options
         shapes = {name: list(shape) for name, shape in sorted(reading.input_shapes.items())}
         return {
@@ -132,6 +135,7 @@ class ManyRequest:
         json_path: Path | None,
         plot: Path | None,
     ) -> None:
+        """Write the JSON and the figure, print the table or the JSON, and name the models without figures."""
         out, backend = self.many.out, self.options.backend_name
         document = {
             "table": str(out),
@@ -150,19 +154,19 @@ class ManyRequest:
 
 
 def _in_words(reports: Iterator[ModelReport]) -> Generator[ModelReport]:
-    """The reports; what keeps a cluster from computing any more of them is one line and status 1."""
+    """Yield the reports, and report on one line an error that keeps the cluster from computing more of them."""
     try:
         yield from reports
     except ConnectionError as error:
         raise click.ClickException(f"{error}; call again for what is missing") from None
-    except Exception as error:  # of any kind: it was raised on a worker
+    except Exception as error:  # the error was raised on a worker, and may be of any kind
         raise click.ClickException(f"a worker cannot compute: {type(error).__name__}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
 def _connected(options: ManyOptions) -> Iterator[Client]:
-    """A client of a cluster that is there, or of one that is started here and ends with the block."""
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that goes is one line of ours
+    """Yield a client of the scheduler's cluster, or of a local cluster that ends with the block."""
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # `_in_words` reports a lost scheduler
     if options.scheduler == LOCAL:
         cluster = LocalCluster(
             n_workers=options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", preload=[QUIET_WORKER]
@@ -182,7 +186,10 @@ def _connected(options: ManyOptions) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Have SIGTERM, which ends jobs whose time is up, leave the block by an exception, so that it cleans up."""
+    """Return a context manager in which SIGTERM raises an exception, so that the block cleans up.
+
+    Batch systems send SIGTERM to a job whose time is up.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -64,18 +64,18 @@ _OPTIONS = (
     click.option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Many models: the cluster of dask.distributed, as tcp://host:8786, or local for one on this machine.",
+        help="Many models: address of a dask.distributed cluster, as tcp://host:8786, or local for one here.",
     ),
     click.option(
         "--out",
         type=click.Path(path_type=Path),
         callback=output_file(".parquet", folder=True),
-        help="Many models: the table, as spectra.parquet. What is in it is not computed again.",
+        help="Many models: the table, as spectra.parquet. Models that are in it are not computed again.",
     ),
     click.option(
         "--workers",
         type=click.IntRange(min=1),
-        help="Many models: processes of --scheduler local.  [default: one for each processor]",
+        help="Many models: number of processes of --scheduler local.  [default: one for each processor]",
     ),
     click.option(
         "--connect-timeout",

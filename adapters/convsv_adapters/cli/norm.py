@@ -26,16 +26,17 @@ FIELDS = (*GEOMETRY_FIELDS, "lower", "upper", "frequency", "evaluations", "conve
     callback=number(zero=False),
     default=1e-3,
     show_default=True,
-    help="Relative gap between the bounds.",
+    help="Relative gap between the bounds at which the search ends.",
 )
 def command(model: Path | None, options: ModelOptions, json_path: Path | None, sort: str, rtol: float) -> None:
-    """Certified bounds of the norm of every convolution, for every input size.
+    """Certify the norm of every convolution for every input size.
 
-    MODEL is as for `convsv spectrum`. The bounds hold for zero, valid and circular padding; a layer that repeats
-    pixels in another way is listed without them. An input shape matters to no bound; it is needed only where a
-    model must be run to find its layers.
+    MODEL is as for `convsv spectrum`. The bounds hold for zero, valid and circular padding. A layer that repeats
+    pixels in another way is listed without bounds. No bound depends on the input shape, which is needed only where
+    a model must be run to find its layers.
 
-    The exit status is 0 if some layer has figures, 1 if none has or something failed, 2 for a wrong call.
+    The exit status is 0 if some layer has figures. It is 1 if no layer has figures or something failed, and 2 if the
+    call was wrong.
     """
     request = Request.of(model, options)
     reports = request.reports(certify, rtol=rtol)

@@ -99,7 +99,7 @@ class ModelOptions:
     device : str or None
         The default device of the array library if None.
     dtype : str or None
-        The dtype of each kernel, or the next wider one that can be computed with, if None.
+        float64 for kernels that are stored so, and float32 for others, if None.
     """
 
     read_options: ReadOptions
@@ -108,7 +108,7 @@ class ModelOptions:
     dtype: str | None
 
     def backend(self) -> Backend:
-        """Return the backend; raises what click reports if it, the device or the dtype is not to be had here."""
+        """Return the backend. An unknown backend, device or dtype is reported as an error of the command line."""
         name, device, dtype = self.backend_name, self.device, self.dtype
         try:
             backend = get_backend(name)
@@ -160,7 +160,8 @@ def model_options(
             type=click.Choice(list(sort_keys)),
             default="depth",
             show_default=True,
-            help="Order of the table: from the input on, or the most remarkable first.",
+            help="Order of the table: depth begins at the input, name is alphabetical, and the others show the most "
+            "remarkable layers first.",
         )
         first = argument or click.argument("model", required=False, type=MODEL)
         return add_options(gathered, [first, *_MODEL_OPTIONS, sort])
@@ -196,18 +197,26 @@ _MODEL_OPTIONS = (
         type=_input_shape,
         metavar="SHAPE",
         multiple=True,
-        help="Shape of the network's input, as 3,224,224 or name=1,3,48,320; once for each input. For files "
-        "that hold only weights: extents of every layer, or of the layer named.",
+        help="Shape of the network's input, as 3,224,224 or name=1,3,48,320. Give it once for each input. For files "
+        "that hold only weights: the extents of every layer, or of the layer with this name.",
     ),
-    click.option("--layout", callback=_check_layout, help="Layout of kernels in files that do not fix it, as HWIO."),
-    click.option("--backend", "backend_name", default="numpy", show_default=True, help="Array library."),
-    click.option("--device", help="Where to compute, as cuda:0."),
-    click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: float64 if stored so."),
+    click.option(
+        "--layout", callback=_check_layout, help="Layout of the kernels in files whose format does not fix it, as HWIO."
+    ),
+    click.option(
+        "--backend", "backend_name", default="numpy", show_default=True, help="Array library to compute with."
+    ),
+    click.option("--device", help="Device to compute on, as cuda:0."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float64"]),
+        help="Dtype to compute in.  [default: float64 for kernels stored so, else float32]",
+    ),
     click.option(
         "--json",
         "json_path",
         type=click.Path(path_type=Path, allow_dash=True),
         callback=output_file(),
-        help="Write the figures to a file, or with - to stdout in place of the table.",
+        help="Write the figures to this file, or with - to stdout in place of the table.",
     ),
 )

@@ -38,7 +38,7 @@ FIELDS = (*GEOMETRY_FIELDS, "norm_before", "norm_after", "distance", "iterations
     type=click.Choice(METHODS),
     default="dykstra",
     show_default=True,
-    help="dykstra: to the nearest kernel. alternating, newton-schulz: to some near one. rescale: by a factor.",
+    help="dykstra: the nearest kernel. alternating, newton-schulz: a near kernel. rescale: the kernel times a factor.",
 )
 @click.option(
     "--rtol",
@@ -46,20 +46,20 @@ FIELDS = (*GEOMETRY_FIELDS, "norm_before", "norm_after", "distance", "iterations
     callback=number(zero=False),
     default=1e-2,
     show_default=True,
-    help="dykstra: gap between the squared distance and that of the nearest kernel; others: excess to stop at.",
+    help="dykstra: relative gap of the squared distance to the least one. Other methods: relative excess to stop at.",
 )
 @click.option(
     "--max-iterations",
     type=click.IntRange(min=1),
     default=200,
     show_default=True,
-    help="After so many a layer is scaled to the bound as it is.",
+    help="After so many iterations a layer is scaled to the bound.",
 )
 @click.option(
     "--only",
     multiple=True,
     metavar="PATTERN",
-    help="Project only the layers whose names match, as 'block1.*'; may be given more than once.",
+    help="Project only the layers whose names match, as 'block1.*'. May be given more than once.",
 )
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, even if it is MODEL.")
 def command(
@@ -75,18 +75,19 @@ def command(
     only: Sequence[str],
     force: bool,
 ) -> None:
-    """Project every convolution of a trained network onto a bound of its norm.
+    """Project every convolution onto the kernels of bounded norm.
 
-    MODEL is as for `convsv spectrum`. It is written to OUTPUT in its own format with other weights and nothing else
-    changed. Each layer's norm, with its own padding and for every input size, is then at most the bound, which
-    is certified of the weights as they are stored. Layers that are within it already keep theirs bit for bit. Where
-    reflected or repeated pixels make the norm depend on the extents, these are the ones that the input shape gives.
+    MODEL is as for `convsv spectrum`. OUTPUT is the same network in the same format, with other weights and nothing
+    else changed. Each layer's norm, with the layer's own padding and for every input size, is then at most the bound.
+    This is certified for the weights as they are stored. A layer within the bound keeps its weights bit for bit. Where
+    reflected or repeated pixels make the norm depend on the extents, the extents are those of the input shape.
 
-    Nothing is written unless every layer, or every one named by --only, is shown to be within the bound. What can
-    not be replaced are weights that the file does not store as such: quantised, normalised, computed by nodes.
+    Nothing is written unless every layer, or every layer that --only selects, is proved to be within the bound.
+    Weights that the file does not store as such cannot be replaced: quantised or normalised weights, and weights that
+    nodes compute.
 
-    The exit status is 0 if OUTPUT was written, 1 if a layer stays above the bound or something failed, 2 for a wrong
-    call.
+    The exit status is 0 if OUTPUT was written. It is 1 if a layer stays above the bound or something failed, and 2 if
+    the call was wrong.
     """
     if os.path.lexists(output) and not force:
         raise click.BadParameter(f"{output} exists: give another, or --force to replace it", param_hint="--output")

@@ -39,14 +39,14 @@ FIELDS = (
     type=click.Choice(BOUNDS),
     default="upper",
     show_default=True,
-    help="Certified bounds of the norm with the layer's own padding. upper: by the supremum over all frequencies. "
-    "both: the exact norm too, which takes seconds a layer.",
+    help="Certified bounds of the norm with the layer's own padding. upper: an upper bound from the supremum over all "
+    "frequencies. both: the exact norm too, which takes seconds for each layer.",
 )
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
     callback=output_file(*PLOT_FORMATS),
-    help=f"Write the singular values, or of many models the norms over the steps, as a figure "
+    help=f"Draw the singular values, or the norms of many models over the steps, in a file of this name "
     f"({', '.join(PLOT_FORMATS)}).",
 )
 @many_options
@@ -59,27 +59,28 @@ def command(
     plot: Path | None,
     bounds: Bounds,
 ) -> None:
-    """Singular values of every convolution of a trained network.
+    """Compute the singular values of every convolution.
 
-    MODEL is an ONNX model, a PyTorch state dict, a safetensors file or an .npz archive; without it, a small
-    network that comes with convsv. The operator is the circular one at the layer's extents, whatever padding the
-    layer has: norm is its largest singular value, min its smallest, cond. their quotient, stable rank the sum of
-    the squares by the largest. reshaped norm is that of the kernel as a matrix, factor how often it goes into norm.
+    MODEL is an ONNX model, a PyTorch state dict, a safetensors file or an .npz archive. Without it, convsv reads a
+    small network that comes along. The figures belong to the circular convolution at the layer's extents, whatever
+    padding the layer has. norm is the largest singular value, min the smallest one, and cond. is norm / min. stable
+    rank is the sum of the squared singular values, divided by the largest square. reshaped norm is the norm of the
+    kernel as a matrix, and factor is norm / reshaped norm.
 
-    lower and upper (norm_lower and norm_upper in the JSON) are certified bounds of another norm: that of the layer
-    with the padding it declares. Under zero padding upper holds for every input size; as a rule it is the least
-    such number to within 1 %. lower is the norm at the layer's own extents, less its rounding, and is found with
-    --bounds both.
+    lower and upper (norm_lower and norm_upper in the JSON) are certified bounds of the norm with the padding that the
+    layer declares. Under zero padding upper holds for every input size, and as a rule it is within 1 % of the least
+    such bound. lower is the norm at the layer's own extents, less a rounding error bound. It is computed with --bounds
+    both.
 
-    With --scheduler and --out, MODEL are many models: files, and quoted patterns such as 'run/*.safetensors', that
-    all workers can read. Every layer of every model is a row of the table. A model's run is its folder, from the
-    folder of the table, and its step the number behind "step" in the file's name, or else the last number there; a
-    name without a number leaves it to that of a folder such as checkpoint-500. q05 is the value that 5 % of the
-    singular values do not exceed. A second call computes what is missing or has changed. --json tells how many models
-    there were, and which failed.
+    With --scheduler and --out there may be many models: files, and quoted patterns such as 'run/*.safetensors', that
+    all workers can read. Every layer of every model is a row of the table. The run of a model is its folder, relative
+    to the folder of the table. The step is the number behind "step" in the file's name, or else the last number in the
+    name. If the name has no number, the step is the number of a folder such as checkpoint-500. q05 is the value that
+    5 % of the singular values do not exceed. A second call computes the models that are missing or have changed.
+    --json tells how many models there were, and which models failed.
 
-    The exit status is 0 if some layer has figures, and of many models some of each; 1 if none has or something failed;
-    2 for a wrong call.
+    The exit status is 0 if some layer has figures, and for many models if some layer of each model has. It is 1 if no
+    layer has figures or something failed, and 2 if the call was wrong.
     """
     plots = None if plot is None else import_for_option("plot", "--plot", "cli")
     if many is not None:
