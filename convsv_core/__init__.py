@@ -11,8 +11,8 @@ the layer's input. Results come back in the caller's array library, on the calle
 """
 
 from convsv_core import penalties
+from convsv_core._norm.bounds import NormBounds, norm_bounds
 from convsv_core.backend import Backend
-from convsv_core.bounds import NormBounds, norm_bounds
 from convsv_core.clipping import clip
 from convsv_core.conv import Conv
 from convsv_core.fixed_grid import norm_upper_bound

@@ -1,4 +1,4 @@
-"""Local maximisation of the symbol's norm over the frequencies, by products with the taps alone."""
+"""Local maximisation of the symbol's norm over the frequencies, which needs only products with the taps."""
 
 from __future__ import annotations
 
@@ -10,31 +10,39 @@ from convsv_core.backend import Array
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
 
+__all__ = ["ascend"]
+
 SCHEDULE = ((8, 4), (2, 8), (1, 12))
-"""How many of the best starts are kept for how many steps of the power method, each with one in the frequency."""
+"""Pairs of a number of starts and a number of steps: the best starts are kept and take that many steps.
+
+A step moves the frequency once and applies the power method once. A guess: no comparison with other values was
+recorded.
+"""
 
 LARGEST_STEP = 0.5
-"""Longest step along an axis, in units of the reciprocal of the exponential type."""
+"""Longest step along an axis, in units of the reciprocal of the exponential type there. A guess."""
 
 
 def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
-    """Angles near a local maximum of the norm: the best of those reached from `starts`.
+    """Return the angles with the largest norm among the local maxima that are reached from `starts`.
 
-    With u fixed, ``|A(theta)* u|^2`` is a trigonometric polynomial with known derivatives: a step towards its
-    maximum, then one of the power method with ``A A*`` there. Computed in single precision, and no bound of
-    anything: what is found is worth only as much as the norm there.
+    With u fixed, ``|A(theta)* u|^2`` is a trigonometric polynomial with known derivatives. Each step moves theta
+    towards a maximum of this polynomial, and then applies the power method with ``A A*`` to u.
+
+    The computation runs in single precision and bounds nothing. The caller must compute the norm at the result.
 
     Parameters
     ----------
     operand : Operand
     starts : float array, shape (starts, ndim)
-        Angles, of the reduced offsets.
+        Angles in radians, for the plan's offsets.
     types : float array, shape (ndim,)
         Exponential type along each axis.
 
     Returns
     -------
     float array, shape (ndim,)
+        Angles in radians.
     """
     xp, backend, plan = operand.xp, operand.backend, operand.plan
     offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
@@ -45,29 +53,32 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
 
     ndim = len(types)
     first, second = np.triu_indices(ndim)
-    # Rows: the function itself, its first, and its second derivatives, as factors of the phases.
+    # The rows hold factors of the phases, for the polynomial, its first derivatives and its second derivatives.
     orders = np.concatenate([np.ones((1, count)), -1j * offsets.T, -(offsets[:, first] * offsets[:, second]).T])
 
     def step(left: Array, angles: HostArray) -> tuple[Array, HostArray, Array]:
-        """Vectors, shape (groups, rows, starts), angles, shape (groups, starts, ndim), and the norms there."""
+        """Return new vectors, new angles and the norms there.
+
+        The shapes are (groups, rows, starts), (groups, starts, ndim) and (groups, starts).
+        """
         starts = angles.shape[1]
         parts = xp.reshape(xp.matmul(adjoint, left), (groups, count, columns, starts))
         parts = xp.permute_dims(parts, (0, 3, 1, 2))
-        derivatives = xp.matmul(narrow(np.exp(-1j * angles @ offsets.T)[:, :, None, :] * orders), parts)
+        derivatives = xp.matmul(single(np.exp(-1j * angles @ offsets.T)[:, :, None, :] * orders), parts)
         products = 2 * backend.to_numpy(xp.real(xp.matmul(derivatives, backend.adjoint(derivatives)))).astype(float)
         gradient = products[..., 1 : 1 + ndim, 0]
         hessian = products[..., 1 : 1 + ndim, 1 : 1 + ndim]
         hessian[..., first, second] += products[..., 1 + ndim :, 0]
         hessian[..., second, first] = hessian[..., first, second]
         angles = angles + _uphill(gradient, hessian, LARGEST_STEP / np.maximum(types, 0.5))
-        phases = narrow(np.exp(-1j * angles @ offsets.T)[:, :, None, :])
+        phases = single(np.exp(-1j * angles @ offsets.T)[:, :, None, :])
         right = unit(xp.matmul(phases, parts), -1)
         right = xp.matrix_transpose(backend.conj(phases)) * right
         right = xp.reshape(xp.permute_dims(right, (0, 2, 3, 1)), (groups, count * columns, starts))
         left = xp.matmul(taps, right)
         return unit(left, -2), angles, xp.linalg.vector_norm(left, axis=-2)
 
-    def narrow(table: HostArray) -> Array:
+    def single(table: HostArray) -> Array:
         return xp.astype(backend.constant(table, taps), xp.complex64)
 
     def unit(vectors: Array, axis: int) -> Array:
@@ -76,7 +87,7 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
 
     rng = np.random.default_rng(0)
     shape = (groups, rows, len(starts))
-    left = narrow(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    left = single(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
     angles = np.broadcast_to(starts, (groups, *starts.shape))
     norms = np.zeros(angles.shape[:2])
     for kept, rounds in SCHEDULE:
@@ -91,10 +102,13 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
 
 
 def _uphill(gradient: HostArray, hessian: HostArray, largest: HostArray) -> HostArray:
-    """Newton's step, with the curvature's sign turned where it is not that of a maximum."""
+    """Return a step of Newton's method, at most `largest` along each axis.
+
+    Curvatures are taken by their absolute values, so that every step goes uphill.
+    """
     curvatures, axes = np.linalg.eigh(hessian)
     along = (gradient[..., None, :] @ axes)[..., 0, :]
-    # No step is long before it is cut: not where the function is as good as flat either.
+    # The floor keeps the quotient finite where the function is nearly flat. The step is cut to `largest` afterwards.
     floor = 1e-3 * np.maximum(np.max(np.abs(curvatures), axis=-1, keepdims=True), np.abs(along))
     along = along / np.maximum(np.maximum(np.abs(curvatures), floor), np.finfo(float).tiny)
     step = (axes @ along[..., None])[..., 0]

@@ -10,17 +10,19 @@ import dataclasses
 import math
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._norm.tap_bounds import sum_of_norms
+from convsv_core._norm.torus import TorusNorms, search_torus
+from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows
 from convsv_core.backend import Array
-from convsv_core.bounds import SymbolNorms, search_torus
 from convsv_core.fixed_grid import every_size_grid
 from convsv_core.gram import GramPolynomial, useful_polynomial
 from convsv_core.moments import moment_bounds
 from convsv_core.operand import Operand, make_operand
 from convsv_core.plan import HostArray, Plan, make_plan
-from convsv_core.threshold import Threshold, sum_of_norms
 
 COARSER = (8, 4, 2, 1)
 """Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
@@ -93,35 +95,62 @@ class Problem:
         """Indices of the visited frequencies."""
         return self.operand.plan.frequencies
 
-    def threshold(self, kernel: Array, places: HostArray | None = None) -> Threshold:
-        """Tests of a kernel, at the operand's scale, at the visited frequencies, or those of the given places."""
-        frequencies = self.frequencies if places is None else self.frequencies[places]
-        operand = dataclasses.replace(self.operand, kernel=kernel)
-        return Threshold(operand, operand.backend.constant(frequencies, kernel))
+    def rows(self, kernel: Array) -> GramRows:
+        """Return the Gram matrices of a kernel, given at the operand's scale, at the visited frequencies."""
+        return grid_rows(dataclasses.replace(self.operand, kernel=kernel))
 
 
-def frequencies_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostArray, float, float]:
-    """Places, among the visited frequencies, of those with a norm above `limit`; the largest norm; its rounding.
+class Above(NamedTuple):
+    """The frequencies of a grid whose norms are not shown to be within a limit.
 
-    The norms are those of a kernel at the problem's scale, with rounding counted in, which is given in squares. The
-    largest is an upper bound, which is at most `limit` if no place is returned.
+    Attributes
+    ----------
+    places : int array
+        Places among the visited frequencies.
+    upper : float
+        An upper bound of the largest norm, which is at most the limit if there are no such frequencies.
+    rounding : float
+        How much of the square of `upper` is for rounding.
     """
-    if len(problem.frequencies) > TESTED_FREQUENCIES:
+
+    places: HostArray
+    upper: float
+    rounding: float
+
+    @property
+    def computed(self) -> float:
+        """The largest norm as computed: `upper` without what is for rounding."""
+        return math.sqrt(max(self.upper**2 - self.rounding, sys.float_info.min))
+
+
+def frequencies_above(problem: Problem, kernel: Array, limit: float, among: HostArray | None = None) -> Above:
+    """Find the visited frequencies, or the places `among` them, at which a kernel's norm may be above a limit.
+
+    The kernel is given at the problem's scale.
+    """
+    if among is None and len(problem.frequencies) > TESTED_FREQUENCIES:
         return _search_above(problem, kernel, limit)
-    threshold = problem.threshold(kernel)
-    above = threshold.rows_above(limit)
-    assert above is not None
-    return (above, *threshold.largest(above)) if len(above) else (above, limit, 0.0)
+    rows = problem.rows(kernel)
+    places = np.arange(len(problem.frequencies)) if among is None else among
+    places = places[rows.above(places, limit**2)]
+    return Above(places, *upper_of(rows, places)) if len(places) else Above(places, limit, 0.0)
 
 
-def _search_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostArray, float, float]:
-    """The same on a large grid.
+def upper_of(rows: GramRows, places: HostArray) -> tuple[float, float]:
+    """Return an upper bound of the norms at some places, and how much of its square is for rounding."""
+    found = rows.largest(places)
+    upper = max(float(found.uppers.max()), 0.0)
+    return math.sqrt(upper), upper - max(float(found.values.max()), 0.0)
+
+
+def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
+    """Find them on a large grid.
 
     Frequencies near one of a coarser grid are left out where the Bernstein-Szego bound shows them to be below.
     """
-    norms = SymbolNorms(dataclasses.replace(problem.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
+    norms = TorusNorms(dataclasses.replace(problem.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
     if norms.ceiling <= limit:
-        return np.zeros(0, int), norms.ceiling, norms.rounding
+        return Above(np.zeros(0, int), norms.ceiling, norms.rounding)
     frequencies, periods = problem.frequencies, np.asarray(problem.operand.plan.periods)
     visit = problem.operand.plan.visit.reshape(tuple(periods))
     values = np.full(len(frequencies), -1.0)
@@ -141,8 +170,7 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostAr
         # Where no norm is above the first of two limits, nothing between them is above the second.
         limits = [limit * math.cos(far) * (1 - 1e-15), limit] if spacing > 1 else [limit]
         if len(wanted):
-            ladder = np.broadcast_to(np.asarray(limits)[:, None], (len(limits), len(wanted)))
-            values[wanted] = norms.upper(2 * np.pi * frequencies[wanted] / periods, ladder)
+            values[wanted] = norms.upper(2 * np.pi * frequencies[wanted] / periods, limits)
         if spacing == 1:
             break
         if supremum == math.inf:  # the first of these grids, which lies everywhere
@@ -152,7 +180,7 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> tuple[HostAr
     largest = float(values.max())
     if largest <= limit:
         largest = max(largest, min(limit, supremum))
-    return np.flatnonzero(values > limit), largest, norms.rounding
+    return Above(np.flatnonzero(values > limit), largest, norms.rounding)
 
 
 def left_above(problem: Problem) -> HostArray | None:
@@ -167,48 +195,41 @@ def left_above(problem: Problem) -> HostArray | None:
     shape = tuple(int(extent) for extent in operand.kernel.shape)
     grids = []
     for rtol in TESTED:
-        extents, conv, factor = every_size_grid(shape, plan.conv, rtol)
-        grids.append((make_plan(shape, plan.real, extents, conv), limit / factor))
+        grid = every_size_grid(shape, plan.conv, rtol)
+        grids.append((make_plan(shape, plan.real, grid.input_shape, grid.conv), limit / grid.factor))
     own = not problem.every_size and len(plan.frequencies) <= TESTED_FREQUENCIES
     finest, least = (plan, limit) if own else grids[-1]
     gram = useful_polynomial(dataclasses.replace(operand, plan=finest))
     left = _left_by_moments(finest, gram, least)
-    threshold: Threshold | None = None
-    rows = np.zeros(0, int)
-    for (grid, level), share in zip(grids, TESTED.values(), strict=True):
+    rows: GramRows | None = None
+    places = np.zeros(0, int)
+    for (plan_of_grid, level), share in zip(grids, TESTED.values(), strict=True):
         if not len(left):
             return left
-        if len(grid.frequencies) > share * len(left):
+        if len(plan_of_grid.frequencies) > share * len(left):
             continue
-        if threshold is not None and len(_rows_above(threshold, level, rows[:RETESTED])):
+        if rows is not None and rows.above(places[:RETESTED], level**2).any():
             continue
-        threshold = _on_grid(operand, grid, gram)
-        rows = _rows_above(threshold, level)
-        left = left if len(rows) else rows
+        rows = _on_grid(operand, plan_of_grid, gram)
+        places = np.flatnonzero(rows.above(np.arange(len(plan_of_grid.frequencies)), level**2))
+        left = left if len(places) else places
     if len(left):
-        left = _rows_above(_on_grid(operand, finest, gram), least, left)
+        left = left[_on_grid(operand, finest, gram).above(left, least**2)]
     return left if own or not len(left) else None
 
 
 def _left_by_moments(grid: Plan, gram: GramPolynomial | None, level: float) -> HostArray:
-    """Places of a grid whose norms are not shown to be within `level` by the moments of the Gram matrices."""
+    """Return the places of a grid whose norms are not shown to be within `level` by two moments."""
     bounds = None if gram is None else moment_bounds(gram)
     if gram is None or bounds is None:
         return np.arange(len(grid.frequencies))
-    return np.flatnonzero((bounds[0] + gram.roundings()).max(axis=1) > level**2)
+    return np.flatnonzero((bounds.uppers + gram.roundings()).max(axis=1) > level**2)
 
 
-def _on_grid(operand: Operand, grid: Plan, gram: GramPolynomial | None) -> Threshold:
-    """Tests of an operand on some grid, by its Gram matrices on another, if they are known and do."""
-    frequencies = operand.backend.constant(grid.frequencies, operand.kernel)
+def _on_grid(operand: Operand, grid: Plan, gram: GramPolynomial | None) -> GramRows:
+    """Return the Gram matrices on some grid, from their polynomial on another one if that has the same offsets."""
     known = None if gram is None else gram.on_grid(grid)
-    return Threshold(dataclasses.replace(operand, plan=grid), frequencies, gram=known)
-
-
-def _rows_above(threshold: Threshold, level: float, rows: HostArray | None = None) -> HostArray:
-    above = threshold.rows_above(level, rows)
-    assert above is not None
-    return above
+    return grid_rows(dataclasses.replace(operand, plan=grid)) if known is None else PolynomialRows(known)
 
 
 def _slack(operand: Operand, rounding: float, limit: float) -> float:
@@ -217,43 +238,58 @@ def _slack(operand: Operand, rounding: float, limit: float) -> float:
     return min(SLACK - eps, SLACK_EPS * eps + rounding / max(limit**2, sys.float_info.min))
 
 
-def certify_original(problem: Problem) -> tuple[float, bool]:
-    """An upper bound of the norm of the problem's own kernel, and whether it is within the bound, but for rounding."""
+class Certificate(NamedTuple):
+    """An upper bound of a norm, and whether it is within the bound that was asked for."""
+
+    upper: float
+    within: bool
+
+
+def certify_original(problem: Problem) -> Certificate:
+    """Certify the norm of the problem's own kernel, which may be above the bound by what rounding explains."""
     left = left_above(problem)
     if left is not None and not len(left):
-        return float(problem.bound), True
+        return Certificate(float(problem.bound), True)
     if left is None:
         return certify(problem, problem.operand.kernel, slack=True)
     limit = float(problem.bound)
-    upper, rounding = problem.threshold(problem.operand.kernel, left).largest(np.arange(len(left)))
-    return max(limit, upper), upper <= limit * (1 + _slack(problem.operand, rounding, limit))
+    upper, rounding = upper_of(problem.rows(problem.operand.kernel), left)
+    return Certificate(max(limit, upper), upper <= limit * (1 + _slack(problem.operand, rounding, limit)))
 
 
-def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> tuple[float, bool]:
-    """An upper bound of the norm of a kernel, at the problem's scale, and whether it is within the bound.
+def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> Certificate:
+    """Certify the norm of a kernel, given at the problem's scale; with `slack`, allow what rounding explains.
 
-    It is improved no further than to that. With `slack` it may be above by what rounding explains.
+    The upper bound is improved no further than to the problem's bound.
     """
     operand, limit = problem.operand, float(problem.bound)
     if not problem.every_size:
-        _, upper, rounding = frequencies_above(problem, kernel, limit)
-        return upper, upper <= limit * (1 + (_slack(operand, rounding, limit) if slack else 0.0))
+        above = frequencies_above(problem, kernel, limit)
+        allowed = limit * (1 + (_slack(operand, above.rounding, limit) if slack else 0.0))
+        return Certificate(above.upper, above.upper <= allowed)
     operand = make_operand(kernel, None, operand.plan.conv).widen()
     scale = float(operand.scale)
-    norms = SymbolNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
+    norms = TorusNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
     limit = limit / scale
     if slack:
         limit *= 1 + _slack(problem.operand, norms.rounding, limit)
     if norms.ceiling <= limit:
-        return norms.ceiling * scale, True
+        return Certificate(norms.ceiling * scale, True)
     upper = search_torus(norms, CERTIFICATE_RTOL, limit)
     if upper > limit >= norms.best:  # left open by this gap
         norms.budget = norms.evaluations + CLOSEST_EVALUATIONS
         upper = min(upper, search_torus(norms, CLOSEST_RTOL, limit))
-    return upper * scale, upper <= limit
+    return Certificate(upper * scale, upper <= limit)
 
 
-def rescaled(problem: Problem, kernel: Array, upper: float) -> tuple[Array, float]:
+class Rescaled(NamedTuple):
+    """A kernel in the answer's dtype and scale, and a certified upper bound of its norm at the problem's scale."""
+
+    kernel: Array
+    upper: float
+
+
+def rescaled(problem: Problem, kernel: Array, upper: float) -> Rescaled:
     """A kernel multiplied by what brings it within the bound, at the answer's scale, and its certified norm.
 
     `upper` is that of the kernel, before.
@@ -275,6 +311,6 @@ def rescaled(problem: Problem, kernel: Array, upper: float) -> tuple[Array, floa
         rounding = stored - exact if operand.widened else eps * exact
         certified = (share * upper + sum_of_norms(dataclasses.replace(operand, kernel=rounding))) * (1 + eps)
         if certified <= bound:
-            return answer, certified
+            return Rescaled(answer, certified)
         target *= 1 - min(1.0, eps * 16.0**attempt)
-    return operand.answer(kernel * 0), 0.0
+    return Rescaled(operand.answer(kernel * 0), 0.0)

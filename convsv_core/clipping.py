@@ -7,10 +7,10 @@ import numpy as np
 from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv
 from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
-from convsv_core.excess import excess_pass, frequency_tables
+from convsv_core.excess import Method, clip_and_cut, clip_between
 from convsv_core.operand import Operand, make_operand
+from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
-from convsv_core.threshold import Method
 
 
 def clip(
@@ -79,30 +79,33 @@ def clip(
 
 
 def _clip(operand: Operand, limit: Array, lower: Array | None = None) -> Array:
-    xp, plan = operand.xp, operand.plan
-    wide = operand.widen()
-    method: Method = "gram" if wide.widened and lower is None else "svd"
-    rows = np.arange(len(plan.frequencies))
-    limit = xp.astype(limit, wide.real_dtype)
-    lower = None if lower is None else xp.astype(lower, wide.real_dtype)
+    xp, wide = operand.xp, operand.widen()
+    limits = tuple(xp.astype(one, wide.real_dtype) for one in (limit, lower) if one is not None)
     if wide.backend.lazy:
-        limits = xp.stack([limit] if lower is None else [limit, lower])
-        change = xp.sum(wide.map_blocks(_change_of_block, rows, method, arrays=(limits,), budget=BLOCK_BYTES), axis=0)
+        places = np.arange(len(wide.plan.frequencies))
+        parts = wide.map_blocks(_change_of_block, places, arrays=(xp.stack(limits),), budget=BLOCK_BYTES)
+        change = xp.sum(parts, axis=0)
     else:
-        tables = frequency_tables(wide, rows)
-        change, *_ = excess_pass(wide, wide.kernel, limit, *tables, None, method, lower=lower, tested=operand)
+        change = _change(wide, limits, tested=operand)
     return wide.answer(wide.kernel - change)
 
 
-def _change_of_block(operand: Operand, limits: Array, method: Method) -> tuple[BlockFunction, int]:
-    """What some frequencies, by their places, change of the taps: where a block is a task of its own."""
-    limit, lower = limits[0], limits[1] if len(limits) > 1 else None
+def _change(
+    operand: Operand, limits: tuple[Array, ...], places: HostArray | None = None, tested: Operand | None = None
+) -> Array:
+    """Return what clipping to a limit, or between two, takes from the taps."""
+    if len(limits) == 2:
+        return clip_between(operand, limits[0], limits[1], places)
+    method: Method = "gram" if operand.widened else "svd"
+    return clip_and_cut(operand, operand.kernel, limits[0], method, places=places, tested=tested)
+
+
+def _change_of_block(operand: Operand, limits: Array) -> tuple[BlockFunction, int]:
+    """Return a function that gives the change by some frequencies, where a block is a task of its own."""
 
     def change_of_block(places: Array) -> Array:
         chosen = operand.backend.to_numpy(places)
-        tables = frequency_tables(operand, chosen)
-        change, *_ = excess_pass(operand, operand.kernel, limit, *tables, None, method, lower=lower)
-        return change[None, ...]
+        return _change(operand, tuple(limits), chosen)[None, ...]
 
     return change_of_block, 3 * symbol_polynomial(operand).row_bytes
 

@@ -1,4 +1,4 @@
-"""Covers of the torus of frequencies by cells that split."""
+"""Covers of the torus of frequencies by cells, which can be split into smaller cells."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ import numpy as np
 
 from convsv_core.plan import HostArray
 
+__all__ = ["Cells", "cover", "distinct"]
+
 TURN = 2**40
-"""Steps of a full turn in which angles are compared, far finer than any cell and than their rounding."""
+"""Number of steps of a full turn to which angles are rounded before they are compared.
+
+A step is 6e-12 radians. That is far above the rounding errors of angles, about 1e-15, and far below the size of
+cells: at a relative gap of 1e-12 their reach is about 1e-6.
+"""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The shape of the cells that cover the torus at one level: the image of a cube under a linear map.
+    """Hold the shape of the cells that cover the torus at one level: the image of a cube under a linear map.
 
-    In two dimensions the cells are diamonds, the balls of the distance ``sum_i d_i |delta_i|`` themselves,
-    which takes half as many of them as rectangles of the same D.
+    The distance of two angles is ``sum_i d_i |delta_i|``, with the exponential type d_i along axis i. In two
+    dimensions the cells are diamonds, the balls of this distance. A cover by rectangles of the same reach needs
+    twice as many cells.
 
     Attributes
     ----------
     edges : float array, shape (n, ndim)
-        Halves of a cell's edges, for n axes that are not constant.
+        Half of each edge of a cell, for the n axes of positive exponential type.
     reach : float
-        D.
+        Largest distance of a point of a cell from the cell's centre.
     """
 
     edges: HostArray
@@ -34,11 +41,14 @@ class Cells:
 
     @property
     def corners(self) -> HostArray:
-        """Corners relative to the centre: shape (2 ** n, ndim)."""
+        """Return the corners relative to the centre: shape (2 ** n, ndim)."""
         return self._images((-1.0, 1.0))
 
     def split(self, centres: HostArray, parts: int) -> HostArray:
-        """Centres of the cells that those around `centres` split into, `parts` an axis, without their own."""
+        """Return the centres of the parts of the cells around `centres`, each split into `parts` along each edge.
+
+        If `parts` is odd, the middle part has the cell's own centre, which is left out.
+        """
         steps = tuple((2 * index + 1 - parts) / parts for index in range(parts))
         children = self._images(steps)
         if parts % 2:
@@ -46,23 +56,32 @@ class Cells:
         return np.asarray((centres[:, None, :] + children[None, :, :]).reshape(-1, centres.shape[1]))
 
     def part(self, parts: int) -> Cells:
-        """The cells that these split into."""
+        """Return the shape of the parts into which `split` splits a cell."""
         return Cells(self.edges / parts, self.reach / parts)
 
     def _images(self, steps: tuple[float, ...]) -> HostArray:
+        """Return the images of all points of the cube whose coordinates are among `steps`."""
         count = len(self.edges)
         cube = np.asarray(list(itertools.product(steps, repeat=count)), float).reshape(len(steps) ** count, count)
         return np.asarray(cube @ self.edges)
 
 
 def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
-    """Centres and shape of cells that cover the torus, of D at most `reach`, for the exponential types given."""
+    """Return the centres and the shape of cells of at most the given reach that cover the torus.
+
+    Parameters
+    ----------
+    types : float array, shape (ndim,)
+        Exponential type along each axis.
+    reach : float
+        Largest allowed distance of a point from its cell's centre.
+    """
     active = np.flatnonzero(types > 0)
     count = len(active)
     diamonds = count == 2
     half = np.asarray([[0.5, 0.5], [0.5, -0.5]]) if diamonds else 0.5 * np.eye(count)
     points = np.ceil(count * np.pi * types[active] / reach).astype(int)
-    points += points % 2 if diamonds else 0  # a checkerboard that closes on itself
+    points += points % 2 if diamonds else 0  # An even number lets the checkerboard of diamonds close on itself.
     spacing = 2 * np.pi / points
     grid = np.indices(tuple(points)).reshape(count, math.prod(points.tolist())).T
     if diamonds:
@@ -77,12 +96,12 @@ def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
 
 
 def distinct(angles: HostArray, real: bool) -> HostArray:
-    """The distinct rows, modulo full turns and, for a real kernel, modulo a change of all signs."""
+    """Return the distinct rows of `angles`, modulo full turns; for a real kernel also modulo a change of all signs."""
     turns = np.round(angles / (2 * np.pi) * TURN).astype(np.int64) % TURN
     if real:
         opposite = -turns % TURN
         different = turns != opposite
-        first = np.argmax(different, axis=1)[:, None]  # the first place at which the two differ
+        first = np.argmax(different, axis=1)[:, None]  # The first differing entry decides.
         smaller = np.take_along_axis(turns, first, 1) <= np.take_along_axis(opposite, first, 1)
         turns = np.where(smaller, turns, opposite)
     return np.asarray(np.unique(turns, axis=0) * (2 * np.pi / TURN))

@@ -1,4 +1,4 @@
-"""Singular values of batches of small matrices: closed forms, an SVD, or Hermitian eigenvalues."""
+"""Singular values of batches of small matrices, by closed forms, an SVD or Hermitian eigenvalues."""
 
 from __future__ import annotations
 
@@ -6,40 +6,53 @@ from types import ModuleType
 
 from convsv_core.backend import Array, Backend
 
-CLOSED_FORM_SIDE = 2
-"""Blocks whose smaller side is at most this have closed forms as accurate as the SVD.
+__all__ = [
+    "CLOSED_FORM_SIDE",
+    "absolute_square",
+    "block_singular_values",
+    "gram_singular_values",
+    "safe_sqrt",
+    "squared_norm",
+]
 
-Side 3 has one too, by the cubic formula, but where two values nearly agree it loses half of the digits.
+CLOSED_FORM_SIDE = 2
+"""Largest smaller side of a matrix whose singular values come from a closed form, as accurate as the SVD.
+
+It follows from the formulas. Side 3 has the cubic formula, which loses half of the digits where two values
+nearly agree.
 """
 
 
 def block_singular_values(backend: Backend, blocks: Array) -> Array:
-    """Singular values, descending, of the matrices in the last two axes of `blocks`.
+    """Return the singular values, descending, of the matrices in the last two axes of `blocks`.
 
-    Blocks of side 1 and 2 have closed forms whose error is a few eps times the largest value. For others the
-    SVD's error is about eps times the largest value.
+    The absolute error is about eps times the largest value for the SVD. For the closed forms of side 1 and 2 it
+    is a few eps times the largest value.
     """
     xp = backend.namespace(blocks)
     side = min(blocks.shape[-2:])
     if side == 1:
-        return _one(xp, blocks)
+        return _values_of_side_1(xp, blocks)
     if side == 2:
-        return _two(backend, blocks)
+        return _values_of_side_2(backend, blocks)
     return backend.svdvals(blocks)
 
 
 def gram_singular_values(backend: Backend, blocks: Array) -> Array:
-    """Singular values, descending, where `blocks` holds Gram matrices: the roots of their eigenvalues.
+    """Return the singular values, descending, of matrices whose Gram matrices are in the last two axes of `blocks`.
 
-    The error is about eps times the largest value for the largest ones and sqrt(eps) times it for
-    the smallest.
+    They are the roots of the Gram matrices' eigenvalues. The absolute error of the largest value is about eps
+    times that value. The error of the smallest is up to sqrt(eps) times the largest value.
     """
     xp = backend.namespace(blocks)
     return safe_sqrt(xp, xp.flip(backend.eigvalsh(blocks), axis=-1))
 
 
 def safe_sqrt(xp: ModuleType, values: Array) -> Array:
-    """Square root, 0 below 0; its derivative is taken as 0 at 0, where a singular value has none."""
+    """Return the square root of positive values and 0 for others; NaN stays NaN.
+
+    Its derivative is 0 at 0 and below. At 0 a singular value has no derivative.
+    """
     positive = values > 0
     root = xp.sqrt(xp.where(positive, values, xp.ones_like(values)))
     root = xp.where(positive, root, xp.zeros_like(values))
@@ -47,26 +60,31 @@ def safe_sqrt(xp: ModuleType, values: Array) -> Array:
 
 
 def absolute_square(xp: ModuleType, array: Array) -> Array:
-    """Squared absolute values."""
+    """Return the squared absolute value of every entry."""
     if xp.isdtype(array.dtype, "real floating"):
         return array**2
     return xp.real(array) ** 2 + xp.imag(array) ** 2
 
 
 def squared_norm(xp: ModuleType, array: Array, axis: int | tuple[int, ...] | None = None) -> Array:
-    """Sum of squared absolute values."""
+    """Return the sum of squared absolute values, over all axes or those given."""
     return xp.sum(absolute_square(xp, array), axis=axis)
 
 
-def _one(xp: ModuleType, blocks: Array) -> Array:
+def _values_of_side_1(xp: ModuleType, blocks: Array) -> Array:
+    """Return the one singular value of row or column vectors: their length."""
     return safe_sqrt(xp, squared_norm(xp, blocks, axis=(-2, -1)))[..., None]
 
 
-def _two(backend: Backend, blocks: Array) -> Array:
-    """Largest from the 2 x 2 Gram matrix, smallest from the determinant that a QR step leaves.
+def _values_of_side_2(backend: Backend, blocks: Array) -> Array:
+    """Return the two singular values of matrices with two rows or two columns, here called vectors.
 
-    The larger vector goes first, so that the second's remainder is relative to it. The square root
-    of the difference of the Gram matrix's eigenvalues enters a sum only, where its error is harmless.
+    The largest value comes from the 2 x 2 Gram matrix of the vectors. Half the gap between its eigenvalues is a
+    square root with a large relative error where it is small. It is added to a larger number, so no digit is lost.
+
+    The smallest value is the determinant over the largest value. One step of QR gives the determinant: the length
+    of the longer vector times the length of the other one's part that is orthogonal to it. With the longer
+    vector first, the factor of the projection is at most 1.
     """
     xp = backend.namespace(blocks)
     vectors = blocks if blocks.shape[-2] == 2 else xp.matrix_transpose(blocks)

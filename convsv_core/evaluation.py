@@ -6,6 +6,7 @@ block, is less work than an FFT for the kernels of real networks, and leaves the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ import numpy as np
 
 from convsv_core.backend import Array
 from convsv_core.operand import COMPLEX_OF, Operand
-from convsv_core.plan import HostArray, IntArray, unit_phases
+from convsv_core.phases import unit_phases
+from convsv_core.plan import HostArray, IntArray
 
 BLOCK_BYTES = 1 << 28
 """Default budget, in bytes, for the frequencies held at one time."""
@@ -62,6 +64,10 @@ class TrigonometricPolynomial:
     def __call__(self, frequencies: Array) -> Array:
         """The matrices at the frequencies of the given indices."""
         return self.matrices(self.phases(frequencies))
+
+    def part(self, groups: slice) -> TrigonometricPolynomial:
+        """Return the matrices of some of the groups."""
+        return dataclasses.replace(self, coefficients=self.coefficients[:, groups, :, :])
 
     def matrices(self, phases: Array) -> Array:
         """The matrices that rows of phases stand for."""

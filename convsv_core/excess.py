@@ -1,28 +1,39 @@
-"""What of a convolution exceeds a bound of the norm, and which change of the taps comes nearest to it.
+"""The excess of a convolution over a bound of the norm, and the change of the taps that comes nearest to it.
 
 The excess of a matrix W over c is ``U max(S - c, 0) V*``, W less its nearest matrix of norm at most c. It is computed
-frequency by frequency, for those matrices alone that are not shown to be within the bound by something cheaper
-than a decomposition; the taps nearest to the operator that has these excesses are its part of an average over
-the frequencies. One pass is a clip-and-cut step; repeated, passes make the projections.
+frequency by frequency, for those matrices alone that are not shown to be within the bound by a test, which costs less
+than a decomposition. The taps nearest to the operator that has these excesses are an average over the frequencies.
+One such pass is a clip-and-cut step; repeated, passes make the projections.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from convsv_core._symbol.rows import GramRows, PowerRows, ProductRows, grid_rows
 from convsv_core.backend import Array, Backend
 from convsv_core.decomposition import safe_sqrt, squared_norm
-from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
+from convsv_core.evaluation import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
 from convsv_core.gram import smaller_gram
 from convsv_core.leading import LEADING_ENTRIES, LEADING_SIDE, WIDE_SIDE, expected_share, leading_pairs
 from convsv_core.operand import Operand
 from convsv_core.plan import HostArray
-from convsv_core.threshold import Method, Threshold
+
+__all__ = ["Excess", "Method", "Samples", "clip_and_cut", "clip_between", "dual_excess", "nearest_taps", "sharing"]
+
+Method: TypeAlias = Literal["svd", "gram", "products"]
+"""How an excess is computed: by singular vectors, by eigenvectors of Gram matrices, or by matrix products alone."""
+
+BLOCK_COPIES = 4
+"""Working memory of a row of `nearest_taps`, in units of that of the symbol: matrices, vectors and results."""
 
 FAST_STEPS, LAST_STEPS = 10, 4
 """Of the iteration for the polar factor: steps that raise small singular values, steps that end at 1."""
@@ -39,103 +50,217 @@ WORTHWHILE = 0.5
 """Share of the matrices for which these have to do: the others are decomposed after all."""
 
 
-def excess_pass(
+class Samples(NamedTuple):
+    """Some of the visited frequencies, beside the kernel, and how many of the grid each stands for.
+
+    Attributes
+    ----------
+    frequencies : array, shape (count, ndim)
+        Indices.
+    weights : array, shape (count,), complex
+    """
+
+    frequencies: Array
+    weights: Array
+
+    @classmethod
+    def at(cls, operand: Operand, places: HostArray | None = None) -> Samples:
+        """Return the visited frequencies at the given places, or all of them."""
+        backend, plan = operand.backend, operand.plan
+        chosen = slice(None) if places is None else places
+        weights = backend.constant(plan.weights()[chosen], operand.kernel)
+        frequencies = backend.constant(plan.frequencies[chosen], operand.kernel)
+        return cls(frequencies, operand.xp.astype(weights, operand.complex_dtype))
+
+
+class Excess(NamedTuple):
+    """The excesses of matrices over a limit, and the change of the taps that comes nearest to them.
+
+    Attributes
+    ----------
+    change : array of the kernel's shape
+    matrices : array, shape (count, groups, rows, columns), complex
+        One excess for each of the samples.
+    trace : array, shape (count,)
+        Sum of the singular values of each.
+    """
+
+    change: Array
+    matrices: Array
+    trace: Array
+
+
+MatrixExcess: TypeAlias = Callable[[Array], tuple[Array, Array]]
+"""A function from matrices, shape (B, groups, rows, columns), to their excesses and the traces, shape (B,)."""
+
+
+def clip_and_cut(
     operand: Operand,
     kernel: Array,
     limit: Array,
-    frequencies: Array,
-    weights: Array,
-    dual: Array | None,
     method: Method,
     *,
-    keep: bool = False,
-    lower: Array | None = None,
+    places: HostArray | None = None,
     tested: Operand | None = None,
-) -> tuple[Array, Array | None, Array | None]:
-    """One pass over some frequencies: the excess of ``symbol(kernel) + dual`` over `limit`.
+) -> Array:
+    """Return what a clip-and-cut step takes from a kernel: the taps nearest to its excess over a limit.
 
     Parameters
     ----------
     operand : Operand
-        Whose geometry holds; its own kernel does not enter.
+        Its geometry is used; its own kernel does not enter.
     kernel : array
-        Of the operand's kernel's shape and scale.
+        Of the shape and scale of the operand's kernel.
     limit : 0-d array
         At the same scale.
-    frequencies, weights : arrays, shapes (count, ndim) and (count,)
-        Indices of frequencies, and how many of the grid each stands for.
-    dual : array, shape (count, groups, rows, columns), complex, optional
     method : "svd", "gram" or "products"
-        How an excess is computed.
-    keep : bool
-        Whether to return the excesses.
-    lower : 0-d array, optional
-        With "svd": raise smaller singular values to it. The excess then holds what they lack, negative.
-
+    places : int array, optional
+        Places of the frequencies whose excess is asked for; all visited frequencies unless given.
     tested : Operand, optional
-        One that holds the same kernel, in another dtype, to look for the frequencies with an excess with.
-
-    Returns
-    -------
-    change : array of the kernel's shape
-        The taps nearest to the operator of these excesses.
-    excess : array like `dual`, or None
-    trace : array, shape (count,), or None
-        Sum of the singular values of each frequency's excess.
+        An operand that holds the same kernel in a cheaper dtype, for the tests which frequencies have an excess.
     """
-    xp, backend = operand.xp, operand.backend
+    operand = dataclasses.replace(operand, kernel=kernel)
+    places = np.arange(len(operand.plan.frequencies)) if places is None else places
+    if operand.backend.has_values(kernel):
+        level = float(limit) ** 2
+        places = places[_tests(operand if tested is None else tested, method).above(places, level)]
+        if tested is not None and min(operand.plan.block) >= WIDE_SIDE:
+            # The margin of a test for rounding grows with the square of a side: ask again with a smaller one.
+            places = places[_tests(operand, method).above(places, level)]
+    if not len(places):
+        return operand.xp.zeros_like(kernel)
+    samples, symbol = Samples.at(operand, places), symbol_polynomial(operand)
+
+    def matrices_at(chosen: Array) -> Array:
+        return symbol(operand.xp.take(samples.frequencies, chosen, axis=0))
+
+    excess = _excess_function(operand, matrices_at, np.arange(len(places)), limit, method)
+    (change,) = nearest_taps(symbol, samples, lambda phases, _: excess.of(symbol.matrices(phases))[:1], excess.context)
+    return change
+
+
+def clip_between(operand: Operand, limit: Array, lower: Array, places: HostArray | None = None) -> Array:
+    """Return what clipping the singular values of an operand's kernel to ``[lower, limit]`` takes from its taps."""
+    symbol = symbol_polynomial(operand)
+
+    def excess(phases: Array, _: Array) -> tuple[Array, ...]:
+        return _excess_svd(operand.backend, symbol.matrices(phases), limit, lower)[:1]
+
+    (change,) = nearest_taps(symbol, Samples.at(operand, places), excess)
+    return change
+
+
+def dual_excess(operand: Operand, kernel: Array, limit: Array, samples: Samples, dual: Array) -> Excess:
+    """Return the excess over a limit of the symbol of a kernel plus one matrix of `dual` for each of the samples."""
+    xp = operand.xp
     operand = dataclasses.replace(operand, kernel=kernel)
     symbol = symbol_polynomial(operand)
-    count = frequencies.shape[0]
-    above = None if lower is not None else Threshold(tested or operand, frequencies, dual, method).rows_above(limit)
-    if above is not None and tested is not None and min(operand.plan.block) >= WIDE_SIDE:
-        # The margin for rounding grows with the square of a matrix's side.
-        above = Threshold(operand, frequencies, dual, method).rows_above(limit, above)
-    rows = np.arange(count) if above is None else above
+    count = dual.shape[0]
+    rows = np.arange(count)
+    if operand.backend.has_values(kernel):
+        rows = rows[ProductRows(symbol, samples.frequencies, dual).above(rows, float(limit) ** 2)]
     if not len(rows):
-        return xp.zeros_like(kernel), *(_no_excess(operand, symbol.coefficients, count) if keep else (None, None))
+        return Excess(xp.zeros_like(kernel), xp.zeros_like(dual), xp.zeros_like(xp.real(dual[:, 0, 0, 0])))
 
-    def matrices_at(chosen: Array) -> tuple[Array, Array]:
-        phases = symbol.phases(xp.take(frequencies, chosen, axis=0))
-        matrices = symbol.matrices(phases)
-        return phases, matrices if dual is None else matrices + xp.take(dual, chosen, axis=0)
+    def matrices_at(chosen: Array) -> Array:
+        return symbol(xp.take(samples.frequencies, chosen, axis=0)) + xp.take(dual, chosen, axis=0)
 
-    def of_block(chosen: Array) -> tuple[Array, ...]:
-        phases, matrices = matrices_at(chosen)
-        excess, trace = excess_of(backend, matrices, limit, lower)
-        weighted = phases * xp.take(weights, chosen, axis=0)[:, None]
-        flat = xp.reshape(excess, (excess.shape[0], -1))
-        part = xp.reshape(xp.matmul(backend.adjoint(weighted), flat), (1, -1, *matrices.shape[1:]))
-        return (part, excess, trace) if keep else (part,)
+    excess = _excess_function(operand, matrices_at, rows, limit, "gram")
 
-    few = method == "gram" and _few_exceed(operand, lambda places: matrices_at(places)[1], rows, limit)
-    excess_of = _excess_leading if few else EXCESSES[method]
-    row_bytes = (4 if keep else 3) * symbol.row_bytes
-    with backend.multiplying(min(operand.plan.block)) if few else contextlib.nullcontext():
-        found = backend.map_blocks(of_block, rows, kernel, row_bytes=row_bytes, budget=BLOCK_BYTES)
-    change = to_kernel(operand, xp.sum(found[0], axis=0))
-    if not keep:
-        return change, None, None
-    excess, trace = found[1:]
+    def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
+        matrices, trace = excess.of(symbol.matrices(phases) + xp.take(dual, chosen, axis=0))
+        return matrices, matrices, trace
+
+    change, matrices, trace = nearest_taps(symbol, samples, of_block, excess.context, rows)
     if len(rows) < count:
         places = np.full(count, len(rows))
         places[rows] = np.arange(len(rows))
-        excess, trace = operand.take_or_zero(excess, places, 0), operand.take_or_zero(trace, places, 0)
-    return change, excess, trace
+        matrices, trace = operand.take_or_zero(matrices, places, 0), operand.take_or_zero(trace, places, 0)
+    return Excess(change, matrices, trace)
 
 
-def _no_excess(operand: Operand, like: Array, count: int) -> tuple[Array, Array]:
-    xp = operand.xp
-    excess = xp.broadcast_to(xp.zeros_like(like[:1, ...]), (count, *like.shape[1:]))
-    return xp.astype(excess, operand.complex_dtype, copy=False), xp.real(excess[:, 0, 0, 0])
+def nearest_taps(
+    symbol: TrigonometricPolynomial,
+    samples: Samples,
+    function: Callable[[Array, Array], tuple[Array, ...]],
+    context: AbstractContextManager[object] | None = None,
+    rows: HostArray | None = None,
+) -> tuple[Array, ...]:
+    """Return the kernel whose operator is nearest to one that a function gives, matrix by matrix.
+
+    Parameters
+    ----------
+    symbol : TrigonometricPolynomial
+        Its phases and its operand's geometry are used.
+    samples : Samples
+        At the frequencies that are not among them the operator is 0.
+    function : callable
+        From the phases at a block of the samples, and their rows, to a tuple of arrays whose first axis is the block's.
+        The first array holds the matrices, shape (B, groups, rows, columns).
+    context : context manager, optional
+        To be entered while blocks are mapped.
+    rows : int array, optional
+        Rows of the samples; all of them unless given.
+
+    Returns
+    -------
+    tuple of arrays
+        The kernel, and the other arrays of `function`, joined.
+    """
+    operand = symbol.operand
+    xp, backend = operand.xp, operand.backend
+
+    def of_block(chosen: Array) -> tuple[Array, ...]:
+        phases = symbol.phases(xp.take(samples.frequencies, chosen, axis=0))
+        matrices, *others = function(phases, chosen)
+        weighted = phases * xp.take(samples.weights, chosen, axis=0)[:, None]
+        sums = xp.matmul(backend.adjoint(weighted), xp.reshape(matrices, (matrices.shape[0], -1)))
+        return (xp.reshape(sums, (1, -1, *matrices.shape[1:])), *others)
+
+    rows = np.arange(samples.frequencies.shape[0]) if rows is None else rows
+    with context or contextlib.nullcontext():
+        sums, *others = backend.map_blocks(
+            of_block, rows, operand.kernel, row_bytes=BLOCK_COPIES * symbol.row_bytes, budget=BLOCK_BYTES
+        )
+    return to_kernel(operand, xp.sum(sums, axis=0)), *others
 
 
-def frequency_tables(operand: Operand, chosen: HostArray) -> tuple[Array, Array]:
-    """The visited frequencies of the given places, and how many of the grid each stands for, beside the kernel."""
-    backend, plan = operand.backend, operand.plan
-    weights = backend.constant(plan.weights()[chosen], operand.kernel)
-    frequencies = backend.constant(plan.frequencies[chosen], operand.kernel)
-    return frequencies, operand.xp.astype(weights, operand.complex_dtype)
+class _ExcessFunction(NamedTuple):
+    """How excesses are computed, and the context in which blocks of them are to be mapped."""
+
+    of: MatrixExcess
+    context: AbstractContextManager[object]
+
+
+def _excess_function(
+    operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array, method: Method
+) -> _ExcessFunction:
+    backend, side = operand.backend, min(operand.plan.block)
+    if method == "gram" and _few_exceed(operand, matrices_at, rows, limit):
+        return _ExcessFunction(functools.partial(_excess_leading, backend, limit=limit), backend.multiplying(side))
+    functions = {"svd": _excess_svd, "gram": _excess_gram, "products": _excess_products}
+    return _ExcessFunction(functools.partial(functions[method], backend, limit=limit), contextlib.nullcontext())
+
+
+def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array) -> bool:
+    """Tell whether to look for the leading vectors alone, for an answer of 32 bits."""
+    backend, side = operand.backend, min(operand.plan.block)
+    if not operand.widened or side < LEADING_SIDE or len(rows) * side**2 < LEADING_ENTRIES:
+        return False
+    if not backend.has_values(limit) or not backend.truth(limit > 0):
+        return False
+    if len(rows) < PROBED:
+        return True
+    sample = backend.constant(rows[::PROBED], operand.kernel)
+    return expected_share(backend, matrices_at(sample), limit) >= WORTHWHILE
+
+
+def _tests(operand: Operand, method: Method) -> GramRows:
+    """Return tests at the visited frequencies: for "products" by products alone."""
+    if method != "products":
+        return grid_rows(operand)
+    frequencies = operand.backend.constant(operand.plan.frequencies, operand.kernel)
+    return PowerRows(symbol_polynomial(operand), frequencies)
 
 
 def to_kernel(operand: Operand, taps: Array) -> Array:
@@ -157,26 +282,8 @@ def sharing(operand: Operand) -> Array:
     return xp.astype(operand.backend.constant(counts, operand.kernel), operand.real_dtype, copy=False)
 
 
-def taps_of(operand: Operand, frequencies: Array, weights: Array, matrices: Array) -> Array:
-    """The kernel whose operator is nearest to one given by its matrices at some frequencies, zero at the others."""
-    xp = operand.xp
-    symbol = symbol_polynomial(operand)
-
-    def of_block(chosen: Array) -> Array:
-        phases = symbol.phases(xp.take(frequencies, chosen, axis=0)) * xp.take(weights, chosen, axis=0)[:, None]
-        flat = xp.reshape(xp.take(matrices, chosen, axis=0), (chosen.shape[0], -1))
-        return xp.reshape(xp.matmul(operand.backend.adjoint(phases), flat), (1, -1, *matrices.shape[1:]))
-
-    count = matrices.shape[0]
-    if not count:
-        return xp.zeros_like(operand.kernel)
-    parts = operand.backend.map_blocks(
-        of_block, np.arange(count), operand.kernel, row_bytes=2 * symbol.row_bytes, budget=BLOCK_BYTES
-    )
-    return to_kernel(operand, xp.sum(parts, axis=0))
-
-
-def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None) -> tuple[Array, Array]:
+def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None = None) -> tuple[Array, Array]:
+    """From all singular values; with `lower`, the excess also holds what smaller ones lack, negative."""
     xp = backend.namespace(matrices)
     u, s, vh = backend.svd(matrices)
     excess = xp.maximum(s - limit, xp.zeros_like(s))
@@ -185,7 +292,7 @@ def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | 
     return xp.matmul(u * xp.astype(excess, matrices.dtype)[..., None, :], vh), xp.sum(excess, axis=(-2, -1))
 
 
-def _excess_gram(backend: Backend, matrices: Array, limit: Array, _: Array | None) -> tuple[Array, Array]:
+def _excess_gram(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
     """From the eigenvectors of the smaller side: ``(I - c (W W*)^(-1/2)) W`` on those above the bound.
 
     Its error is about ``eps * norm**2 / limit``.
@@ -195,27 +302,14 @@ def _excess_gram(backend: Backend, matrices: Array, limit: Array, _: Array | Non
     return _excess_of_pairs(backend, matrices, limit, *backend.eigh(smaller_gram(backend, matrices)))
 
 
-def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array) -> bool:
-    """Whether to look for the leading vectors alone, in a pass whose answer is of 32 bits."""
-    backend, side = operand.backend, min(operand.plan.block)
-    if not operand.widened or side < LEADING_SIDE or len(rows) * side**2 < LEADING_ENTRIES:
-        return False
-    if not backend.truth(limit > 0):
-        return False
-    if len(rows) < PROBED:
-        return True
-    sample = backend.constant(rows[::PROBED], operand.kernel)
-    return expected_share(backend, matrices_at(sample), limit) >= WORTHWHILE
-
-
-def _excess_leading(backend: Backend, matrices: Array, limit: Array, _: Array | None) -> tuple[Array, Array]:
+def _excess_leading(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
     """The same from the leading eigenvectors, and from all where these do not do."""
     squares, vectors, sure = leading_pairs(backend, matrices, limit)
     found, traces = _excess_of_pairs(backend, matrices, limit, squares, vectors)
     left = np.flatnonzero(~sure)
     if len(left):
         xp = backend.namespace(matrices)
-        others = _excess_gram(backend, backend.take(matrices, left, 0), limit, None)
+        others = _excess_gram(backend, backend.take(matrices, left, 0), limit)
         places = np.arange(len(sure))
         places[left] = len(sure) + np.arange(len(left))
         found, traces = (
@@ -255,7 +349,7 @@ def _excess_of_pairs(
     return found, xp.sum(excess, axis=(-2, -1))
 
 
-def _excess_products(backend: Backend, matrices: Array, limit: Array, _: Array | None) -> tuple[Array, Array]:
+def _excess_products(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
     """By matrix products alone: ``(W - c Q + Q |H - c I|) / 2`` with the polar decomposition ``W = Q H``.
 
     ``|H - c I|`` is ``H - c I`` times its matrix sign, its own polar factor. Where either iteration has not ended, the
@@ -284,10 +378,3 @@ def polar_products(backend: Backend, matrices: Array) -> Array:
         gram = xp.matmul(x, backend.adjoint(x))
         x = a * x + xp.matmul(b * gram + c * xp.matmul(gram, gram), x)
     return x
-
-
-EXCESSES: dict[Method, Callable[[Backend, Array, Array, Array | None], tuple[Array, Array]]] = {
-    "svd": _excess_svd,
-    "gram": _excess_gram,
-    "products": _excess_products,
-}

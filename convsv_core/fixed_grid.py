@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
-from convsv_core.backend import Array, BlockFunction
-from convsv_core.bounds import check_repeats_no_pixel
-from convsv_core.conv import Conv
-from convsv_core.decomposition import safe_sqrt
-from convsv_core.evaluation import BLOCK_BYTES
-from convsv_core.gram import gram_coefficients, gram_polynomial, gram_rounding
-from convsv_core.operand import Operand, make_operand
+from convsv_core._geometry.padding import check_repeats_no_pixel, lattice
+from convsv_core._norm.largest import norm_on_grid
+from convsv_core.backend import Array
+from convsv_core.conv import Conv, check_positive
+from convsv_core.operand import Operand, make_operand, shape_of
 from convsv_core.plan import make_plan
+
+__all__ = ["EverySizeGrid", "every_size_grid", "grid_upper_bound", "norm_upper_bound"]
 
 
 def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
@@ -68,17 +68,33 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     >>> bool(9.0 <= bound <= 9.0 * 1.1)
     True
     """
-    if not isinstance(rtol, int | float) or isinstance(rtol, bool) or not rtol > 0:
-        raise ValueError(f"rtol={rtol!r}: wanted a positive number")
-    check_repeats_no_pixel(make_operand(kernel, None, conv), conv)
-    shape = tuple(int(extent) for extent in kernel.shape)
-    extents, circular, factor = every_size_grid(shape, conv, rtol)
-    return make_operand(kernel, extents, circular).widen().run(_upper_bound, factor)
+    check_positive("rtol", rtol)
+    shape = shape_of(kernel, conv)
+    check_repeats_no_pixel(shape, conv)
+    grid = every_size_grid(shape, conv, rtol)
+    operand = make_operand(kernel, grid.input_shape, grid.conv).widen()
+    return operand.answer(grid_upper_bound(operand, grid.factor))
+
+
+class EverySizeGrid(NamedTuple):
+    """A grid that stands for all frequencies, as the input shape of a circular convolution.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+    conv : Conv
+    factor : float
+        The supremum of the norm over all frequencies is at most `factor` times the largest norm on the grid.
+    """
+
+    input_shape: tuple[int, ...]
+    conv: Conv
+    factor: float
 
 
 @functools.lru_cache(maxsize=256)
-def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> tuple[tuple[int, ...], Conv, float]:
-    """Extents and circular convolution of a fine enough grid, and how far the norm can rise between its points."""
+def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> EverySizeGrid:
+    """Return a grid on which `factor` is at most ``1 + rtol``."""
     plan = make_plan(kernel_shape, False, None, conv)
     axes, types = plan.axes, plan.exponential_types.tolist()
     active = sum(kind > 0 for kind in types)
@@ -88,35 +104,10 @@ def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> t
     strides = (1,) * conv.ndim if conv.transposed else conv.strides
     # `points` count the frequencies of one period, of which the offsets' common divisor makes several.
     extents = tuple(n * axis.step * stride for n, axis, stride in zip(points, axes, strides, strict=True))
-    return extents, dataclasses.replace(conv, padding="same", padding_mode="circular"), 1 / math.prod(cosines)
-
-
-def _upper_bound(operand: Operand, factor: float) -> Array:
-    return operand.answer(grid_upper_bound(operand, factor))
+    return EverySizeGrid(extents, lattice(conv), 1 / math.prod(cosines))
 
 
 def grid_upper_bound(operand: Operand, factor: float = 1.0) -> Array:
-    """The largest norm on the operand's grid, at its scale, times a factor; rounding, the answer's too, included."""
-    xp, backend = operand.xp, operand.backend
-    coefficients = gram_coefficients(operand)
-    frequencies = operand.plan.frequencies
-    squares = operand.map_blocks(_squares_of_block, frequencies, arrays=(coefficients,), budget=BLOCK_BYTES)
-    norm = safe_sqrt(xp, xp.max(squares))
-    known = backend.stop_gradient(norm)
-    is_zero = known == 0
-    share = gram_rounding(operand, coefficients) / xp.where(is_zero, xp.ones_like(known), known) ** 2
-    widened = xp.sqrt(1 + xp.where(is_zero, xp.zeros_like(share), share))
-    eps = operand.answer_eps
-    return norm * widened * (factor * (1 + 4 * eps))
-
-
-def _squares_of_block(operand: Operand, coefficients: Array) -> tuple[BlockFunction, int]:
-    xp, backend = operand.xp, operand.backend
-    evaluate = gram_polynomial(operand, coefficients)
-
-    def largest(frequencies: Array) -> Array:
-        grams = evaluate(frequencies)
-        values = xp.real(grams[..., 0, 0]) if grams.shape[-1] == 1 else backend.eigvalsh(grams)[..., -1]
-        return xp.max(values, axis=-1)
-
-    return largest, 2 * evaluate.row_bytes
+    """Return the largest norm on the operand's grid, at its scale, times a factor; all rounding is included."""
+    found = norm_on_grid(operand)
+    return found.norm * (found.widening * (factor * (1 + 4 * operand.answer_eps)))

@@ -89,21 +89,10 @@ class GramPolynomial:
         operand = dataclasses.replace(self.operand, plan=plan)
         return dataclasses.replace(self, operand=operand, tables=phase_tables(operand, [*map(differences_of, offsets)]))
 
-    def below(self, level: Array, frequencies: Array) -> Array:
-        """``level I`` less the matrices at the frequencies of the given indices."""
-        xp = self.operand.xp
-        cosines, sines = self._waves(frequencies)
-        levels = xp.broadcast_to(level, (cosines.shape[0], 1))
-        return self.matrices(xp.concat([levels, -cosines, -sines], axis=1))
-
     def _waves(self, frequencies: Array) -> tuple[Array, Array]:
         xp = self.operand.xp
         phases = phases_at(self.tables, frequencies, xp)[:, -len(self.differences) :]
         return xp.real(phases), xp.imag(phases)[:, 1:]
-
-    def factors_below(self, angles: HostArray, levels: HostArray) -> HostArray:
-        """Rows of factors, on the host, of ``level I - G`` at any angles, those of the reduced offsets."""
-        return factor_rows(angles @ self.differences.T, levels)
 
     def matrices(self, factors: Array) -> Array:
         """The matrices that rows of factors stand for: shape (B, groups, side, side)."""
@@ -115,37 +104,47 @@ class GramPolynomial:
         parts = xp.matmul(for_real, self.cosines), xp.matmul(for_imaginary, self.sines)
         return xp.reshape(backend.complex(*parts), (-1, *self.coefficients.shape[1:]))
 
-    def rounding(self) -> Array:
-        """Rounding error of the matrices' eigenvalues: a 0-d array."""
-        return gram_rounding(self.operand, self.coefficients)
+    def part(self, groups: slice) -> GramPolynomial:
+        """Return the matrices of some of the groups."""
+        entries = self.coefficients.shape[-1] ** 2
+        columns = slice(groups.start * entries, groups.stop * entries)
+        return dataclasses.replace(
+            self,
+            coefficients=self.coefficients[:, groups, :, :],
+            cosines=self.cosines[:, columns],
+            sines=self.sines[:, columns],
+        )
 
     def roundings(self) -> HostArray:
-        """The same on the host, for each group by itself."""
-        norms = np.sqrt(self.operand.backend.to_numpy(squared_norm(self.operand.xp, self.coefficients, axis=(-2, -1))))
-        sums = norms[0].astype(float) + 2 * norms[1:].astype(float).sum(axis=0)
-        return np.asarray(sum_rounding(self.operand.plan) * self.operand.eps * sums)
-
-    def moduli(self) -> Array:
-        """See `coefficient_moduli`."""
-        return coefficient_moduli(self.operand, self.coefficients)
+        """Return a bound of the rounding errors of each group's eigenvalues, at all frequencies."""
+        return self.operand.backend.to_numpy(polynomial_roundings(self.operand, self.coefficients)).astype(float)
 
 
-def factor_rows(reach: HostArray, levels: HostArray) -> HostArray:
-    """Rows of factors, on the host, of ``level I - G``, from the angle of each of the `half_differences`."""
-    return np.concatenate([levels[:, None], -np.cos(reach), -np.sin(reach[:, 1:])], axis=1)
+def factor_rows(reach: HostArray) -> HostArray:
+    """Return rows of factors of ``-G``, on the host, from the angle of each of the `half_differences`.
+
+    The level, which comes first, is 0.
+    """
+    return np.concatenate([np.zeros((len(reach), 1)), -np.cos(reach), -np.sin(reach[:, 1:])], axis=1)
 
 
-def coefficient_moduli(operand: Operand, coefficients: Array) -> Array:
-    """The largest Frobenius norm among the groups of each coefficient, with that of its opposite: shape (half,)."""
+def coefficient_norms(operand: Operand, coefficients: Array) -> Array:
+    """Return the Frobenius norm of each coefficient with that of its opposite, constant to differentiation.
+
+    Its shape is (half, groups).
+    """
     xp = operand.xp
-    coefficients = operand.backend.stop_gradient(coefficients)
-    norms = xp.sqrt(xp.max(squared_norm(xp, coefficients, axis=(-2, -1)), axis=-1))
-    return xp.concat([norms[:1], 2 * norms[1:]])
+    squares = squared_norm(xp, operand.backend.stop_gradient(coefficients), axis=(-2, -1))
+    norms = xp.sqrt(squares)
+    return xp.concat([norms[:1, ...], 2 * norms[1:, ...]])
 
 
-def gram_rounding(operand: Operand, coefficients: Array) -> Array:
-    """Rounding error of the eigenvalues of matrices made from these coefficients: a 0-d array."""
-    return sum_rounding(operand.plan) * operand.eps * operand.xp.sum(coefficient_moduli(operand, coefficients))
+def polynomial_roundings(operand: Operand, coefficients: Array) -> Array:
+    """Return a bound of the rounding errors of the eigenvalues of each group's matrices: shape (groups,).
+
+    The matrices are those made from these coefficients, at any frequency.
+    """
+    return sum_rounding(operand.plan) * operand.eps * operand.xp.sum(coefficient_norms(operand, coefficients), axis=0)
 
 
 def sum_rounding(plan: Plan) -> float:

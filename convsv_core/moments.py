@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,10 +19,29 @@ from convsv_core.operand import Operand
 from convsv_core.plan import HostArray, Plan
 
 MOMENT_ENTRIES = 1 << 23
-"""Most entries of a table on the host for which moments are computed."""
+"""Most entries of a table on the host for which moments are computed. A guess: 64 MiB."""
+
+KEPT_FACTORS = 1 << 17
+"""Most entries of a table of factors that is kept for the next call: 1 MiB, and at most 64 such tables."""
 
 
-def moment_bounds(gram: GramPolynomial) -> tuple[HostArray, HostArray] | None:
+class MomentBounds(NamedTuple):
+    """Bounds of the largest eigenvalue of each Gram matrix, from two moments.
+
+    Attributes
+    ----------
+    uppers : float array, shape (visited, groups)
+        Upper bounds at the plan's frequencies and the operand's scale. The rounding of the moments is included, that of
+        the matrices is not.
+    estimates : float array, of the same shape
+        Lower bounds, up to rounding.
+    """
+
+    uppers: HostArray
+    estimates: HostArray
+
+
+def moment_bounds(gram: GramPolynomial) -> MomentBounds | None:
     """Bound the largest eigenvalue of each Gram matrix by its trace and Frobenius norm; None if that is too much.
 
     Of n eigenvalues of the mean m and the variance v, the largest is at most ``m + sqrt((n - 1) v)``, which it is where
@@ -31,14 +51,6 @@ def moment_bounds(gram: GramPolynomial) -> tuple[HostArray, HostArray] | None:
     Parameters
     ----------
     gram : GramPolynomial
-
-    Returns
-    -------
-    uppers : float array, shape (visited, groups)
-        Bounds at the plan's frequencies and the operand's scale, with the rounding of the moments, but not of
-        the matrices, included.
-    estimates : float array, of the same shape
-        The bounds from below, but for rounding.
 
     Notes
     -----
@@ -64,14 +76,25 @@ def moment_bounds(gram: GramPolynomial) -> tuple[HostArray, HostArray] | None:
     means, lost = traces / side, eps * moduli / math.sqrt(side)
     variances = (squares + eps * moduli**2) / side - np.maximum(means - lost, 0.0) ** 2
     uppers = means + lost + np.sqrt((side - 1) * np.maximum(variances, 0.0))
-    return uppers, squares / np.maximum(traces, np.finfo(float).tiny)
+    return MomentBounds(uppers, squares / np.maximum(traces, np.finfo(float).tiny))
+
+
+def frequency_factors(plan: Plan, where: HostArray | None = None, dtype: str = "float64") -> HostArray:
+    """Return rows of factors of ``-G`` at the visited frequencies, or at some of their places; not to be written to."""
+    if len(plan.frequencies) * 2 * len(half_differences(plan)) <= KEPT_FACTORS:
+        factors = _all_factors(plan, dtype)
+        return factors if where is None else factors[where]
+    return _make_factors(plan, plan.frequencies if where is None else plan.frequencies[where]).astype(dtype)
 
 
 @functools.lru_cache(maxsize=64)
-def frequency_factors(plan: Plan, dtype: str = "float64") -> HostArray:
-    """Rows of factors of ``-G``, as `GramPolynomial` takes them, at each visited frequency; not to be written to."""
-    turns = (plan.frequencies[:, None, :] * half_differences(plan) % plan.periods / plan.periods).sum(axis=2)
-    return factor_rows(2 * np.pi * turns, np.zeros(len(turns))).astype(dtype)
+def _all_factors(plan: Plan, dtype: str) -> HostArray:
+    return _make_factors(plan, plan.frequencies).astype(dtype)
+
+
+def _make_factors(plan: Plan, frequencies: HostArray) -> HostArray:
+    turns = (frequencies[:, None, :] * half_differences(plan) % plan.periods / plan.periods).sum(axis=2)
+    return factor_rows(2 * np.pi * turns)
 
 
 def _inner_products(operand: Operand, rows: Array, groups: int) -> HostArray:

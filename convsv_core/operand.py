@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_core.backend import Array, Backend, Prepare
+from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.plan import IntArray, Plan, check_input_shape, make_plan
 from convsv_core.plugins import backend_of
@@ -75,15 +75,29 @@ class Operand:
         return float(self.xp.finfo(getattr(self.xp, self.answered_in)).eps)
 
     def run(self, function: Callable[..., Any], *static: Any, arrays: tuple[Array, ...] = ()) -> Any:
-        """``function(self, *arrays, *static)``, compiled where the library compiles."""
+        """Call ``function(self, *arrays, *static)``, compiled where the library compiles."""
+        own = (self.kernel, self.scale) if self.finite is None else (self.kernel, self.scale, self.finite)
         with self.backend.computing(self.kernel):
-            return self.backend.run(function, (self, *arrays), static)
+            return self.backend.run(_call, (*own, *arrays), (function, self._frame(len(own)), static))
 
     def map_blocks(
-        self, prepare: Prepare, rows: IntArray, *static: Any, arrays: tuple[Array, ...] = (), budget: int
+        self, prepare: Callable[..., Any], rows: IntArray, *static: Any, arrays: tuple[Array, ...] = (), budget: int
     ) -> Any:
-        """Map the function that ``prepare(self, *arrays, *static)`` returns over blocks of `rows`."""
-        return self.backend.map_prepared(prepare, rows, (self, *arrays), static, budget)
+        """Map the function that ``prepare(self, *arrays, *static)`` returns over blocks of `rows`.
+
+        `prepare` gets an operand without `finite`.
+        """
+        own = (self.kernel, self.scale)
+        return self.backend.map_prepared(_call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget)
+
+    def _frame(self, arrays: int) -> _Frame:
+        return _Frame(self.plan, self.computed_in, self.answered_in, arrays)
+
+    def on(self, input_shape: tuple[int, ...] | None, *, all_residues: bool = False) -> Operand:
+        """Return the same kernel on an input of other extents, or on the infinite lattice; see `make_plan`."""
+        shape = tuple(int(extent) for extent in self.kernel.shape)
+        plan = make_plan(shape, self.plan.real, input_shape, self.plan.conv, all_residues=all_residues)
+        return dataclasses.replace(self, plan=plan)
 
     def widen(self) -> Operand:
         """The same operand in float64 where the library has it at hand, to be answered as before."""
@@ -157,6 +171,31 @@ class Operand:
         return xp.permute_dims(taps, tuple(letters.index(letter) for letter in conv.layout))
 
 
+class _Frame(NamedTuple):
+    """The static part of an operand: a backend passes it beside the arrays without a look at it.
+
+    `arrays` counts the operand's own arrays, which come first: kernel, scale and, under tracing, `finite`.
+    """
+
+    plan: Plan
+    computed_in: str
+    answered_in: str
+    arrays: int
+
+
+def _call(*arguments: Any) -> Any:
+    """Put an operand together again and call a function of it.
+
+    The arguments are arrays, the operand's own first, then the function, the `_Frame` and a tuple of static arguments.
+    """
+    *arrays, function, frame, static = arguments
+    kernel, scale, *finite = arrays[: frame.arrays]
+    backend = backend_of(kernel)
+    xp = backend.namespace(kernel)
+    operand = Operand(backend, xp, frame.plan, kernel, frame.computed_in, frame.answered_in, scale, *(finite or [None]))
+    return function(operand, *arrays[frame.arrays :], *static)
+
+
 def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues: bool = False) -> Operand:
     """Check a call's arguments and prepare the kernel."""
     backend = backend_of(kernel)
@@ -174,6 +213,13 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     kernel, finite = check_finite(backend, kernel)
     kernel, scale = backend.run(normalise, (kernel,), (backend,))
     return Operand(backend, xp, plan, kernel, computed_in, answered_in, scale, finite)
+
+
+def shape_of(kernel: Array, conv: object) -> tuple[int, ...]:
+    """Return the shape of a kernel as ints, after checking that it is an array and `conv` a `Conv`."""
+    backend_of(kernel)
+    check_conv(conv)
+    return tuple(int(extent) for extent in kernel.shape)
 
 
 def check_conv(conv: object) -> None:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convsv_core.backend import Array
-from convsv_core.conv import Conv, as_int
+from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
-from convsv_core.excess import frequency_tables, to_kernel
+from convsv_core.excess import Samples, nearest_taps
+from convsv_core.momentum import next_momentum
 from convsv_core.operand import Operand, dtype_name, make_operand
 from convsv_core.plan import check_input_shape, resolve_channels
 from convsv_core.plugins import backend_of, get_backend, on_values
@@ -97,23 +98,22 @@ def nearest_orthogonal(
     >>> found.converged, bool(found.deviation < 1e-3)
     (True, True)
     """
-    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance!r}: wanted a positive number")
+    check_positive("tolerance", tolerance)
     limit = as_int("max_iterations", max_iterations, least=1)
     operand = make_operand(backend_of(kernel).stop_gradient(kernel), input_shape, conv)
     # The polar factor does not depend on the scale, so the kernel's own need not be put back until the end.
     one = operand.xp.ones_like(operand.scale)
     operand = dataclasses.replace(operand, scale=one).widen()
-    state = (operand.kernel, operand.kernel, one)
+    state = _State(operand.kernel, operand.kernel, one)
     iterations = 0
     while True:
         state = operand.run(_step, arrays=state)
         iterations += 1
         if iterations % CHECK_EVERY and iterations < limit:
             continue
-        deviation = operand.run(_deviation, arrays=state[:1])
+        deviation = operand.run(_deviation, arrays=(state.kernel,))
         if float(deviation) <= tolerance or iterations >= limit:
-            kernel = operand.answer(state[0])
+            kernel = operand.answer(state.kernel)
             return NearestOrthogonal(kernel, operand.answer(deviation), iterations, bool(deviation <= tolerance))
 
 
@@ -179,34 +179,34 @@ def orthogonal_kernel(
     return kernel if dtype_name(kernel.dtype) == dtype else xp.astype(kernel, getattr(xp, dtype))
 
 
-def _step(operand: Operand, kernel: Array, ahead: Array, momentum: Array) -> tuple[Array, ...]:
-    """One projection, from a point ahead of the kernel in the direction that it moved in."""
-    xp = operand.xp
-    new = _polar_and_cut(operand, ahead)
-    turned = xp.sum(xp.real(operand.backend.conj(new - ahead) * (new - kernel))) < 0
-    momentum = xp.where(turned, xp.ones_like(momentum), momentum)
-    following = (1 + xp.sqrt(1 + 4 * momentum**2)) / 2
-    beyond = xp.astype((momentum - 1) / following, new.dtype)
-    return new, new + beyond * (new - kernel), following
+class _State(NamedTuple):
+    """A kernel, the point ahead of it that the next step starts from, and Nesterov's number."""
+
+    kernel: Array
+    ahead: Array
+    momentum: Array
+
+
+def _step(operand: Operand, *arrays: Array) -> _State:
+    """Take one projection, from a point ahead of the kernel in the direction that it moved in."""
+    xp, state = operand.xp, _State(*arrays)
+    new = _polar_and_cut(operand, state.ahead)
+    turned = xp.sum(xp.real(operand.backend.conj(new - state.ahead) * (new - state.kernel))) < 0
+    momentum, beyond = next_momentum(xp, state.momentum, turned)
+    return _State(new, new + xp.astype(beyond, new.dtype) * (new - state.kernel), momentum)
 
 
 def _polar_and_cut(operand: Operand, kernel: Array) -> Array:
-    xp, backend, plan = operand.xp, operand.backend, operand.plan
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
-    count = len(plan.frequencies)
-    frequencies, weights = frequency_tables(operand, np.arange(count))
+    """Return the taps nearest to the polar factors of a kernel's symbol."""
+    operand = dataclasses.replace(operand, kernel=kernel)
+    symbol = symbol_polynomial(operand)
 
-    def of_block(chosen: Array) -> Array:
-        where = xp.take(frequencies, chosen, axis=0)
-        u, _, vh = backend.svd(symbol(where))
-        phases = symbol.phases(where) * xp.take(weights, chosen, axis=0)[:, None]
-        flat = xp.reshape(xp.matmul(u, vh), (chosen.shape[0], -1))
-        return xp.reshape(xp.matmul(backend.adjoint(phases), flat), (1, -1, *symbol.coefficients.shape[1:]))
+    def polar(phases: Array, _: Array) -> tuple[Array, ...]:
+        u, _, vh = operand.backend.svd(symbol.matrices(phases))
+        return (operand.xp.matmul(u, vh),)
 
-    parts = backend.map_blocks(
-        of_block, np.arange(count), operand.kernel, row_bytes=4 * symbol.row_bytes, budget=BLOCK_BYTES
-    )
-    return to_kernel(operand, xp.sum(parts, axis=0))
+    (cut,) = nearest_taps(symbol, Samples.at(operand), polar)
+    return cut
 
 
 def _deviation(operand: Operand, kernel: Array) -> Array:

@@ -8,30 +8,26 @@ eigenvalues are computed of the rest alone.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
+from convsv_core._geometry.padding import lattice
+from convsv_core._norm.largest import largest_among
+from convsv_core._norm.tap_bounds import sums_of_norms
+from convsv_core._symbol.rows import GramRows, PolynomialRows, ProductRows
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.decomposition import squared_norm
 from convsv_core.evaluation import TrigonometricPolynomial, symbol_polynomial
 from convsv_core.fixed_grid import every_size_grid
-from convsv_core.gram import GramOf, GramPolynomial, useful_polynomial
-from convsv_core.moments import frequency_factors, moment_bounds
-from convsv_core.operand import make_operand
+from convsv_core.gram import useful_polynomial
+from convsv_core.moments import MomentBounds, moment_bounds
+from convsv_core.operand import make_operand, shape_of
 from convsv_core.plan import HostArray
 from convsv_core.plugins import backend_of
-from convsv_core.threshold import grams_below, product_rounding
 
 TESTED_BYTES = 1 << 25
 """Budget for matrices that are held at one time: memory that is given back to the system is slow to be had again."""
-
-FIRST_PROBES = 1
-"""Frequencies whose eigenvalues are computed before the others are tested against the largest of them."""
 
 
 def rescale_together(
@@ -92,20 +88,19 @@ def rescale_together(
     together = dataclasses.replace(conv, groups=conv.groups * len(kernels))
     factor = 1.0
     if input_shape is None:
-        shape = tuple(int(extent) for extent in kernels[0].shape)
-        input_shape, _, factor = every_size_grid(shape, conv, rtol)
-        together = dataclasses.replace(together, padding="same", padding_mode="circular")
+        grid = every_size_grid(shape_of(kernels[0], conv), conv, rtol)
+        input_shape, factor, together = grid.input_shape, grid.factor, lattice(together)
     with backend.computing(kernels[0]):
         operand = make_operand(xp.concat(list(kernels), axis=axis), input_shape, together)
         limit = bound / factor / float(operand.scale)
         symbol = symbol_polynomial(operand)
         uppers = _upper_bounds(symbol, (1 - headroom) * limit, len(kernels))
-        sizes = _sums_of_norms(symbol, len(kernels))
+        sizes = sums_of_norms(symbol, len(kernels))
     eps = operand.answer_eps
     results = []
     for kernel, share, size in zip(kernels, (uppers / limit).tolist(), (sizes / limit).tolist(), strict=True):
         if share > 1:
-            # Rounding of the product moves no tap by more than eps of its size.
+            # Rounding of the product moves no tap by more than eps times its size.
             factor = (1 - headroom) * (1 - 4 * eps) / (share + 2 * eps * size)
             results.append((kernel * factor, bound * (1 - headroom)))
         else:
@@ -114,131 +109,21 @@ def rescale_together(
 
 
 def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> HostArray:
-    """Upper bounds of the norms of `count` kernels side by side, at the operand's scale; none below `limit`."""
+    """Return upper bounds of the norms of `count` kernels side by side, at the operand's scale; none below `limit`."""
     operand, groups = symbol.operand, symbol.operand.plan.groups // count
-    if operand.finite is not None:
+    if not operand.backend.has_values(operand.kernel):
         raise ValueError("under tracing no norm can be looked at: wanted arrays with values")
-    uppers, estimates = np.full((len(operand.plan.frequencies), count), np.inf), np.zeros(count)
-    roundings = np.zeros(count)
-    polynomial = useful_polynomial(operand)
-    if polynomial is not None:
-        roundings = polynomial.roundings().reshape(count, groups).max(axis=1)
-        if (bounds := moment_bounds(polynomial)) is not None:
-            uppers, likely = (bound.reshape(-1, count, groups).max(axis=2) for bound in bounds)
-            uppers, estimates = uppers + roundings, likely.max(axis=0)
+    gram = useful_polynomial(operand)
+    bounds = None if gram is None else moment_bounds(gram)
+    frequencies = operand.backend.constant(operand.plan.frequencies, operand.kernel)
     squares = []
     for index in range(count):
-        matrices = Matrices(symbol, polynomial, float(roundings[index]), slice(index * groups, (index + 1) * groups))
-        squares.append(_largest(matrices, uppers[:, index], float(estimates[index]), limit * limit))
-    return np.sqrt(squares)
-
-
-def _largest(matrices: Matrices, uppers: HostArray, estimate: float, level: float) -> float:
-    """The largest eigenvalue at all frequencies, rounding counted in, or `level` where that is above it.
-
-    Eigenvalues cost several times as much as a test whether they are below a level. So the first ones are those where
-    the bounds from above are largest, and all others are tested against what these gave.
-
-    Parameters
-    ----------
-    matrices : Matrices
-    uppers : float array, shape (visited,)
-        Bounds from above.
-    estimate : float
-        What the largest is likely to exceed.
-    level : float
-    """
-    rows = np.argsort(-uppers, kind="stable")
-    tested, probes = estimate <= level, FIRST_PROBES
-    while len(rows := rows[uppers[rows] > level]):
-        if tested:
-            rows = rows[matrices.above(rows, level)]
-        if len(rows):
-            level = max(level, matrices.largest(rows[:probes]))
-        rows, tested, probes = rows[probes:], True, 2 * probes
-    return level
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """The Gram matrices of one of several kernels side by side, at the plan's frequencies.
-
-    Attributes
-    ----------
-    symbol : TrigonometricPolynomial
-        Of all kernels.
-    gram : GramPolynomial or None
-        Likewise. None: the matrices are products of the symbol's.
-    rounding : float
-        Rounding error of the eigenvalues, if they are those of a polynomial.
-    groups : slice
-        Those of the kernel.
-    """
-
-    symbol: TrigonometricPolynomial
-    gram: GramPolynomial | None
-    rounding: float
-    groups: slice
-
-    def above(self, rows: HostArray, level: float) -> HostArray:
-        """Which of the rows have an eigenvalue, of some group, that is not shown to be at most `level`."""
-        operand, part = self.symbol.operand, self.part
-        level *= 1 - 4 * operand.eps  # more than its own rounding
-
-        def are_below(block: Array) -> Array:
-            if isinstance(part, GramPolynomial):
-                return operand.backend.is_positive_definite(part.matrices(block))
-            return grams_below(operand, part(block), math.sqrt(level))
-
-        below = self._map(are_below, rows, level - self.rounding)
-        return np.asarray(~below.all(axis=1))
-
-    def largest(self, rows: HostArray) -> float:
-        """The largest eigenvalue at some of the rows, with rounding counted in.
-
-        Twice, so that a kernel that is divided by the root passes the test, which counts it too.
-        """
-        operand, part = self.symbol.operand, self.part
-        xp, backend = operand.xp, operand.backend
-
-        def least(block: Array) -> Array:
-            negative = part.matrices(block) if isinstance(part, GramPolynomial) else -part(block)
-            values = xp.real(negative[..., 0, 0]) if negative.shape[-1] == 1 else backend.eigvalsh(negative)[..., 0]
-            if isinstance(part, GramPolynomial):
-                return values - 2 * self.rounding
-            return values + 2 * product_rounding(operand, xp.real(xp.linalg.trace(negative)))
-
-        return -float(self._map(least, rows, 0.0).min())
-
-    @functools.cached_property
-    def part(self) -> GramPolynomial | GramOf:
-        """The kernel's own matrices."""
-        gram, groups = self.gram, self.groups
+        part = slice(index * groups, (index + 1) * groups)
+        rows: GramRows
         if gram is None:
-            taps = self.symbol.coefficients[:, groups, :, :]
-            return GramOf(self.symbol.operand, dataclasses.replace(self.symbol, coefficients=taps))
-        entries = gram.coefficients.shape[-1] ** 2
-        columns = slice(groups.start * entries, groups.stop * entries)
-        return dataclasses.replace(
-            gram,
-            coefficients=gram.coefficients[:, groups, :, :],
-            cosines=gram.cosines[:, columns],
-            sines=gram.sines[:, columns],
-        )
-
-    def _map(self, function: Callable[[Array], Array], rows: HostArray, level: float) -> HostArray:
-        operand, backend = self.symbol.operand, self.symbol.operand.backend
-        filled = rows[np.minimum(np.arange(backend.batch_size(len(rows))), len(rows) - 1)]
-        table = operand.plan.frequencies[filled]
-        if isinstance(self.part, GramPolynomial):
-            table = frequency_factors(operand.plan, operand.computed_in)[filled]
-            table[:, 0] = level
-        found = backend.map_blocks(function, table, operand.kernel, row_bytes=self.part.row_bytes, budget=TESTED_BYTES)
-        return backend.to_numpy(found)[: len(rows)]
-
-
-def _sums_of_norms(symbol: TrigonometricPolynomial, count: int) -> HostArray:
-    """For each of `count` kernels side by side, the sum of its taps' Frobenius norms, at the operand's scale."""
-    squares = squared_norm(symbol.operand.xp, symbol.coefficients, axis=(-2, -1))
-    host = symbol.operand.backend.to_numpy(squares).astype(float)
-    return np.asarray(np.sqrt(host.reshape(len(host), count, -1).sum(axis=2)).sum(axis=0))
+            rows = ProductRows(symbol.part(part), frequencies, budget=TESTED_BYTES)
+        else:
+            rows = PolynomialRows(gram.part(part), budget=TESTED_BYTES)
+        own = None if bounds is None else MomentBounds(bounds.uppers[:, part], bounds.estimates[:, part])
+        squares.append(largest_among(rows, own, level=limit * limit).upper)
+    return np.sqrt(squares)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
+from convsv_core._norm.largest import norm_on_grid
+from convsv_core._norm.padded import make_padded_plan, padded_operator_norm
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv, as_int
 from convsv_core.decomposition import (
@@ -18,10 +18,10 @@ from convsv_core.decomposition import (
     squared_norm,
 )
 from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
+from convsv_core.folding import fold
 from convsv_core.gram import GramOf, gram_evaluator
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.padded import make_padded_plan, padded_operator_norm
-from convsv_core.plan import IntArray, Plan, check_input_shape, is_circulant, resolve_channels
+from convsv_core.plan import IntArray, Plan, check_input_shape, check_square, is_circulant, resolve_channels
 from convsv_core.plugins import backend_of
 
 METHODS = ("auto", "svd", "gram")
@@ -148,7 +148,7 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     -------
     0-d array, real
         float32 for kernels of 32 bits or fewer, else float64. Exact to rounding for circulant operators; for
-        others to the tolerance that `convsv_core.padded.padded_operator_norm` states, and never above
+        others to the tolerance that `convsv_core._norm.padded.padded_operator_norm` states, and never above
         the norm by more than rounding. `norm_bounds` gives a certified upper bound of either.
 
     Raises
@@ -183,7 +183,8 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     circular = conv.padding_mode == "circular" and conv.padding == "same"  # where the stride divides, and must
     shape = tuple(int(extent) for extent in kernel.shape)
     if circular or is_circulant(shape, extents, conv):
-        return make_operand(kernel, extents, conv).run(_operator_norm)
+        operand = make_operand(kernel, extents, conv)
+        return operand.answer(norm_on_grid(operand).norm)
     taps, *_ = resolve_channels(shape, conv)
     make_padded_plan(tuple(taps), extents, conv)  # refuses what is impossible now, where the rest is for later
     return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
@@ -241,7 +242,8 @@ def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     >>> float(stable_rank(np.ones((1, 1, 1, 1)), (8, 8), Conv("OIHW")))
     64.0
     """
-    return make_operand(kernel, input_shape, conv).run(_stable_rank)
+    operand = make_operand(kernel, input_shape, conv)
+    return operand.run(_stable_rank, arrays=(norm_on_grid(operand).norm,))
 
 
 def condition_number(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
@@ -303,12 +305,7 @@ def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     48
     """
     operand = make_spectral_operand(kernel, input_shape, conv, "auto")
-    plan = operand.plan
-    if not plan.is_square:
-        raise ValueError(
-            f"the operator is not square, so it has no determinant: each group maps {plan.columns} channels and "
-            f"strides {conv.strides} to {plan.rows} channels (kernel shape {tuple(kernel.shape)}, {conv})"
-        )
+    check_square(operand.plan, tuple(kernel.shape))
     return operand.run(_log_abs_det)
 
 
@@ -351,18 +348,12 @@ def _frequency_singular_values(operand: Operand, method: str, max_bytes: int) ->
     return xp.reshape(values, (*plan.grid, -1))
 
 
-def _operator_norm(operand: Operand) -> Array:
-    # The Gram matrix squares the small values away and keeps the largest: its eigenvalues do for the norm.
-    return operand.answer(operand.xp.max(visited_values(operand, "gram", BLOCK_BYTES, first_only=True)))
-
-
 def _frobenius_norm(operand: Operand) -> Array:
     return operand.answer(safe_sqrt(operand.xp, squared_frobenius(operand)))
 
 
-def _stable_rank(operand: Operand) -> Array:
+def _stable_rank(operand: Operand, norm: Array) -> Array:
     xp = operand.xp
-    norm = xp.max(visited_values(operand, "gram", BLOCK_BYTES, first_only=True))
     nonzero = norm > 0
     squared = xp.where(nonzero, norm, xp.ones_like(norm)) ** 2
     rank = xp.where(nonzero, squared_frobenius(operand) / squared, xp.zeros_like(norm))
@@ -396,12 +387,12 @@ def _log_abs_det(operand: Operand) -> Array:
     return operand.answer(total, scaled=False)
 
 
-def visited_values(operand: Operand, method: str, max_bytes: int, *, first_only: bool = False) -> Array:
-    """Singular values at the visited frequencies, descending: (visited, groups, values); 1 if `first_only`."""
+def visited_values(operand: Operand, method: str, max_bytes: int) -> Array:
+    """Return the singular values at the visited frequencies, descending: shape (visited, groups, values)."""
     gram = _by_gram(operand, method)
     return operand.backend.concatenate(
         [
-            operand.map_blocks(_values_of_block, frequencies, gram, real, first_only, budget=max_bytes)
+            operand.map_blocks(_values_of_block, frequencies, gram, real, budget=max_bytes)
             for real, frequencies in real_and_complex(operand.plan)
         ]
     )
@@ -409,7 +400,7 @@ def visited_values(operand: Operand, method: str, max_bytes: int, *, first_only:
 
 @dataclass(frozen=True)
 class BlockValues:
-    """A function from frequency indices to the singular values there, descending; the largest if `first_only`.
+    """A function from frequency indices to the singular values there, descending.
 
     `evaluate` gives the symbol, or its Gram matrix if `gram`.
     """
@@ -417,21 +408,18 @@ class BlockValues:
     backend: Backend
     evaluate: Evaluator
     gram: bool
-    first_only: bool
 
     def __call__(self, frequencies: Array) -> Array:
         """The values: shape (B, groups, values)."""
         values_of = gram_singular_values if self.gram else block_singular_values
-        values = values_of(self.backend, self.evaluate(frequencies))
-        return values[..., :1] if self.first_only else values
+        return values_of(self.backend, self.evaluate(frequencies))
 
 
 def decompositions(operand: Operand, method: str) -> list[tuple[BlockValues, IntArray]]:
     """What to compute at which of the visited frequencies; see `real_and_complex`."""
     gram = _by_gram(operand, method)
     return [
-        (_values_of_block(operand, gram, real, False)[0], frequencies)
-        for real, frequencies in real_and_complex(operand.plan)
+        (_values_of_block(operand, gram, real)[0], frequencies) for real, frequencies in real_and_complex(operand.plan)
     ]
 
 
@@ -440,7 +428,7 @@ def _by_gram(operand: Operand, method: str) -> bool:
     return gram and min(operand.plan.block) > CLOSED_FORM_SIDE
 
 
-def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool) -> tuple[BlockValues, int]:
+def _values_of_block(operand: Operand, gram: bool, real: bool) -> tuple[BlockValues, int]:
     evaluate: Evaluator
     if real:  # few frequencies, so that a transform of them all would be too much
         evaluate = RealPart(operand, symbol_polynomial(operand))
@@ -448,7 +436,7 @@ def _values_of_block(operand: Operand, gram: bool, real: bool, first_only: bool)
     else:
         evaluate = symbol_evaluator(operand)
         evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
-    return BlockValues(operand.backend, evaluate, gram, first_only), evaluate.row_bytes
+    return BlockValues(operand.backend, evaluate, gram), evaluate.row_bytes
 
 
 def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:
@@ -467,13 +455,8 @@ def squared_frobenius(operand: Operand) -> Array:
     xp, plan = operand.xp, operand.plan
     taps = operand.taps()
     taps = xp.reshape(taps, (*(len(axis.offsets) for axis in plan.axes), -1))
-    for index, axis in enumerate(plan.axes):
-        places = np.asarray(axis.offsets) % axis.period
-        folded = np.unique(places)
-        if len(folded) < len(places):
-            fold = xp.astype(operand.backend.constant((folded[:, None] == places) + 0.0, taps), taps.dtype, copy=False)
-            taps = xp.moveaxis(xp.tensordot(fold, taps, axes=((1,), (index,))), 0, index)
-    return squared_norm(xp, taps) * math.prod(plan.grid)
+    folded = fold(operand.backend, taps, [axis.offsets for axis in plan.axes], plan.periods)
+    return squared_norm(xp, folded.coefficients) * math.prod(plan.grid)
 
 
 def _zeros(operand: Operand, like: Array, shape: tuple[int, ...]) -> Array:

@@ -1,4 +1,7 @@
-"""The symbol: one small matrix a frequency, of which the operator's singular values are the union."""
+"""The symbol of a circular convolution: one small matrix for each frequency.
+
+The singular values of the convolution are the singular values of all these matrices.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,19 @@ from convsv_core.backend import Array, BlockFunction
 from convsv_core.conv import Conv
 from convsv_core.evaluation import BLOCK_BYTES, symbol_evaluator
 from convsv_core.operand import Operand, make_operand
-from convsv_core.plan import HostArray, Plan, unit_phases
+from convsv_core.phases import unit_phases
+from convsv_core.plan import HostArray, Plan
+
+__all__ = ["expand", "symbol", "with_column_phases"]
 
 
 def symbol(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     r"""Compute the symbol of a circular convolution: its matrix at each frequency of the grid.
 
-    With ``theta = 2 pi j / grid`` (radians) at the index j, the matrix is
-    ``A(theta) = sum_t K_t exp(i q_t . theta)`` over the taps t, whose offset from the output is
-    ``q_t`` outputs. A stride s splits the input into the classes of its indices modulo s, each a set of
-    input channels of its own. The transposed layer has the adjoint matrices.
+    The frequency of index j is ``theta = 2 pi j / grid`` (radians). Its matrix is the sum over the taps t
+    ``A(theta) = sum_t K_t exp(i q_t . theta)``, where ``q_t`` is the offset of the tap from the output, in
+    outputs. A stride s splits the input's elements into classes, by their indices modulo s. Each class acts
+    as a set of input channels of its own. The transposed layer has the adjoint matrices.
 
     Parameters
     ----------
@@ -34,22 +40,23 @@ def symbol(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     array, shape (\*grid, groups, rows, columns), complex
         ``grid`` is ``input_shape // stride`` (`input_shape` when transposed). Rows are the output channels
         of one group. Columns are its input channels, repeated for every class of a stride: (class, channel),
-        the classes in row-major order. When transposed, the rows carry the classes. complex64 for kernels of
-        32 bits or fewer, else complex128.
+        with the classes in row-major order. When transposed, rows and columns change places. complex64 for
+        kernels of 32 bits or fewer, else complex128.
 
     Raises
     ------
     TypeError
         `kernel` is not an array of an installed library, or not of a floating dtype.
     ValueError
-        The shapes do not fit each other, or the kernel holds NaN or infinity (under tracing the result is NaN).
+        The shapes do not fit each other, or the kernel holds NaN or infinity. Under tracing the result of such
+        a kernel is NaN instead.
     NotImplementedError
         The padding makes an operator that is not circulant.
 
     Notes
     -----
-    Differentiable and traceable; linear in the kernel. The whole symbol is formed: for its singular values
-    alone use `singular_values`, which does not. Source: Sedghi, Gupta and Long, ICLR 2019, section 2.2.
+    Differentiable and traceable; linear in the kernel. The whole symbol is held in memory. `singular_values`
+    needs less. Source: Sedghi, Gupta and Long, ICLR 2019, section 2.2.
 
     Examples
     --------
@@ -71,12 +78,24 @@ def _symbol(operand: Operand) -> Array:
 
 
 def _matrices_of_block(operand: Operand) -> tuple[BlockFunction, int]:
+    """Return the function that evaluates a block of frequencies, and the bytes that a frequency needs."""
     evaluate = symbol_evaluator(operand)
     return evaluate, evaluate.row_bytes
 
 
 def expand(operand: Operand, visited: Array, *, conjugate: bool = True) -> Array:
-    """From the visited frequencies to the whole grid, in row-major order: shape (prod(grid), ...)."""
+    """Return values for the whole grid, in row-major order, from values at the visited frequencies.
+
+    Parameters
+    ----------
+    visited : array, shape (visited, ...)
+    conjugate : bool, default True
+        Whether the value at a frequency is the conjugate of the value at the opposite one.
+
+    Returns
+    -------
+    array, shape (prod(grid), ...)
+    """
     xp, backend = operand.xp, operand.backend
     visit, mirrored = operand.plan.full_grid()
     full = backend.take(visited, visit, 0)
@@ -87,8 +106,8 @@ def expand(operand: Operand, visited: Array, *, conjugate: bool = True) -> Array
 
 
 def with_column_phases(operand: Operand, full: Array) -> Array:
-    """Multiply the columns by the phases that the plan took out: shape (prod(grid), ..., columns)."""
-    phases = column_phases(operand.plan)
+    """Multiply the columns of matrices, shape (prod(grid), ..., columns), by the phases that the plan left out."""
+    phases = _column_phases(operand.plan)
     if np.all(phases == 1):
         return full
     phases = np.repeat(phases, operand.plan.columns, axis=1)
@@ -96,8 +115,8 @@ def with_column_phases(operand: Operand, full: Array) -> Array:
     return full * operand.xp.astype(operand.backend.constant(phases, full), operand.complex_dtype, copy=False)
 
 
-def column_phases(plan: Plan) -> HostArray:
-    """``exp(i base . theta)`` for every frequency of the grid and class of the stride."""
+def _column_phases(plan: Plan) -> HostArray:
+    """Return ``exp(i base . theta)`` for every frequency of the grid and every class of the stride."""
     phases = np.ones((1, 1), complex)
     for axis in plan.axes:
         along = unit_phases(np.outer(np.arange(axis.grid), axis.bases), axis.grid)

@@ -1,4 +1,4 @@
-"""Singular vectors of a circular convolution, by frequency and as images."""
+"""Singular vectors of a circular convolution, at each frequency and as images."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from convsv_core.plan import Plan
 from convsv_core.plugins import backend_of
 from convsv_core.symbol import expand, with_column_phases
 
+__all__ = ["SVD", "svd"]
+
 
 @dataclass(frozen=True, eq=False)
 class SVD:
-    r"""The singular value decomposition of a circular convolution; unpacks as ``U, S, Vh``.
+    r"""Hold the singular value decomposition of a circular convolution; it unpacks as ``U, S, Vh``.
 
     Attributes
     ----------
     U : array, shape (\*grid, groups, rows, values), complex
-        Left singular vectors of the symbol at each frequency, in columns.
+        Left singular vectors of the symbol at each frequency, as columns.
     S : array, shape (\*grid, groups, values), real
         Singular values, descending along the last axis.
     Vh : array, shape (\*grid, groups, values, columns), complex
-        Conjugated right singular vectors, in rows: ``symbol = U @ diag(S) @ Vh``.
+        Conjugated right singular vectors, as rows: ``symbol = U @ diag(S) @ Vh``.
+    plan : Plan
+        The geometry, resolved to integers.
     """
 
     U: Array
@@ -45,31 +49,31 @@ class SVD:
         Parameters
         ----------
         index : int, default 0
-            Place in the descending order of all singular values; negative ones count from the end.
+            Place in the descending order of all singular values. A negative index counts from the end.
 
         Returns
         -------
         u : array, shape (output channels, \*output extents)
         s : 0-d array
         v : array, shape (input channels, \*input extents)
-            The layer (without bias) maps v to s times u, and its adjoint u to s times v. Of unit norm; real
-            for a real kernel. The pairs of different indices are orthogonal, whatever values repeat.
+            The layer, without bias, maps v to s times u; its adjoint maps u to s times v. Both have norm 1, and
+            are real for a real kernel. Pairs of different indices are orthogonal, even if their values repeat.
 
         Raises
         ------
         IndexError
-            There are fewer singular values.
+            `index` is outside the number of singular values.
 
         Notes
         -----
-        Reads one index on the host, so it is not traceable.
+        Not traceable, because an index is read on the host.
         """
         backend = backend_of(self.S)
         xp = backend.namespace(self.S)
         values = xp.reshape(self.S, (-1,))
         count = values.shape[0]
         if not -count <= index < count:
-            raise IndexError(f"index={index}: there are {count} singular values")
+            raise IndexError(f"index={index}: there are {count} singular values, wanted {-count} to {count - 1}")
         order = xp.argsort(values, descending=True, stable=False)
         place = int(order[index % count])
         *where, group, value = np.unravel_index(place, self.S.shape)
@@ -83,7 +87,11 @@ class SVD:
         return images[0], values[place], images[1]
 
     def _spread(self, backend: Backend, vector: Array, at: tuple[int, ...], *, classes: bool) -> Array:
-        """The image that is `vector` times the plane wave of a frequency, zero in the other groups."""
+        """Return `vector` times the plane wave of a frequency, as an image that is 0 in the other groups.
+
+        `at` holds the index of the frequency and then the group. `classes` says whether the vector's entries are
+        (class, channel), as on the input side of a stride.
+        """
         xp, plan = backend.namespace(vector), self.plan
         *frequency, group = at
         grid, ndim = plan.grid, len(plan.grid)
@@ -98,12 +106,12 @@ class SVD:
         )
         if plan.real:
             opposite = tuple(-j % n for j, n in zip(frequency, grid, strict=True))
-            # The images of a frequency and its opposite are conjugate: one gives the cosine, one the sine.
+            # The images of two opposite frequencies are conjugate. One gives the real part, the other the imaginary.
             if opposite == tuple(frequency):
                 image = xp.real(image)
             else:
                 image = math.sqrt(2) * (xp.real(image) if tuple(frequency) < opposite else xp.imag(image))
-        interleaved = [axis for i in range(ndim) for axis in (ndim + 1 + i, i)]  # (grid, class) of each axis
+        interleaved = [axis for i in range(ndim) for axis in (ndim + 1 + i, i)]  # For each axis: grid, class.
         image = xp.permute_dims(image, (ndim, *interleaved))
         image = xp.reshape(image, (channels, *(n * s for n, s in zip(grid, strides, strict=True))))
         parts = [xp.zeros_like(image)] * plan.groups
@@ -112,26 +120,27 @@ class SVD:
 
 
 def svd(kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, max_bytes: int = BLOCK_BYTES) -> SVD:
-    """Decompose a circular convolution at each frequency.
+    """Compute the singular value decomposition of a circular convolution at each frequency.
 
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `singular_values`, which also tells what is raised.
+        As for `singular_values`, which also says what is raised.
     max_bytes : int, default 256 MiB
-        Budget for the matrices held at one time, beside the result itself, which holds the vectors of
-        the whole grid.
+        Limit, in bytes, of the matrices that are held at one time. The result itself comes on top: it holds
+        the vectors of the whole grid.
 
     Returns
     -------
     SVD
-        Unpacks as ``U, S, Vh``, by frequency, with the shapes that `SVD` gives; its method
-        `singular_vectors` gives any singular vector of the whole operator as an image.
+        It unpacks as ``U, S, Vh`` at each frequency, with the shapes that `SVD` states. Its method
+        `singular_vectors` returns any singular vector of the whole operator as an image.
 
     Notes
     -----
-    Absolute error about ``eps * sigma_max``. Traceable. Not to be differentiated where singular values
-    repeat or vanish: the vectors have no derivative there. Source: Sedghi, Gupta and Long, ICLR 2019.
+    The absolute error is about ``eps * sigma_max``. Traceable. Differentiable for functions that do not depend on
+    the vectors' phases, where no singular values repeat and none is 0. Elsewhere the vectors have no derivative.
+    Source: Sedghi, Gupta and Long, ICLR 2019.
 
     Examples
     --------
@@ -159,7 +168,7 @@ def _svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
 
 
 def _visited_svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
-    """U, S, Vh at the visited frequencies, with real vectors where the symbol is real."""
+    """Return U, S and Vh at the visited frequencies; the vectors are real where the symbol is real."""
     plan = operand.plan
     alone = plan.self_conjugate if plan.real else 0
     parts = ((True, plan.frequencies[:alone]), (False, plan.frequencies[alone:]))
@@ -169,8 +178,12 @@ def _visited_svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]
 
 
 def _svd_of_block(operand: Operand, real: bool) -> tuple[BlockFunction, int]:
+    """Return the function that decomposes a block of frequencies, and the bytes that a frequency needs.
+
+    `real` says that the symbol is real, as for a real kernel at frequencies that are their own conjugates.
+    """
     xp, backend = operand.xp, operand.backend
-    # Few frequencies are their own conjugates, so that a transform of them all would be too much.
+    # At most 2 ** ndim frequencies are their own conjugates. An FFT, which computes all frequencies, is too much.
     evaluate = symbol_polynomial(operand) if real else symbol_evaluator(operand)
 
     def decompose(frequencies: Array) -> tuple[Array, ...]:

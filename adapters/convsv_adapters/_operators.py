@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from convsv_core import Conv, norm_upper_bound, penalties
-from convsv_core.padded import padding_norm
+from convsv_core._geometry.padding import padding_norm
 from convsv_core.plan import resolve_channels
 
 Extents: TypeAlias = tuple[int, ...]
 
-PENALTIES = tuple(
-    name
-    for name, function in vars(penalties).items()
-    if inspect.isfunction(function) and function.__module__ == penalties.__name__ and not name.startswith("_")
-)
+PENALTIES = tuple(penalties.__all__)
 
 NEEDS_EXTENTS = "the extents of the layer {name!r} are not known: wanted an example_input that reaches it"
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from convsv_adapters._torch_layers import Extents
 from convsv_core import Conv, ProjectionState, project
+from convsv_core._norm.tap_bounds import frobenius_bound
 from convsv_core.rescaling import rescale_together
-from convsv_core.threshold import frobenius_bound
 
 Projected: TypeAlias = "tuple[torch.Tensor, dict[str, float]]"
 """A weight, and the certified norms of its operators by name."""
