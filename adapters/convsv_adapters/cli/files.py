@@ -1,4 +1,4 @@
-"""Writing a file whole: a reader sees the old content or the new, and no part of it."""
+"""Files that are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["replacing", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
-    """Write a file so that another program sees the old content or the new one, never a part.
+    """Write a file so that another program sees the old content or the new content, never a part.
 
-    `beside` is as for `replacing`.
+    A device such as /dev/null is written to directly. For `beside` see `replacing`.
     """
-    if path.exists() and not path.is_file():  # such as /dev/null
+    if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
     with replacing(path, beside=beside) as partial:
@@ -26,20 +26,26 @@ def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, like: Path | None = None, beside: Path | None = None) -> Iterator[Path]:
-    """Yield the path of a new file, which takes the place of `path` at the end of the block.
+    """Yield the path of a new file, which replaces the file at `path` when the block ends without an error.
 
-    An error in the block removes the new file, and `path` is as before. If `path` is a link, the link stays and the
-    file that it leads to is replaced.
+    After an error the new file is removed, and the file at `path` is as before. If `path` is a symbolic link, the
+    link stays and the file that it leads to is replaced.
 
     Parameters
     ----------
     path : Path
         The file to replace or to make.
     like : Path, optional
-        The file whose suffix the new file has, and whose permissions if there is no file at `path`. Without it the
-        new file has the suffix of `path`, and the permissions that the system gives if there is no file at `path`.
+        The example for the permissions of a file that does not exist yet, and for the suffix of the new file's
+        temporary name. Without it, the permissions are the system's default and the suffix is that of `path`.
     beside : Path, optional
-        The new file is made in the folder of this path, and not in that of `path`. Both must be in one file system.
+        A path in the same file system. The new file lies in its folder until it is complete; by default it lies in
+        the folder of `path`.
+
+    Raises
+    ------
+    OSError
+        A file cannot be made, written or replaced.
     """
     target = path.resolve()
     example = target if target.exists() else like
@@ -59,7 +65,7 @@ def replacing(path: Path, like: Path | None = None, beside: Path | None = None) 
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
