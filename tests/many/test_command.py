@@ -156,7 +156,8 @@ def test_the_table_of_a_killed_client_is_readable_and_can_be_completed(
     out = tmp_path / "spectra.parquet"
     arguments = [str(run_folder / "*.npz"), "--scheduler", cluster.scheduler_address, "--bounds", "none"]
     code = (
-        "from convsv_adapters import cli; from convsv_adapters.cli import parquet; from convsv_core import many; "
+        "from convsv_adapters import cli; from convsv_adapters.cli import parquet; "
+        "from convsv_core import many; "
         "parquet.SECONDS_PER_PART = 0; many.SECONDS_PER_TASK = 0; cli.main()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, "spectrum", *arguments, "--out", str(out)])
