@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, TypeAlias
 
-import array_api_compat
 import numpy as np
 
 Array: TypeAlias = Any
@@ -78,6 +77,8 @@ class Backend:
 
     def namespace(self, array: Array) -> ModuleType:
         """The standard-conforming namespace of `array`."""
+        import array_api_compat
+
         namespace: ModuleType = array_api_compat.array_namespace(array)
         return namespace
 
@@ -92,6 +93,8 @@ class Backend:
 
     def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Make a host table, such as angles or indices, an array beside `like`: its library and device."""
+        import array_api_compat
+
         return self.namespace(like).asarray(array, device=array_api_compat.device(like))
 
     def whole(self, kernel: Array) -> Array:

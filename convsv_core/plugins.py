@@ -6,17 +6,16 @@ A broken plugin is recorded and reported by `backends`. Its error is never raise
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
-
-import pluggy
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from convsv_core.backend import Array, Backend
 
 if TYPE_CHECKING:
+    import pluggy
+
     from convsv_core.layers import Layer, ReadOptions
 
 __all__ = [
@@ -28,31 +27,40 @@ __all__ = [
     "backends",
     "get_backend",
     "hookimpl",
-    "hookspec",
     "on_values",
     "plugins",
 ]
-
-hookspec = pluggy.HookspecMarker("convsv")
-hookimpl = pluggy.HookimplMarker("convsv")
 
 ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models")
 """The groups of entry points in which plugins are looked for, in this order."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _loading = threading.Lock()
+
+
+@overload
+def hookimpl(function: Hook, /) -> Hook: ...
+@overload
+def hookimpl(**options: Any) -> Callable[[Hook], Hook]: ...
+def hookimpl(function: Any = None, /, **options: Any) -> Any:
+    """Mark a plugin's function as the implementation of the hook in `Hooks` that has its name.
+
+    Use it as ``@hookimpl``, or as ``@hookimpl(tryfirst=True)`` with the options of `pluggy.HookimplMarker`.
+    """
+    import pluggy
+
+    return pluggy.HookimplMarker("convsv")(function, **options)
 
 
 class Hooks:
     """Declare the hooks that a plugin of `convsv` may implement."""
 
-    @hookspec
     def convsv_backend(self) -> Backend:  # type: ignore[empty-body]
         """Return the `Backend` of one array library, without importing that library."""
 
-    @hookspec(firstresult=True)
     def convsv_read_model(self, path: Path, options: ReadOptions) -> Sequence[Layer] | None:
         """Return every convolution of the model at `path`, or None if the file has another format.
 
@@ -60,7 +68,6 @@ class Hooks:
         format that cannot be read.
         """
 
-    @hookspec(firstresult=True)
     def convsv_model_layers(self, model: object, example_input: object) -> Sequence[Layer] | None:
         """Return every convolution of a model object, or None if the model is of another framework.
 
@@ -68,7 +75,6 @@ class Hooks:
         Import the framework only after it is clear that `model` is of that framework.
         """
 
-    @hookspec(firstresult=True)
     def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
         """Write the model at `path` to `target` with other kernels and return True, or None for another format.
 
@@ -125,12 +131,21 @@ def plugins() -> Plugins:
 @functools.cache
 def _load() -> Plugins:
     """Load every installed plugin. The caller holds `_loading`, so that no two threads load at once."""
+    import importlib.metadata
+
+    import pluggy
+
+    specify = pluggy.HookspecMarker("convsv")
+    specify(Hooks.convsv_backend)
+    for hook in (Hooks.convsv_read_model, Hooks.convsv_model_layers, Hooks.convsv_write_model):
+        specify(hook, firstresult=True)
     manager = pluggy.PluginManager("convsv")
     manager.add_hookspecs(Hooks)
+    installed = importlib.metadata.entry_points()
     found: dict[str, Backend] = {}
     broken: dict[str, str] = {}
     for group in ENTRY_POINT_GROUPS:
-        for entry_point in sorted(importlib.metadata.entry_points(group=group), key=lambda e: (e.name, e.value)):
+        for entry_point in sorted(installed.select(group=group), key=lambda e: (e.name, e.value)):
             try:
                 plugin = entry_point.load()
                 if manager.is_registered(plugin):  # A distribution may be on sys.path twice.

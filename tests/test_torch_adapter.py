@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from convsv_adapters import _torch_targets
-from convsv_adapters._commands import convsv as command_line
+from convsv_adapters.cli.group import convsv as command_line
 from convsv_adapters.torch import (
     OperatorNorm,
     StepProjection,

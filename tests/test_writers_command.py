@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convsv_adapters import _commands, _files
+from convsv_adapters.cli import files, request
 from projected_files import BOUND, project, run, weights, within
 
 
@@ -97,9 +97,9 @@ def test_a_failure_midway_leaves_the_old_file_and_nothing_else(model, monkeypatc
         shutil.copyfile(path, target)
 
     if stage == "disk":
-        monkeypatch.setattr(_files, "_to_disk", full)
+        monkeypatch.setattr(files, "_to_disk", full)
     else:
-        monkeypatch.setattr(_commands, "write_model", half if stage == "write" else other)
+        monkeypatch.setattr(request, "write_model", half if stage == "write" else other)
     message = project(model, model, "--force", status=1)
     assert ("would change" if stage == "check" else "No space left on device") in " ".join(message.split())
     assert model.read_bytes() == before
@@ -113,7 +113,7 @@ def test_a_crash_midway_leaves_the_old_file(model, monkeypatch):
         Path(target).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_commands, "write_model", interrupted)
+    monkeypatch.setattr(request, "write_model", interrupted)
     assert run("project", model, "--bound", BOUND, "-o", model, "--force").exit_code != 0
     assert model.read_bytes() == before
     assert os.listdir(model.parent) == ["m.npz"]

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import array_api_compat
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
@@ -275,6 +274,8 @@ class PowerRows(ProductRows):
     def _are_below(self, block: Array, level: float) -> Array:
         xp, grams = self.operand.xp, self.matrices(block)
         if level <= 0:
+            import array_api_compat
+
             return xp.zeros(grams.shape[:2], dtype=xp.bool, device=array_api_compat.device(grams))
         powers = grams / level
         for _ in range(SQUARINGS if grams.shape[-1] > 1 else 0):

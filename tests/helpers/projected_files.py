@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 from click.testing import CliRunner
-from convsv_adapters._commands import convsv
+from convsv_adapters.cli.group import convsv
 
 from convsv_core import Conv, norm_bounds
 

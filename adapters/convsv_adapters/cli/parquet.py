@@ -1,8 +1,8 @@
 """The table of `convsv spectrum --out`: a folder of Parquet files, which readers take for one table.
 
-A Parquet file ends with its table of contents, so that one that is broken off cannot be read at all. The table is
-therefore a folder, to which whole files are added: whenever the run ends, the table is readable and holds
-every model that was done by then. A model is in it with all its rows or with none.
+A Parquet file ends with its table of contents, so that a file that is cut off cannot be read at all. The table is
+therefore a folder, to which whole files are added. Whenever the run ends, the table is readable and holds
+every model that was done by then. A model has all its rows in the table, or none.
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from convsv_adapters._checkpoints import Checkpoint
-from convsv_adapters._files import write_whole
+from convsv_adapters.cli.checkpoints import Checkpoint
+from convsv_adapters.cli.files import write_whole
 from convsv_core.reports import QUANTILES, LayerReport, ModelReport
 
+__all__ = ["Norm", "SpectraTable", "TableError"]
+
 ROWS_PER_PART = 10_000
+"""The number of rows that are gathered at most before they are written as a file (a guess)."""
+
 SECONDS_PER_PART = 30.0
-"""Rows are written when there are so many, or when one comes in and the last were written so long ago."""
+"""The time after which the next row makes all gathered rows be written: what a killed run may lose (a guess)."""
 
 METADATA = b"convsv"
+"""The key of the settings in the metadata of each Parquet file."""
+
 _INTS = pa.list_(pa.int32())
+_QUANTILE_COLUMNS = [f"q{round(100 * share):02d}" for share in QUANTILES]
 
 SCHEMA = pa.schema(
     [
@@ -49,7 +56,7 @@ SCHEMA = pa.schema(
         ("norm_lower", pa.float64()),
         ("norm_upper", pa.float64()),
         ("smallest_singular_value", pa.float64()),
-        *((f"q{round(100 * share):02d}", pa.float64()) for share in QUANTILES),
+        *((name, pa.float64()) for name in _QUANTILE_COLUMNS),
         ("condition_number", pa.float64()),
         ("stable_rank", pa.float64()),
         ("reshaped_norm", pa.float64()),
@@ -58,18 +65,18 @@ SCHEMA = pa.schema(
         ("modified", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""One row a layer; one without layer, and with a note, for a model that has no figures at all."""
+"""The columns. A row is a layer; a model without any figures has one row with a note and without a layer."""
 
-_OF_A_REPORT = [name for name in SCHEMA.names if name in LayerReport.__dataclass_fields__]
-_OF_THE_FILE = ("model", "bytes", "modified")
+_REPORT_COLUMNS = [name for name in SCHEMA.names if name in LayerReport.__dataclass_fields__]
+_FILE_COLUMNS = ("model", "bytes", "modified")
 
 
 class TableError(Exception):
-    """A table that cannot be used; the message is one line."""
+    """The table cannot be used. The message is one line."""
 
 
 class Norm(NamedTuple):
-    """What a row says of a layer's norm."""
+    """The norm of one layer at one step of a run, as a row of the table has it."""
 
     run: str
     step: int | None
@@ -79,19 +86,19 @@ class Norm(NamedTuple):
 
 
 class SpectraTable:
-    """A table that one process adds to, and that any number may read.
+    """A table to which one process adds, while any number of processes may read it.
 
     Parameters
     ----------
     folder : Path
-        Which is made if it is not there.
+        The table's folder, which is made if it is not there.
     settings : dict
-        What the figures depend on besides the models. A table of other settings is refused.
+        The options on which the figures depend. A table of other settings is refused.
 
     Raises
     ------
     TableError
-        On entering: `folder` is something else, has other settings, or another process adds to it.
+        `folder` is no table, or has other settings, or another process adds to it. Raised on entering the block.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -133,11 +140,11 @@ class SpectraTable:
     # ---- what is there ---------------------------------------------------------------------------------
 
     def has(self, checkpoint: Checkpoint) -> bool:
-        """Whether the figures of a checkpoint are there, and the file is the one that they are of."""
+        """Return whether the table has figures of a checkpoint, and the file has not changed since."""
         return self._known.get(checkpoint.model, ()) == (checkpoint.size, checkpoint.modified)
 
     def forget(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Take out what there is of checkpoints that are to be computed again."""
+        """Remove the rows of checkpoints that are to be computed again."""
         held = {one.model for one in checkpoints if one.model in self._known or one.model in self._without}
         models = pa.array(sorted(held), pa.string())
         for path in self._parts() if held else ():
@@ -151,7 +158,7 @@ class SpectraTable:
                 path.unlink()
 
     def norms(self) -> Iterator[Norm]:
-        """The norms of all layers that have one, without holding the table."""
+        """Yield the norms of all layers that have one, without holding the table in memory."""
         rows = pyarrow.dataset.dataset(self._parts(), schema=SCHEMA)
         columns = ["run", "step", "depth", "layer", "operator_norm"]
         for batch in rows.to_batches(columns=columns, filter=pyarrow.dataset.field("operator_norm").is_valid()):
@@ -161,7 +168,7 @@ class SpectraTable:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def _read(self) -> None:
-        """Look at every part: its settings, and of which models it has figures."""
+        """Check the settings of every part, and note the models that have figures in it."""
         parts = self._parts()
         if not parts and any(self.folder.iterdir()):
             raise TableError(f"{self.folder}: a folder of other files: give another name, or an empty one")
@@ -172,7 +179,7 @@ class SpectraTable:
                 raise TableError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
             with file:
                 self._check(path, file.schema_arrow)
-                for batch in file.iter_batches(columns=[*_OF_THE_FILE, "layer"]):
+                for batch in file.iter_batches(columns=[*_FILE_COLUMNS, "layer"]):
                     self._take(batch)
             self._next = max(self._next, int(path.stem.partition("-")[2]) + 1)
 
@@ -193,7 +200,7 @@ class SpectraTable:
         for model, size, when, layer in zip(models, sizes, modified, layers, strict=True):
             if layer is not None:
                 self._known[model] = (size, when)
-            else:  # a model without any is tried again
+            else:  # a model without figures is tried again
                 self._without.add(model)
 
     # ---- adding ----------------------------------------------------------------------------------------
@@ -214,7 +221,7 @@ class SpectraTable:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the rows that were added since the last time."""
         if self._rows:
             path = self.folder / f"part-{self._next:06d}.parquet"
             self._write(pa.Table.from_pylist(self._rows, self._schema), path)
@@ -222,16 +229,13 @@ class SpectraTable:
         self._rows, self._written = [], time.monotonic()
 
     def _write(self, table: pa.Table, path: Path) -> None:
-        """Write one part, which is begun beside the folder: some readers take every file in it for a part."""
+        """Write one part. It is begun beside the folder, because some readers take every file in it for a part."""
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer)
         write_whole(path, buffer.getvalue().to_pybytes(), beside=self.folder)
 
 
 def _row(depth: int, report: LayerReport) -> dict[str, Any]:
-    quantiles = dict(zip(_QUANTILE_NAMES, report.quantiles or (), strict=False))
-    figures = {name: getattr(report, name) for name in _OF_A_REPORT}
+    quantiles = dict(zip(_QUANTILE_COLUMNS, report.quantiles or (), strict=False))
+    figures = {name: getattr(report, name) for name in _REPORT_COLUMNS}
     return {"depth": depth, "layer": report.name} | figures | quantiles
-
-
-_QUANTILE_NAMES = [f"q{round(100 * share):02d}" for share in QUANTILES]

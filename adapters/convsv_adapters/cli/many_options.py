@@ -1,4 +1,4 @@
-"""The options of `convsv spectrum` for many models; what they do needs libraries that one model does not."""
+"""The options of `convsv spectrum` for many models, which need libraries that one model does not need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 
 import click
 
+from convsv_adapters.cli.options import add_options, number, output_file
+
+__all__ = ["LOCAL", "ManyOptions", "many_options"]
+
 LOCAL = "local"
+"""The value of ``--scheduler`` that asks for a cluster on this machine."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,11 @@ class ManyOptions:
     scheduler : str
         Address of a cluster's scheduler, or `LOCAL`.
     out : Path
+        The folder of the table.
     workers : int or None
-        Of a local cluster; one for each processor if not given.
+        Number of processes of a local cluster. One for each processor if None.
     connect_timeout : float
-        Seconds.
+        Seconds to wait for the scheduler.
     """
 
     scheduler: str
@@ -35,7 +41,7 @@ class ManyOptions:
 
 
 def many_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command an argument `many`: a `ManyOptions`, or None where one model is to be looked at."""
+    """Give a command an argument `many`, which is a `ManyOptions`, or None in a call for one model."""
 
     @functools.wraps(command)
     def gathered(
@@ -51,44 +57,30 @@ def many_options(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(f"--workers is for --scheduler local: {scheduler} has workers of its own")
         return command(many=ManyOptions(scheduler, out, workers, connect_timeout), **options)
 
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
-
-
-def _check_table(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse at once what could not be written after minutes of work."""
-    if value is None:
-        return None
-    if value.suffix.lower() != ".parquet":
-        raise click.BadParameter(f"{value}: wanted a name that ends in .parquet")
-    if value.exists() and not value.is_dir():
-        raise click.BadParameter(f"{value} is a file; the table is a folder of Parquet files: give another name")
-    if not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"{value}: there is no directory {value.parent}")
-    return value
+    return add_options(gathered, _OPTIONS)
 
 
 _OPTIONS = (
     click.option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Many models: the cluster of dask.distributed, as tcp://host:8786, or local for one on this machine.",
+        help="Many models: address of a dask.distributed cluster, as tcp://host:8786, or local for one here.",
     ),
     click.option(
         "--out",
         type=click.Path(path_type=Path),
-        callback=_check_table,
-        help="Many models: the table, as spectra.parquet. What is in it is not computed again.",
+        callback=output_file(".parquet", folder=True),
+        help="Many models: the table, as spectra.parquet. Models that are in it are not computed again.",
     ),
     click.option(
         "--workers",
         type=click.IntRange(min=1),
-        help="Many models: processes of --scheduler local.  [default: one for each processor]",
+        help="Many models: number of processes of --scheduler local.  [default: one for each processor]",
     ),
     click.option(
         "--connect-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=float,
+        callback=number(zero=False),
         default=10.0,
         show_default=True,
         metavar="SECONDS",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import threading
@@ -16,22 +15,28 @@ from typing import Any, NamedTuple
 import click
 from distributed import Client, LocalCluster
 
-from convsv_adapters import _table
-from convsv_adapters._checkpoints import Checkpoint, find
-from convsv_adapters._files import write_whole
-from convsv_adapters._many_options import LOCAL, ManyOptions
-from convsv_adapters._progress import tracked
-from convsv_adapters._spectra import SpectraTable, TableError
+from convsv_adapters.cli.checkpoints import Checkpoint, find
+from convsv_adapters.cli.many_options import LOCAL, ManyOptions
+from convsv_adapters.cli.options import ModelOptions
+from convsv_adapters.cli.output import import_for_option, one_line_errors, write_results
+from convsv_adapters.cli.parquet import SpectraTable, TableError
+from convsv_adapters.cli.progress import tracked
+from convsv_adapters.cli.table import show_runs
 from convsv_adapters.formats.errors import one_line
 from convsv_core import ModelReport, analyze_many
-from convsv_core.reports.tasks import TaskOptions
+from convsv_core.reports import Bounds
+
+__all__ = ["ManyRequest"]
 
 QUIET_WORKER = """
 import logging, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 """
-"""Run by each worker of a local cluster: a terminal interrupts it too, but it is this process that ends it."""
+"""The code that each worker of a local cluster runs first.
+
+A terminal's interrupt reaches the workers too, but they are ended by this process, and should not end by themselves.
+"""
 
 
 class Failure(NamedTuple):
@@ -43,24 +48,34 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class ManyRequest:
-    """A call of `convsv spectrum` for many models, which are names of files and patterns."""
+    """A call of `convsv spectrum` for many models.
+
+    Attributes
+    ----------
+    models : sequence of str
+        Names of files, and patterns that stand for files.
+    many : ManyOptions
+    options : ModelOptions
+    bounds : "upper", "both" or "none"
+    """
 
     models: Sequence[str]
-    options: ManyOptions
-    settings: TaskOptions
+    many: ManyOptions
+    options: ModelOptions
+    bounds: Bounds
 
     def run(self, json_path: Path | None, plot: Path | None) -> None:
-        """Compute what the table lacks, and print the course of each layer's norm, or the JSON.
+        """Compute the models that the table lacks, and print each layer's norms or the JSON.
 
-        Leaves with status 1 if a model has no figures.
+        Exits with status 1 if a model has no figures.
         """
-        out = self.options.out
+        out = self.many.out
         try:
             checkpoints = find(self.models, out.absolute().parent)
         except FileNotFoundError as error:
             raise click.BadParameter(str(error), param_hint="'[MODEL]...'") from None
         try:
-            with SpectraTable(out, self._recorded()) as table, _terminated_like_interrupted():
+            with one_line_errors(out), SpectraTable(out, self._recorded()) as table, _terminated_like_interrupted():
                 missing = [checkpoint for checkpoint in checkpoints if not table.has(checkpoint)]
                 if len(missing) < len(checkpoints):
                     known = len(checkpoints) - len(missing)
@@ -70,40 +85,37 @@ class ManyRequest:
                 self._publish(table, len(checkpoints), len(missing), failures, json_path, plot)
         except TableError as error:
             raise click.BadParameter(str(error), param_hint="--out") from None
-        except OSError as error:
-            raise click.ClickException(f"{error.filename or out}: {error.strerror or error}") from None
         if failures:
             raise click.exceptions.Exit(1)
 
     def _recorded(self) -> dict[str, Any]:
-        """What the figures depend on besides the models, by the options that say it."""
-        settings = self.settings
-        shapes = {name: list(shape) for name, shape in sorted(settings.read.input_shapes.items())}
+        """Return the options on which the figures depend. The table keeps them."""
+        reading = self.options.read_options
+        shapes = {name: list(shape) for name, shape in sorted(reading.input_shapes.items())}
         return {
-            "--backend": settings.backend,
-            "--bounds": settings.bounds,
-            "--dtype": settings.dtype,
+            "--backend": self.options.backend_name,
+            "--bounds": self.bounds,
+            "--dtype": self.options.dtype,
             "--input-shape": shapes,
-            "--layout": settings.read.layout,
+            "--layout": reading.layout,
         }
 
     def _compute(self, missing: Sequence[Checkpoint], total: int, table: SpectraTable) -> list[Failure]:
-        """Add what is missing to the table, and return what could not be computed."""
+        """Add the missing models to the table, and return the models that have no figures."""
         failures = []
         table.forget(missing)
-        settings = self.settings
-        with _connected(self.options) as client:
+        with _connected(self.many) as client:
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
             if not client.nthreads():
-                click.echo(f"the scheduler at {self.options.scheduler} has no workers yet: waiting for some", err=True)
+                click.echo(f"the scheduler at {self.many.scheduler} has no workers yet: waiting for some", err=True)
             reports = analyze_many(
                 [checkpoint.path for checkpoint in missing],
                 client,
-                options=settings.read,
-                backend=settings.backend,
-                bounds=settings.bounds,
-                dtype=settings.dtype,
-                device=settings.device,
+                options=self.options.read_options,
+                backend=self.options.backend_name,
+                bounds=self.bounds,
+                dtype=self.options.dtype,
+                device=self.options.device,
             )
             with contextlib.closing(_in_words(reports)) as arriving:
                 bar = tracked(arriving, total, done=total - len(missing))
@@ -123,46 +135,38 @@ class ManyRequest:
         json_path: Path | None,
         plot: Path | None,
     ) -> None:
-        out, backend = self.options.out, self.settings.backend
-        document = json.dumps(
-            {
-                "table": str(out),
-                "backend": backend,
-                "models": models,
-                "computed": missing - len(failures),
-                "failed": [failure._asdict() for failure in failures],
-            },
-            indent=2,
-        )
-        to_stdout = json_path is not None and str(json_path) == "-"
-        if json_path is not None and not to_stdout:
-            write_whole(json_path, f"{document}\n".encode())
+        """Write the JSON and the figure, print the table or the JSON, and name the models without figures."""
+        out, backend = self.many.out, self.options.backend_name
+        document = {
+            "table": str(out),
+            "backend": backend,
+            "models": models,
+            "computed": missing - len(failures),
+            "failed": [failure._asdict() for failure in failures],
+        }
+        files = {}
         if plot is not None:
-            from convsv_adapters import _plot
-
-            write_whole(plot, _plot.draw_norms(table.norms(), out.name, plot.suffix[1:].lower()))
-        if to_stdout:
-            click.echo(document)
-        else:
-            _table.show_runs(table.norms(), f"{out}, with {backend}")
+            plots = import_for_option("plot", "--plot", "cli")
+            files[plot] = lambda: plots.draw_norms(table.norms(), out.name, plot.suffix[1:].lower())
+        write_results(document, json_path, lambda: show_runs(table.norms(), f"{out}, with {backend}"), files)
         for failure in failures:
             click.echo(f"{failure.model} has no figures: {failure.note}", err=True)
 
 
 def _in_words(reports: Iterator[ModelReport]) -> Generator[ModelReport]:
-    """The reports; what keeps a cluster from computing any more of them is one line and status 1."""
+    """Yield the reports, and report on one line an error that keeps the cluster from computing more of them."""
     try:
         yield from reports
     except ConnectionError as error:
         raise click.ClickException(f"{error}; call again for what is missing") from None
-    except Exception as error:  # of any kind: it was raised on a worker
+    except Exception as error:  # the error was raised on a worker, and may be of any kind
         raise click.ClickException(f"a worker cannot compute: {type(error).__name__}: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
 def _connected(options: ManyOptions) -> Iterator[Client]:
-    """A client of a cluster that is there, or of one that is started here and ends with the block."""
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that goes is one line of ours
+    """Yield a client of the scheduler's cluster, or of a local cluster that ends with the block."""
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # `_in_words` reports a lost scheduler
     if options.scheduler == LOCAL:
         cluster = LocalCluster(
             n_workers=options.workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", preload=[QUIET_WORKER]
@@ -182,7 +186,10 @@ def _connected(options: ManyOptions) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Have SIGTERM, which ends jobs whose time is up, leave the block by an exception, so that it cleans up."""
+    """Return a context manager in which SIGTERM raises an exception, so that the block cleans up.
+
+    Batch systems send SIGTERM to a job whose time is up.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

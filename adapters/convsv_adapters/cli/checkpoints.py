@@ -1,4 +1,4 @@
-"""Checkpoints by pattern: which files there are, of which run and step each is, and whether it has changed."""
+"""Find checkpoints by patterns, with the run and the step that each belongs to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+__all__ = ["Checkpoint", "find", "run_and_step"]
+
 OF_ONE_STEP = re.compile(r"(step|epoch|iter|checkpoint|ckpt)\D*\d", re.IGNORECASE)
-"""Names of folders that hold one step each."""
+"""Names of folders that hold one step each, as trainers call them."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,17 @@ class Checkpoint:
     Attributes
     ----------
     path : Path
-        As it was found.
+        The path as it was found.
     model : str
-        The path from the folder of the table, which is its name there.
+        The path relative to the folder of the table, which is the model's name in the table.
     run : str
-        The folder, from there too.
+        The folder of the run, relative to the folder of the table.
     step : int or None
-        See `run_and_step`.
-    size, modified : int or None
-        Bytes, and microseconds since 1970; None if the file has gone.
+        The training step; see `run_and_step`.
+    size : int or None
+        The size of the file in bytes, or None if the file has gone.
+    modified : int or None
+        The time of the last change in microseconds since 1970, or None if the file has gone.
     """
 
     path: Path
@@ -40,7 +44,14 @@ class Checkpoint:
 
 
 def find(patterns: Iterable[str], base: Path) -> list[Checkpoint]:
-    """Every file that a pattern, or a name, stands for, once, in the order of runs and steps.
+    """Return every file that matches a pattern or a name, once, in the order of runs and steps.
+
+    Parameters
+    ----------
+    patterns : iterable of str
+        Names of files, and patterns of `glob`.
+    base : Path
+        The folder of the table.
 
     Raises
     ------
@@ -60,10 +71,12 @@ def find(patterns: Iterable[str], base: Path) -> list[Checkpoint]:
 
 
 def run_and_step(model: str) -> tuple[str, int | None]:
-    """The folder of a checkpoint, and the number behind "step" in its name, or else the last number there.
+    """Return the run and the step of a checkpoint from its path.
 
-    A name without a number leaves it to that of a folder that is called step, epoch, iter, checkpoint or ckpt, and the
-    run is the folder above. The numbers of a checkpoint's own parts, as in ``model-00001-of-00003``, do not count.
+    The run is the folder. The step is the number behind "step" in the file's name, or else the last number in the name.
+    If the name has no number and the folder is called step, epoch, iter, checkpoint or ckpt with a number, then this
+    number is the step, and the run is the folder above. The numbers of a checkpoint's parts, as in
+    ``model-00001-of-00003``, do not count.
 
     Examples
     --------
@@ -90,7 +103,7 @@ def _step(name: str) -> int | None:
 def _checkpoint(path: Path, base: Path) -> Checkpoint:
     try:
         model = os.path.relpath(path, base)
-    except ValueError:  # on another drive
+    except ValueError:  # the two paths are on different drives of Windows
         model = os.path.abspath(path)
     run, step = run_and_step(model)
     try:

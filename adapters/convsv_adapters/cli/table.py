@@ -1,4 +1,4 @@
-"""Tables of `convsv` on stdout."""
+"""The tables that the commands print on stdout."""
 
 from __future__ import annotations
 
@@ -17,26 +17,53 @@ from rich.text import Text
 from convsv_core.plugins import BackendInfo
 from convsv_core.reports import Bounds, Row
 
-if TYPE_CHECKING:  # its library is needed for many models only
-    from convsv_adapters._spectra import Norm
+if TYPE_CHECKING:  # this module imports pyarrow, which a call for one model does not need
+    from convsv_adapters.cli.parquet import Norm
+
+__all__ = [
+    "NORM",
+    "SPECTRUM",
+    "SortKey",
+    "View",
+    "projection_view",
+    "show",
+    "show_backends",
+    "show_runs",
+    "spectrum_view",
+]
 
 SortKey: TypeAlias = Callable[[Any], float | str | None]
+"""The key by which a report is sorted, or None for the end of the table."""
+
+UNLIMITED = 10_000
+"""A console width, in characters, that no table needs (a guess)."""
+
+PIPE_WIDTH = 80
+"""The least width, in characters, of a table that goes to no terminal: the usual width of a terminal."""
+
+NAME_WIDTH, SHORTEST_NAME_WIDTH = 16, 4
+"""The widths, in characters, to which layer names are narrowed before and after kernels are (guesses)."""
+
+KERNEL_WIDTH = 6
+"""The least width, in characters, of a column of kernels: the length of its heading."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What the table of one command shows besides layer and kernel.
+    """The parts of a command's table that differ from the tables of other commands.
 
     Attributes
     ----------
-    subtitle, legend : str
-        What the figures are of, above the table, and what the headings mean, below it.
+    subtitle : str
+        The line above the table, which says what operator the figures belong to.
+    legend : str
+        The text below the table, which explains the headings.
     columns : mapping from heading to callable
-        The cell of a report.
+        The columns after layer and kernel. Each callable makes the cell of a report.
     sort_keys : mapping from name to callable
-        Orders of the rows, ascending, with None last.
+        The orders of the rows, ascending, with None last.
     summary : callable
-        A line about all reports, or "".
+        Makes a line about all reports, or "".
     """
 
     subtitle: str
@@ -47,19 +74,12 @@ class View:
 
 
 def show(reports: Sequence[Row], title: str, view: View, sort: str) -> None:
-    """Print the layers, what their notes say, and what stands out."""
+    """Print the table of layers, its legend, and the notes of the layers."""
     notes: dict[str, int] = {}
     for report in reports:
         if report.note:
             notes.setdefault(report.note, len(notes) + 1)
-    table = Table(
-        title=f"{title}\n{view.subtitle}",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = _table(f"{title}\n{view.subtitle}")
     table.add_column("layer", overflow="fold")
     table.add_column("kernel")
     for heading in view.columns:
@@ -74,14 +94,15 @@ def show(reports: Sequence[Row], title: str, view: View, sort: str) -> None:
     console = _console(table)
     _narrow(table, console.width, reports)
     console.print(table)
-    console.print(Text(f"\n{_explain(reports, view)}"))
+    legend = f"kernel: its shape, with s stride, d dilation, g groups, T transposed where it has them. {view.legend}"
+    console.print(Text("\n" + "\n".join(filter(None, (legend, view.summary(reports))))))
     for note, number in notes.items():
         console.print(Text(f"({number}) {note}"))
 
 
 def show_backends(rows: Sequence[BackendInfo]) -> None:
-    """Print one row for each plugin."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    """Print one row for each backend."""
+    table = _table(None, gap=2)
     for heading in ("backend", "available", "devices", "dtypes", "reason"):
         table.add_column(heading, overflow="fold")
     for row in rows:
@@ -91,13 +112,20 @@ def show_backends(rows: Sequence[BackendInfo]) -> None:
     _console(table).print(table)
 
 
+def _table(title: str | None, gap: int = 1) -> Table:
+    """Make an empty table with `gap` spaces between its columns."""
+    return Table(
+        title=title, title_style="bold", box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False
+    )
+
+
 def _narrow(table: Table, width: int, reports: Sequence[Row]) -> None:
-    """Break names, and kernels before their strides and groups, so that no figure is cut."""
+    """Break layer names, and kernels before their strides and groups, so that no figure is cut."""
     excess = _needed_width(table) - width
     layer, kernel = table.columns[:2]
     layer.width, kernel.width = (max(len(str(cell)) for cell in column.cells) for column in (layer, kernel))
-    shortest_kernel = max(6, *(len(_by(report.kernel_shape)) for report in reports))
-    for column, least in ((layer, 16), (kernel, shortest_kernel), (layer, 4)):
+    shape_width = max(KERNEL_WIDTH, *(len(_by(report.kernel_shape)) for report in reports))
+    for column, least in ((layer, NAME_WIDTH), (kernel, shape_width), (layer, SHORTEST_NAME_WIDTH)):
         assert column.width is not None
         taken = max(0, min(excess, column.width - least))
         column.width -= taken
@@ -105,24 +133,19 @@ def _narrow(table: Table, width: int, reports: Sequence[Row]) -> None:
 
 
 def _needed_width(table: Table) -> int:
-    return Console(width=10_000).measure(table).maximum
+    return Console(width=UNLIMITED).measure(table).maximum
 
 
 def _console(table: Table) -> Console:
-    """Make a console as wide as the terminal, and in a pipe as wide as the table needs."""
+    """Return a console as wide as the terminal, or in a pipe as wide as the table needs."""
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=max(80, _needed_width(table)))
+        console = Console(width=max(PIPE_WIDTH, _needed_width(table)))
     return console
 
 
-def _explain(reports: Sequence[Row], view: View) -> str:
-    legend = f"kernel: its shape, with s stride, d dilation, g groups, T transposed where it has them. {view.legend}"
-    return "\n".join(filter(None, (legend, view.summary(reports))))
-
-
 def _geometry(report: Row) -> str:
-    """Say what differs from stride 1, dilation 1 and one group."""
+    """Return the stride, the dilation, the groups and T, as far as they differ from a plain convolution."""
     parts = ["T"] if report.transposed else []
     for letter, values in (("s", report.stride), ("d", report.dilation)):
         if values and max(values) > 1:
@@ -145,8 +168,16 @@ def _figure(value: float | None, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _yes_or_no(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "-"}[value]
+
+
 def _rounded(value: float | None, rounding: str, digits: int) -> str:
-    """`digits` digits of a bound, rounded so that it stays one."""
+    """Return `digits` digits of a bound, rounded to the side on which it stays a bound."""
     if value is None:
         return "-"
     context = decimal.Context(prec=digits, rounding=rounding)
@@ -164,14 +195,18 @@ def _none_last(key: float | str | None) -> tuple[bool, float | str]:
 # ---- the tables ----------------------------------------------------------------------------------------
 
 BOUND_DIGITS = 5
-SIDE_DIGITS = 4  # of bounds in a table of other figures
+"""The number of digits of a bound in a table of bounds, enough to show a gap of 1e-3 (a guess)."""
+
+SIDE_DIGITS = 4
+"""The number of digits of a bound in a table of other figures: that of the figures, so that columns are narrow."""
 
 _RESHAPED: dict[str, Callable[[Any], str]] = {
     "reshaped\nnorm": lambda report: _figure(report.reshaped_norm),
     "factor": lambda report: "-" if report.factor is None else f"{report.factor:.2f}x",
 }
 _RESHAPED_LEGEND = (
-    " reshaped norm: that of the kernel as a matrix, which frameworks call spectral_norm. factor: norm / reshaped norm."
+    " reshaped norm: the norm of the kernel as a matrix, which frameworks call spectral_norm. factor: norm / reshaped "
+    "norm."
 )
 _ANY_SORT_KEYS: dict[str, SortKey] = {
     "depth": lambda report: 0.0,
@@ -185,7 +220,7 @@ _SORT_KEYS: dict[str, SortKey] = {
 
 
 def _off_by(reports: Sequence[Row]) -> str:
-    """Say how far off the reshaped norm is."""
+    """Return a line that says how far off the reshaped norm is."""
     known = [report for report in reports if report.norm is not None and report.factor is not None]
     if not known:
         return ""
@@ -218,7 +253,7 @@ SPECTRUM = View(
     },
     _off_by,
 )
-"""The table of `convsv spectrum`, of `LayerReport`, with both bounds."""
+"""The table of `convsv spectrum`, whose rows are a `LayerReport` each, with both bounds."""
 
 _LEGEND_OF_BOUNDS = {
     "none": "",
@@ -228,7 +263,7 @@ _LEGEND_OF_BOUNDS = {
 
 
 def spectrum_view(bounds: Bounds) -> View:
-    """`SPECTRUM` with the bounds that were asked for."""
+    """Return `SPECTRUM` with the bounds that were asked for, and without the columns of the others."""
     left_out = {"none": ("lower", "upper"), "upper": ("lower",), "both": ()}[bounds]
     columns = {heading: cell for heading, cell in SPECTRUM.columns.items() if heading not in left_out}
     return replace(SPECTRUM, legend=SPECTRUM.legend + _LEGEND_OF_BOUNDS[bounds], columns=columns)
@@ -236,35 +271,35 @@ def spectrum_view(bounds: Bounds) -> View:
 
 NORM = View(
     "certified bounds of the norm, for every input size",
-    "lower, upper: between them lies the most by which any input is stretched, over all extents, with zero or valid "
-    "padding, or with circular padding where the stride divides the extents. evals: matrices whose norm was computed. "
-    "met: whether the gap asked for was reached." + _RESHAPED_LEGEND,
+    "lower, upper: bounds of the largest factor by which the layer stretches an input, over all extents, with zero or "
+    "valid padding, or with circular padding where the stride divides the extents. evals: number of matrices whose "
+    "norm was computed. met: whether the requested gap was reached." + _RESHAPED_LEGEND,
     {
         "lower": lambda report: _rounded(report.lower, decimal.ROUND_FLOOR, BOUND_DIGITS),
         "upper": lambda report: _rounded(report.upper, decimal.ROUND_CEILING, BOUND_DIGITS),
-        "evals": lambda report: "-" if report.evaluations is None else str(report.evaluations),
-        "met": lambda report: {True: "yes", False: "no", None: "-"}[report.converged],
+        "evals": lambda report: _count(report.evaluations),
+        "met": lambda report: _yes_or_no(report.converged),
         **_RESHAPED,
     },
     _SORT_KEYS,
     _off_by,
 )
-"""The table of `convsv norm`, of `BoundsReport`."""
+"""The table of `convsv norm`, whose rows are a `BoundsReport` each."""
 
 
 def projection_view(bound: float, method: str) -> View:
-    """Table of `convsv project`, of `ProjectionReport`."""
+    """Return the table of `convsv project`, whose rows are a `ProjectionReport` each."""
     return View(
         f"projected to norms of at most {bound:g} by {method}",
-        "before, after: certified norms with the layer's own padding, under zero padding for every input size; after "
-        "is that of the weights as they are stored. distance: Frobenius norm of the change of the weights. iter.: "
-        "iterations. conv.: whether the method's own aim was reached.",
+        "before, after: certified norms with the layer's own padding, which under zero padding hold for every input "
+        "size. after belongs to the weights as they are stored. distance: Frobenius norm of the change of the weights. "
+        "iter.: number of iterations. conv.: whether the method converged.",
         {
             "before": lambda report: _rounded(report.norm_before, decimal.ROUND_CEILING, BOUND_DIGITS),
             "after": lambda report: _rounded(report.norm_after, decimal.ROUND_CEILING, BOUND_DIGITS),
             "distance": lambda report: _figure(report.distance),
-            "iter.": lambda report: "-" if report.iterations is None else str(report.iterations),
-            "conv.": lambda report: {True: "yes", False: "no", None: "-"}[report.converged],
+            "iter.": lambda report: _count(report.iterations),
+            "conv.": lambda report: _yes_or_no(report.converged),
         },
         {
             **_ANY_SORT_KEYS,
@@ -276,14 +311,12 @@ def projection_view(bound: float, method: str) -> View:
 
 
 def _moved(reports: Sequence[Any]) -> str:
-    """Say how many layers have changed, and how far."""
+    """Return a line that says how many layers have changed, and how far."""
     changed = [report for report in reports if report.kernel is not None]
+    if not changed:
+        return f"None of {len(reports)} convolutions changed."
     total = math.hypot(*(report.distance for report in changed))
-    return (
-        f"{len(changed)} of {len(reports)} convolutions changed, by {_figure(total)} in all."
-        if changed
-        else (f"None of {len(reports)} convolutions changed.")
-    )
+    return f"{len(changed)} of {len(reports)} convolutions changed, by {_figure(total)} in all."
 
 
 # ---- many models -----------------------------------------------------------------------------------------
@@ -300,7 +333,7 @@ class _Course:
 
 
 def show_runs(norms: Iterable[Norm], title: str) -> None:
-    """Print the course of each layer's norm over each run."""
+    """Print one row for each layer of each run: its first, last and largest norm."""
     courses: dict[tuple[str, int, str], _Course] = {}
     for norm in norms:
         course = courses.setdefault((norm.run, norm.depth, norm.layer), _Course(0, norm, norm, norm))
@@ -308,16 +341,13 @@ def show_runs(norms: Iterable[Norm], title: str) -> None:
         course.first = min(course.first, norm, key=_step)
         course.last = max(course.last, norm, key=_step)
         course.largest = max(course.largest, norm, key=lambda one: one.norm)
-    table = Table(
-        title=title, title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
-    )
+    table = _table(title)
     for heading in ("run", "layer", "models", "steps", "first\nnorm", "last\nnorm", "largest\nnorm", "at step"):
         table.add_column(heading, overflow="fold", justify="left" if heading in ("run", "layer") else "right")
     for (run, _, layer), course in sorted(courses.items()):
         between = "-" if course.first.step is None else f"{course.first.step}-{course.last.step}"
         figures = (_figure(one.norm) for one in (course.first, course.last, course.largest))
-        at = "-" if course.largest.step is None else str(course.largest.step)
-        table.add_row(*map(Text, (run, layer, str(course.models), between, *figures, at)))
+        table.add_row(*map(Text, (run, layer, str(course.models), between, *figures, _count(course.largest.step))))
     if courses:
         _console(table).print(table)
 
