@@ -20,7 +20,7 @@ from benchmarks.layers import GAUSSIAN, TRAINED, find_layers, fixed
 from benchmarks.libraries import Library
 from benchmarks.shapes import Shape, square
 from benchmarks.timing import alternate, time_once
-from convsv_core._projection.project import ProjectionMethod
+from convsv_core._projection.projection import ProjectionMethod
 from convsv_core.backend import Array
 
 METHODS: tuple[ProjectionMethod, ...] = ("dykstra", "alternating", "rescale", "newton-schulz")

@@ -16,7 +16,7 @@ from convsv_core.conv import Conv
 from convsv_core.layers import Layer
 from convsv_core.plugins import backends, get_backend
 from convsv_core.reports import layer_reports, read_model
-from convsv_core.reports.analyze import CURVE_POINTS, describe
+from convsv_core.reports.analysis import CURVE_POINTS, describe
 
 BACKENDS = [row.name for row in backends() if row.available]
 DIGITS = Path(str(importlib.resources.files("convsv_adapters") / "data" / "digits.onnx"))

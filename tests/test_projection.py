@@ -16,8 +16,7 @@ from convsv_conformance.target import Failure, Ledger, Target
 
 import convsv_core as convsv
 from convsv_core import Conv
-from convsv_core._projection import certificate, dykstra, excess
-from convsv_core._projection import project as projection
+from convsv_core._projection import certificate, dykstra, excess, projection
 from convsv_core.plugins import get_backend
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}

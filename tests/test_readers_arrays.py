@@ -323,7 +323,7 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, librar
 def test_importing_the_readers_imports_no_library():
     code = """
 import sys
-import convsv_core.reports.analyze
+import convsv_core.reports.analysis
 import convsv_adapters.formats.onnx.reader, convsv_adapters.formats.state_dict
 import convsv_adapters.formats.safetensors, convsv_adapters.formats.npz
 loaded = {"onnx", "onnxruntime", "torch", "safetensors", "jax", "matplotlib"} & set(sys.modules)

@@ -22,7 +22,7 @@ from convsv_adapters._keras_layers import ConvLayer, conv_layers, kernel_shape
 from convsv_adapters._operators import Operator, check_penalty, layer_operators, layer_penalty
 from convsv_core import Conv
 from convsv_core._projection.certificate import CERTIFICATE_RTOL
-from convsv_core._projection.project import METHODS, ProjectionMethod
+from convsv_core._projection.projection import METHODS, ProjectionMethod
 from convsv_core._projection.rescale import rescale_together
 from convsv_core.conv import SPATIAL_LETTERS, as_int
 from convsv_core.plugins import backend_of

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.plan import Plan
+from convsv_core._symbol.matrices import expand, with_column_phases
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_evaluator, symbol_polynomial
-from convsv_core._symbol.symbol import expand, with_column_phases
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.conv import Conv, as_int
 from convsv_core.plugins import backend_of

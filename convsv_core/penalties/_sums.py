@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convsv_core._projection.clip import check_bound
+from convsv_core._projection.clipping import check_bound
 from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
 from convsv_core._symbol.operand import Operand, make_operand

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend
 from convsv_core.reports import tasks
-from convsv_core.reports.analyze import COMPUTING_FAILS
+from convsv_core.reports.analysis import COMPUTING_FAILS
 from convsv_core.reports.report import BOUNDS, Bounds, LayerReport, ModelReport, one_line
 
 if TYPE_CHECKING:

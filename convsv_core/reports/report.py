@@ -42,7 +42,7 @@ class Row:
     groups : int or None
     transposed : bool
     reshaped_norm : float or None
-        Norm of the kernel reshaped into a matrix of O rows: see `convsv_core.reports.analyze.reshaped_norm`.
+        Norm of the kernel reshaped into a matrix of O rows: see `convsv_core.reports.analysis.reshaped_norm`.
     note : str
         For people: an assumption that was made, or why a figure is None.
     """
@@ -104,11 +104,11 @@ class LayerReport(Row):
     stable_rank : float or None
         ``|A|_F^2 / |A|_2^2``.
     norm_lower, norm_upper : float or None
-        Certified bounds of the norm with the layer's own padding: see `convsv_core.reports.analyze.declared_bounds`.
+        Certified bounds of the norm with the layer's own padding: see `convsv_core.reports.analysis.declared_bounds`.
     quantiles : tuple of float or None
         Quantiles of all singular values at the shares `QUANTILES`, interpolated linearly between neighbours.
     curve : numpy.ndarray or None
-        The singular values, descending, at `convsv_core.reports.analyze.CURVE_POINTS` ranks that are equally spaced
+        The singular values, descending, at `convsv_core.reports.analysis.CURVE_POINTS` ranks that are equally spaced
         from the first to the last. If there are fewer values, the curve holds all of them.
     """
 

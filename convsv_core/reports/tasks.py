@@ -30,7 +30,7 @@ from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES
 from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
 from convsv_core.plugins import get_backend
-from convsv_core.reports.analyze import (
+from convsv_core.reports.analysis import (
     COMPUTING_FAILS,
     Placement,
     describe,

@@ -12,7 +12,7 @@ from convsv_conformance.dense import dense_matrix
 from convsv_core import Conv, norm_bounds
 from convsv_core.layers import Layer
 from convsv_core.plugins import get_backend
-from convsv_core.reports import analyze, bounds_reports
+from convsv_core.reports import analysis, bounds_reports
 
 FIELDS = [
     "name",
@@ -122,7 +122,7 @@ def test_norm_lists_layers_that_have_no_bound_for_every_size():
 
 
 def test_norm_says_where_the_gap_was_not_reached(run, kernels, monkeypatch):
-    monkeypatch.setattr(analyze, "norm_bounds", functools.partial(norm_bounds, max_evaluations=1))
+    monkeypatch.setattr(analysis, "norm_bounds", functools.partial(norm_bounds, max_evaluations=1))
     result = run("norm", kernels, "--rtol", "1e-6")
     assert result.exit_code == 0
     assert "gap of 1e-06 not reached" in " ".join(result.stdout.split())

@@ -18,7 +18,7 @@ from convsv_core._projection.certificate import (
     frequencies_above,
     rescaled,
 )
-from convsv_core._projection.clip import check_bound
+from convsv_core._projection.clipping import check_bound
 from convsv_core._projection.dykstra import (
     CHECK_EVERY,
     DualState,
