@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from convsv_adapters import _torch_targets
 from convsv_adapters._commands import convsv as command_line
 from convsv_adapters.torch import (
     OperatorNorm,
     StepProjection,
+    _targets,
     analyze,
     conv_layers,
     operator_norm,
@@ -459,8 +459,8 @@ def test_headroom_spares_the_next_certificates(method: str, monkeypatch: pytest.
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("there is a certificate that holds")
 
-    monkeypatch.setattr(_torch_targets, "rescale_together", fail)
-    monkeypatch.setattr(_torch_targets, "project", fail)
+    monkeypatch.setattr(_targets, "rescale_together", fail)
+    monkeypatch.setattr(_targets, "project", fail)
     with torch.no_grad():
         for layer in projection.layers:
             layer.module.weight.mul_(1 + 1e-3)
@@ -511,9 +511,9 @@ def test_layers_that_hardly_move_within_the_bound_are_not_certified_again(monkey
     projection = project_after_step(torch.optim.SGD(model.parameters()), model, 5.0, headroom=0.5)
     first = projection.project()
     calls = []
-    rescale = _torch_targets.rescale_together
+    rescale = _targets.rescale_together
     monkeypatch.setattr(
-        _torch_targets, "rescale_together", lambda *args, **options: calls.append(1) or rescale(*args, **options)
+        _targets, "rescale_together", lambda *args, **options: calls.append(1) or rescale(*args, **options)
     )
     with torch.no_grad():
         for layer in model:

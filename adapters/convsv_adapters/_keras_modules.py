@@ -14,6 +14,6 @@ def convsv_model_layers(model: object, example_input: object) -> list[Layer] | N
     keras = sys.modules.get("keras")
     if keras is None or not isinstance(model, keras.layers.Layer):
         return None
-    from convsv_adapters._keras_layers import conv_layers, model_layer
+    from convsv_adapters.keras._layers import conv_layers, model_layer
 
     return [model_layer(layer) for layer in conv_layers(model, example_input)]

@@ -14,6 +14,6 @@ def convsv_model_layers(model: object, example_input: object) -> list[Layer] | N
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(model, torch.nn.Module):
         return None
-    from convsv_adapters._torch_layers import conv_layers, model_layer
+    from convsv_adapters.torch._layers import conv_layers, model_layer
 
     return [model_layer(layer) for layer in conv_layers(model, example_input)]

@@ -20,17 +20,9 @@ import jax
 from flax import linen, nnx
 
 import convsv_core
-from convsv_adapters._jax_layers import (
-    LAYOUTS,
-    USERS_CLASS,
-    ConvLayer,
-    joined,
-    make_conv,
-    make_transposed_conv,
-    model_layer,
-    per_axis,
-    trace,
-)
+from convsv_adapters._jax.geometry import LAYOUTS, USERS_CLASS, make_conv, make_transposed_conv, per_axis
+from convsv_adapters._jax.tracing import trace
+from convsv_adapters._jax.trees import ConvLayer, joined, model_layer
 from convsv_adapters._operators import Extents
 from convsv_core import Conv
 from convsv_core.analysis import LayerReport

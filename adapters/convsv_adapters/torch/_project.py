@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from convsv_adapters._operators import NEEDS_EXTENTS, circular_geometry, lattice
-from convsv_adapters._torch_exchange import is_sharded, make_exchange, refuse_flat_parameters, write_shard
-from convsv_adapters._torch_layers import (
+from convsv_adapters.torch._exchange import is_sharded, make_exchange, refuse_flat_parameters, write_shard
+from convsv_adapters.torch._layers import (
     COMPUTED_IN_FORWARD,
     ConvLayer,
     Extents,
     conv_layers,
     without_autocast,
 )
-from convsv_adapters._torch_targets import (
+from convsv_adapters.torch._targets import (
     Operator,
     Projected,
     Target,

@@ -1,48 +1,20 @@
-"""Operator norms in PyTorch training scripts.
-
-One line bounds every convolution of a model, after each step of the optimizer:
-
->>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
->>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
->>> projection = project_after_step(optimizer, model, bound=1.0)
-
-`operator_norm` divides a layer's weight by its norm instead, within the forward pass; `penalty` adds to a loss;
-`conv_layers` lists a model's convolutions, and `analyze` reports their singular values.
-"""
+"""A parametrization of a convolution's weight by its operator norm."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 import convsv_core
-from convsv_adapters._operators import check_penalty, circular_geometry, layer_penalty
-from convsv_adapters._torch_layers import (
-    CONVOLUTIONS,
-    ConvLayer,
-    Extents,
-    conv_layers,
-    without_autocast,
-)
-from convsv_adapters._torch_projection import StepProjection, project_after_step
+from convsv_adapters._operators import circular_geometry
+from convsv_adapters.torch._layers import CONVOLUTIONS, Extents, conv_layers, without_autocast
 from convsv_core import Conv, norm_upper_bound
-from convsv_core.analysis import LayerReport
 
-__all__ = [
-    "ConvLayer",
-    "OperatorNorm",
-    "StepProjection",
-    "analyze",
-    "conv_layers",
-    "operator_norm",
-    "penalty",
-    "project_after_step",
-]
+__all__ = ["OperatorNorm", "operator_norm"]
 
 Mode = Literal["bound", "normalise"]
 
@@ -182,77 +154,3 @@ def operator_norm(
         input_shape, conv = circular_geometry(layer.conv, tuple(input_shape))
     parametrize.register_parametrization(module, "weight", OperatorNorm(conv, input_shape, bound, mode, rtol=rtol))
     return module
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def penalty(
-    model: nn.Module,
-    kind: str = "norm_hinge",
-    *,
-    example_input: object = None,
-    layers: Iterable[ConvLayer] | None = None,
-    **options: Any,
-) -> torch.Tensor:
-    """Sum a penalty on the singular values over a model's convolutions, to add to a loss.
-
-    The operator is the circular one at each layer's extents, whatever padding the layer has, at the largest extents
-    where there are several.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    kind : str, default "norm_hinge"
-        A function of `convsv_core.penalties`.
-    example_input : tensor, tuple, list or mapping, optional
-        As for `conv_layers`, which is then called each time: in a training loop, call it once and hand over `layers`.
-    layers : iterable of ConvLayer, optional
-        What `conv_layers` found, or a part of it.
-    **options
-        Of that function, such as ``bound=1.0``.
-
-    Returns
-    -------
-    0-d tensor
-        Differentiable; `torch.compile` breaks its graph at it. Of layers without extents, "norm_hinge" and
-        "squared_norm" are those of the upper bound for every input size, and "orthogonality" that of the infinite
-        lattice.
-
-    Raises
-    ------
-    ValueError
-        `kind` is another, the model has no convolution, or the penalty needs extents that are not known.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
-    >>> layers = conv_layers(model, torch.zeros(1, 3, 16, 16))
-    >>> loss = penalty(model, "norm_hinge", layers=layers, bound=0.1)
-    >>> loss.backward()
-    """
-    check_penalty(kind)
-    chosen = conv_layers(model, example_input) if layers is None else list(layers)
-    if not chosen:
-        raise ValueError("model has no convolution")
-    parts = []
-    for layer in chosen:
-        weight = layer.weight
-        with without_autocast(weight):
-            parts.append(layer_penalty(layer.name, weight, layer.conv, layer.input_shapes, kind, options))
-    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
-
-
-def analyze(model: nn.Module, example_input: object = None, **options: Any) -> list[LayerReport]:
-    """Report the singular values of every convolution, as `convsv spectrum` does for a file.
-
-    Parameters
-    ----------
-    model, example_input
-        As for `conv_layers`.
-    **options
-        `backend`, `dtype` and `device` of `convsv_core.analyze`, which this calls.
-
-    Returns
-    -------
-    list of LayerReport
-    """
-    return convsv_core.analyze(model, example_input, **options)

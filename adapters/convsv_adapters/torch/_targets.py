@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from convsv_adapters._torch_layers import Extents
+from convsv_adapters.torch._layers import Extents
 from convsv_core import Conv, ProjectionState, project
 from convsv_core.rescaling import rescale_together
 from convsv_core.threshold import frobenius_bound

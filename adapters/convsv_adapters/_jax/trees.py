@@ -1,26 +1,19 @@
-"""Convolutions of JAX's frameworks: their geometry, their place in a parameter tree, and tracing of shapes."""
+"""Convolutions and their place in a parameter tree."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 
 from convsv_adapters._operators import Extents
 from convsv_core import Conv
 from convsv_core.layers import Layer
 
-Sides: TypeAlias = tuple[tuple[int, int], ...]
-
-LAYOUTS = {1: "W", 2: "HW", 3: "DHW"}
-"""Spatial letters, by how many there are."""
-
-BEYOND_REACH = "its padding goes beyond the reach of the kernel"
-USERS_CLASS = "of a class of the user's: what it does to kernel and padding is not known"
+__all__ = ["ConvLayer", "Layers", "Tree", "check_layers", "joined", "model_layer", "named_leaves"]
 
 WRAPPERS = ("value", "raw_value")
 """What the path of an array may end with that is held in a box, as flax's variables are."""
@@ -61,110 +54,8 @@ class ConvLayer:
         return self.input_shapes[0] if self.input_shapes else None
 
 
+Tree: TypeAlias = Any
 Layers: TypeAlias = Iterable[ConvLayer] | Mapping[str, Any]
-
-
-def trace(function: Callable[..., object], tree: object, example_input: object) -> None:
-    """Call a function with a tree and what the model is called with, tracing shapes alone.
-
-    `example_input` is an argument, positional arguments or keyword arguments. Only arrays, or what has their shape and
-    dtype, are traced; numbers, booleans and strings are passed as they are.
-    """
-    args: tuple[object, ...] = ()
-    kwargs: dict[str, object] = {}
-    if isinstance(example_input, Mapping):
-        kwargs = dict(example_input)
-    elif isinstance(example_input, tuple | list):
-        args = tuple(example_input)
-    else:
-        args = (example_input,)
-    leaves, structure = jax.tree.flatten((tree, args, kwargs))
-    traced = [isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) for leaf in leaves]
-
-    def call(arrays: list[object]) -> None:
-        given = iter(arrays)
-        merged = [next(given) if is_traced else leaf for leaf, is_traced in zip(leaves, traced, strict=True)]
-        one, positional, named = jax.tree.unflatten(structure, merged)
-        function(one, *positional, **named)
-
-    jax.eval_shape(call, [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced])
-
-
-# ---- geometry ----------------------------------------------------------------------------------------------
-
-
-def make_conv(
-    layout: str,
-    taps: Extents,
-    *,
-    stride: Extents,
-    dilation: Extents,
-    groups: int,
-    padding: str | Sides,
-    padding_mode: str,
-    input_shapes: Iterable[Extents],
-) -> tuple[Conv, str]:
-    """Geometry of a convolution whose padding JAX resolves, and a note.
-
-    "SAME" and "SAME_LOWER" depend on the extents: without any, those are meant that the stride divides.
-    """
-    plain = Conv(layout, stride=stride, dilation=dilation, groups=groups, padding_mode=padding_mode)
-    resolved: dict[Sides, None] = {}
-    spans = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True))
-    for extents in list(input_shapes) or [stride]:
-        resolved[_sides(padding, extents, spans, stride)] = None
-    first, *others = resolved
-    note = f"its padding depends on the extents; that of the first is used, {first}" if others else ""
-    if isinstance(padding, str) and first == plain.pads(taps):
-        return plain, note
-    return Conv(layout, stride=stride, dilation=dilation, groups=groups, padding=first, padding_mode=padding_mode), note
-
-
-def _sides(padding: str | Sides, extents: Extents, spans: Extents, stride: Extents) -> Sides:
-    """Elements added before and after each axis."""
-    if not isinstance(padding, str):
-        return padding
-    return tuple((int(a), int(b)) for a, b in jax.lax.padtype_to_pads(extents, spans, stride, padding))
-
-
-def make_transposed_conv(
-    layout: str, taps: Extents, *, stride: Extents, dilation: Extents, groups: int, sides: Sides, adjoint: bool = False
-) -> tuple[Conv, str]:
-    """Geometry of a convolution over an input with zeros between its elements, and a note.
-
-    Parameters
-    ----------
-    layout : str
-        O and I as the layer has them: I of its input.
-    taps, stride, dilation, groups
-        `stride` is the dilation of the input.
-    sides : tuple of pairs
-        Elements added before and after each axis of the dilated input.
-    adjoint : bool, default False
-        Whether the taps are flipped first, which makes the layer the transpose of a convolution. Otherwise it is that
-        of one with the taps in reverse, which has the singular values of the reflected one with the sides exchanged.
-
-    Returns
-    -------
-    Conv, str
-    """
-    pairs = []
-    for k, d, (before, after) in zip(taps, dilation, sides, strict=True):
-        reach = d * (k - 1)
-        pairs.append((reach - before, reach - after) if adjoint else (reach - after, reach - before))
-    note = BEYOND_REACH if min(min(pair) for pair in pairs) < 0 else ""
-    padding = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
-    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "transposed": True}
-    return Conv(layout, padding=padding, padding_mode="zeros", **options), note
-
-
-def per_axis(value: Any, ndim: int) -> Extents:
-    """An int, None (for 1) or ints, as one an axis."""
-    if value is None:
-        return (1,) * ndim
-    if isinstance(value, int | np.integer):
-        return (int(value),) * ndim
-    return tuple(int(one) for one in value)
 
 
 def joined(*notes: str) -> str:
@@ -181,9 +72,6 @@ def model_layer(layer: ConvLayer, kernel: Any) -> Layer:
     if extents is None and not note:
         note = "extents unknown: wanted an example_input"
     return Layer(layer.name, kernel, layer.conv, extents, note)
-
-
-# ---- parameter trees ---------------------------------------------------------------------------------------
 
 
 def named_leaves(tree: object) -> dict[str, tuple[int, Any]]:

@@ -1,0 +1,3 @@
+"""What the adapters of JAX's frameworks share."""
+
+__all__: list[str] = []

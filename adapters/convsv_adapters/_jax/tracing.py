@@ -1,0 +1,36 @@
+"""Tracing of a model's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+__all__ = ["trace"]
+
+
+def trace(function: Callable[..., object], tree: object, example_input: object) -> None:
+    """Call a function with a tree and what the model is called with, tracing shapes alone.
+
+    `example_input` is an argument, positional arguments or keyword arguments. Only arrays, or what has their shape and
+    dtype, are traced; numbers, booleans and strings are passed as they are.
+    """
+    args: tuple[object, ...] = ()
+    kwargs: dict[str, object] = {}
+    if isinstance(example_input, Mapping):
+        kwargs = dict(example_input)
+    elif isinstance(example_input, tuple | list):
+        args = tuple(example_input)
+    else:
+        args = (example_input,)
+    leaves, structure = jax.tree.flatten((tree, args, kwargs))
+    traced = [isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) for leaf in leaves]
+
+    def call(arrays: list[object]) -> None:
+        given = iter(arrays)
+        merged = [next(given) if is_traced else leaf for leaf, is_traced in zip(leaves, traced, strict=True)]
+        one, positional, named = jax.tree.unflatten(structure, merged)
+        function(one, *positional, **named)
+
+    jax.eval_shape(call, [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced])
