@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from convsv_core._geometry.padding import padding_norm
 from convsv_core.backend import Array, Backend
 from convsv_core.bounds import norm_bounds
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
-from convsv_core.padded import padding_norm
 from convsv_core.plan import HostArray
 from convsv_core.plugins import plugins
 from convsv_core.spectrum import frobenius_norm, singular_values

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convsv_core._geometry.padding import check_repeats_no_pixel, padding_norm
+from convsv_core._norm.padded import padded_operator_norm
 from convsv_core.ascent import ascend
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int
@@ -30,7 +32,6 @@ from convsv_core.covering import Cells, cover, distinct
 from convsv_core.evaluation import BLOCK_BYTES, symbol_polynomial
 from convsv_core.gram import gram_polynomial, sum_rounding
 from convsv_core.operand import Operand, make_operand
-from convsv_core.padded import padded_operator_norm, padding_norm
 from convsv_core.plan import HostArray, check_input_shape, is_circulant
 from convsv_core.plugins import on_values
 
@@ -126,8 +127,8 @@ def norm_bounds(
     -----
     On a circular grid both bounds close in on the largest of the grid's norms. With another padding, `lower` is the
     norm that `operator_norm` finds, less the tolerance of its rounding, and `upper` is the supremum over all
-    frequencies times the norm of the padding (`convsv_core.padded.padding_norm`). The gap between the two is real,
-    and as a rule larger than `rtol`; it closes as the input grows.
+    frequencies times the norm of the padding as a map of images. The gap between the two is real, and as a rule larger
+    than `rtol`; it closes as the input grows.
 
     Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A lazy
     kernel (Dask) is computed now, and bounded as one task in the library of its chunks. (The
@@ -148,24 +149,10 @@ def norm_bounds(
     budget = as_int("max_evaluations", max_evaluations, least=1)
     operand = make_operand(kernel, None, conv).widen()
     if input_shape is None:
-        check_repeats_no_pixel(operand, conv)
+        check_repeats_no_pixel(tuple(int(n) for n in kernel.shape), conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
     with operand.backend.computing(operand.kernel):
         return _norm_bounds(operand, kernel, extents, rtol, budget)
-
-
-def check_repeats_no_pixel(operand: Operand, conv: Conv) -> None:
-    """Raise NotImplementedError for padding with which no bound holds for every input size."""
-    taps = tuple(axis.taps for axis in operand.plan.axes)
-    spans = [dilation * (k - 1) for k, dilation in zip(taps, conv.dilations, strict=True)]
-    pads = [sum(sides) for sides in conv.pads(taps)]
-    wider = any(pad > span for pad, span in zip(pads, spans, strict=True))
-    if any(pads) and (conv.padding_mode in ("reflect", "replicate") or (conv.padding_mode == "circular" and wider)):
-        raise NotImplementedError(
-            f"padding={conv.padding!r} with padding_mode={conv.padding_mode!r} repeats pixels, which makes the norm "
-            f"larger by how much depends on the extents: pass an input_shape; without one zero padding is supported, "
-            f"and circular padding of at most dilation * (taps - 1) = {tuple(spans)}"
-        )
 
 
 def _norm_bounds(
@@ -191,7 +178,7 @@ def _norm_bounds(
         else:
             attained = float(padded_operator_norm(kernel, input_shape, conv)) / float(operand.scale)
             lower = attained * (1 - norms.relative_rounding)
-            upper *= padding_norm(shape, input_shape, conv)
+            upper *= padding_norm(shape, input_shape, conv)  # `margin` below covers the rounding of the product
     lower, upper = lower * (1 - margin), max(upper, lower) * (1 + margin)
     left, right = singular_pair(make_operand(kernel, None, conv, all_residues=True), frequency)
     return NormBounds(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
+from convsv_core._geometry.padding import check_repeats_no_pixel, lattice
 from convsv_core.backend import Array, BlockFunction
-from convsv_core.bounds import check_repeats_no_pixel
 from convsv_core.conv import Conv
 from convsv_core.decomposition import safe_sqrt
 from convsv_core.evaluation import BLOCK_BYTES
 from convsv_core.gram import gram_coefficients, gram_polynomial, gram_rounding
-from convsv_core.operand import Operand, make_operand
+from convsv_core.operand import Operand, check_conv, make_operand
 from convsv_core.plan import make_plan
+from convsv_core.plugins import backend_of
 
 
 def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
@@ -70,8 +70,10 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     """
     if not isinstance(rtol, int | float) or isinstance(rtol, bool) or not rtol > 0:
         raise ValueError(f"rtol={rtol!r}: wanted a positive number")
-    check_repeats_no_pixel(make_operand(kernel, None, conv), conv)
+    check_conv(conv)
+    backend_of(kernel)  # raises TypeError for an object without a shape
     shape = tuple(int(extent) for extent in kernel.shape)
+    check_repeats_no_pixel(shape, conv)
     extents, circular, factor = every_size_grid(shape, conv, rtol)
     return make_operand(kernel, extents, circular).widen().run(_upper_bound, factor)
 
@@ -88,7 +90,7 @@ def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> t
     strides = (1,) * conv.ndim if conv.transposed else conv.strides
     # `points` count the frequencies of one period, of which the offsets' common divisor makes several.
     extents = tuple(n * axis.step * stride for n, axis, stride in zip(points, axes, strides, strict=True))
-    return extents, dataclasses.replace(conv, padding="same", padding_mode="circular"), 1 / math.prod(cosines)
+    return extents, lattice(conv), 1 / math.prod(cosines)
 
 
 def _upper_bound(operand: Operand, factor: float) -> Array:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from convsv_core._geometry.padding import padding_norm
 from convsv_core.analysis import COMPUTING_FAILS, Row, compute_dtype, geometry_of, joined
 from convsv_core.backend import Backend
 from convsv_core.bounds import norm_bounds
 from convsv_core.certificate import CERTIFICATE_RTOL
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer
-from convsv_core.padded import padding_norm
 from convsv_core.plan import HostArray
 from convsv_core.projection import Projection, ProjectionMethod, project
 
@@ -94,7 +94,7 @@ def project_layers(
     of their geometries in turn, until the kernel is within the bound in all of them.
 
     A layer whose padding repeats pixels is held to the bound at its own extents, by what its padding adds to the norm
-    of the kernel (`convsv_core.padded.padding_norm`).
+    of the kernel (`convsv_core._norm.padded.padding_norm`).
 
     Parameters
     ----------

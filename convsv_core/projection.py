@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from convsv_core._geometry.padding import check_repeats_no_pixel
 from convsv_core.backend import Array
-from convsv_core.bounds import check_repeats_no_pixel
 from convsv_core.certificate import (
     CERTIFICATE_RTOL,
     SLACK_EPS,
@@ -222,8 +222,8 @@ def _make_problem(
     check_conv(conv)
     kernel = backend.stop_gradient(kernel)
     if input_shape is None:
-        check_repeats_no_pixel(make_operand(kernel, None, conv), conv)
         shape = tuple(int(extent) for extent in kernel.shape)
+        check_repeats_no_pixel(shape, conv)
         extents, circular, factor = every_size_grid(shape, conv, GRID_RTOL)
     else:
         extents, circular, factor = check_input_shape(input_shape, conv), conv, 1.0

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from convsv_core._norm.padded import make_padded_plan, padded_operator_norm
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv, as_int
 from convsv_core.decomposition import (
@@ -20,7 +21,6 @@ from convsv_core.decomposition import (
 from convsv_core.evaluation import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
 from convsv_core.gram import GramOf, gram_evaluator
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.padded import make_padded_plan, padded_operator_norm
 from convsv_core.plan import IntArray, Plan, check_input_shape, is_circulant, resolve_channels
 from convsv_core.plugins import backend_of
 
@@ -148,7 +148,7 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     -------
     0-d array, real
         float32 for kernels of 32 bits or fewer, else float64. Exact to rounding for circulant operators; for
-        others to the tolerance that `convsv_core.padded.padded_operator_norm` states, and never above
+        others to the tolerance that `convsv_core._norm.padded.padded_operator_norm` states, and never above
         the norm by more than rounding. `norm_bounds` gives a certified upper bound of either.
 
     Raises

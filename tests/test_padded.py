@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 from convsv_conformance.dense import dense_matrix
 
-from convsv_core import Conv, norm_bounds, operator_norm, padded
-from convsv_core.padded import make_padded_operator, padded_operator_norm, padding_norm
+from convsv_core import Conv, norm_bounds, operator_norm
+from convsv_core._geometry.padding import padding_norm
+from convsv_core._norm import padded
+from convsv_core._norm.padded import make_padded_operator, padded_operator_norm
 
 EPS = np.finfo(np.float64).eps
 UNITS = 64
@@ -330,7 +333,9 @@ def test_padding_norm_bounds(mode: str, pads: tuple[int, int], extent: int) -> N
     ],
 )
 def test_padding_norm(kernel_shape: Any, input_shape: Any, conv: Conv, squared: int) -> None:
-    assert padding_norm(kernel_shape, input_shape, conv) == math.sqrt(squared)
+    value = padding_norm(kernel_shape, input_shape, conv)
+    assert value == pytest.approx(math.sqrt(squared), rel=EPS)
+    assert Fraction(value) ** 2 >= squared > Fraction(math.nextafter(value, 0)) ** 2
 
 
 # ---- gradients -----------------------------------------------------------------------------------------

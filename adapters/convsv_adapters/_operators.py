@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from convsv_core import Conv, norm_upper_bound, penalties
-from convsv_core.padded import padding_norm
+from convsv_core._geometry.padding import padding_norm
 from convsv_core.plan import resolve_channels
 
 Extents: TypeAlias = tuple[int, ...]

@@ -29,11 +29,9 @@ from convsv_adapters.torch._targets import (
     still_certified,
     together,
 )
-from convsv_core.bounds import check_repeats_no_pixel
+from convsv_core._geometry.padding import check_repeats_no_pixel, padding_norm
 from convsv_core.certificate import CERTIFICATE_RTOL
 from convsv_core.conv import as_int
-from convsv_core.operand import make_operand
-from convsv_core.padded import padding_norm
 
 ProcessGroup: TypeAlias = Any
 
@@ -358,7 +356,7 @@ def _operators(layer: ConvLayer, circular: bool) -> list[Operator]:
         largest = max(padding_norm(shape, extents, layer.conv) for extents in layer.input_shapes)
         return [Operator(layer.name, lattice(layer.conv), None, largest)]
     try:
-        check_repeats_no_pixel(make_operand(_whole(layer.weight.detach()), None, layer.conv), layer.conv)
+        check_repeats_no_pixel(shape, layer.conv)
     except NotImplementedError as error:
         raise ValueError(
             f"the layer {layer.name!r} has padding that repeats pixels, and no extents are known: wanted an "

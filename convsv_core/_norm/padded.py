@@ -22,11 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convsv_core._geometry.padding import padding_sources, tap_places
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.evaluation import itemsize
 from convsv_core.operand import Operand, check_conv, make_operand
-from convsv_core.plan import HostArray, IntArray, check_input_shape, forward_extents, resolve_channels
+from convsv_core.plan import HostArray, IntArray, check_input_shape, forward_extents
 
 DENSE_SIDE = 128
 """Operators whose smaller side is at most this are decomposed as a matrix: faster, and exact under tracing too."""
@@ -84,13 +85,13 @@ class PaddedPlan:
 def make_padded_plan(taps: tuple[int, ...], input_shape: tuple[int, ...], conv: Conv) -> PaddedPlan:
     """Resolve a padded convolution; raises ValueError for a geometry that is impossible."""
     extents = forward_extents(input_shape, conv)
-    places = _places(taps, input_shape, conv)
+    places = tap_places(taps, input_shape, conv)
     outputs = tuple(len(along) for along in places)
     pixels = math.prod(extents)
     gather = np.zeros((1, 1), np.int64)
     inside = np.ones((1, 1), np.bool_)
     for along, extent in zip(places, extents, strict=True):
-        source = _sources(along, extent, conv.padding_mode)
+        source = padding_sources(along, extent, conv.padding_mode)
         gather = _over_axes(np.add, gather * extent, source)
         inside = _over_axes(np.logical_and, inside, source >= 0)
     gather = np.where(inside, gather, pixels)
@@ -277,104 +278,7 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     return operand.answer(xp.sum(products if operand.plan.real else xp.real(products)))
 
 
-def padding_norm(kernel_shape: tuple[int, ...], input_shape: tuple[int, ...], conv: Conv) -> float:
-    r"""Bound how much the norm of a layer can exceed the supremum of its symbol: by its padding's own norm.
-
-    Parameters
-    ----------
-    kernel_shape : tuple of int
-        Shape of the kernel, with the axes that ``conv.layout`` names.
-    input_shape : tuple of int
-        Spatial extents of the layer's input, in the order of ``conv.spatial``.
-    conv : Conv
-        The geometry.
-
-    Returns
-    -------
-    float
-        At least 1, correct to within 4 units of float64's eps. 1 for zero and 'valid' padding, and for circular
-        padding that makes a circulant operator.
-
-    Raises
-    ------
-    ValueError
-        As for `padded_operator_norm`.
-
-    Notes
-    -----
-    A layer is ``A = C P``: P copies pixels to the places of the padded image that some tap reads, and C is the
-    convolution from there. C is a compression of the convolution on the infinite lattice, so its norm is at most
-    the supremum M of the symbol's. P has in each row a one or nothing, so ``P^T P`` is diagonal and counts the
-    copies of each pixel. Padding goes axis by axis, so the largest count is the product of the axes' largest, and
-
-        \|A\| <= M \|P\|,    \|P\| = prod_i sqrt(largest count along axis i).
-
-    Circular padding of any amount has a second bound where the stride divides the extent n. Its outputs
-    are those of the circulant operator, whose norm is at most M, repeated at most ``r = ceil(outputs * stride / n)``
-    times, so ``|A| <= sqrt(r) M``. The smaller of the two is taken along each axis, which is right for the product
-    because the one axis' copies of the inputs and the other's copies of the outputs do not meet.
-
-    Examples
-    --------
-    Reflected, the second pixel from each edge appears twice, along both axes:
-
-    >>> padding_norm((1, 1, 3, 3), (8, 8), Conv("OIHW", padding_mode="reflect"))
-    2.0
-    """
-    check_conv(conv)
-    extents = check_input_shape(input_shape, conv)
-    taps, *_ = resolve_channels(tuple(kernel_shape), conv)
-    squared = 1
-    for along, extent, stride in zip(
-        _places(tuple(taps), extents, conv), forward_extents(extents, conv), conv.strides, strict=True
-    ):
-        source = _sources(np.unique(along), extent, conv.padding_mode)
-        copies = int(np.bincount(source[source >= 0], minlength=1).max())
-        if conv.padding_mode == "circular" and extent % stride == 0:
-            copies = min(copies, -(-len(along) * stride // extent))
-        squared *= max(copies, 1)
-    return math.sqrt(squared)
-
-
 # ---- integers -----------------------------------------------------------------------------------------
-
-
-def _places(taps: tuple[int, ...], input_shape: tuple[int, ...], conv: Conv) -> list[IntArray]:
-    """For each axis, where each output's taps read, in the input's coordinates: shape (outputs, taps)."""
-    places = []
-    for axis, (k, extent, stride, dilation, (before, after)) in enumerate(
-        zip(taps, forward_extents(input_shape, conv), conv.strides, conv.dilations, conv.pads(taps), strict=True)
-    ):
-        where = f"on axis {conv.spatial[axis]} (input_shape={input_shape}, padding={conv.padding!r})"
-        outputs = (extent + before + after - dilation * (k - 1) - 1) // stride + 1
-        if outputs < 1:
-            raise ValueError(
-                f"{k} taps of dilation {dilation} span {dilation * (k - 1) + 1} elements {where}, of which there "
-                f"are {extent + before + after} with the padding: wanted a larger input or more padding"
-            )
-        if conv.transposed and outputs != input_shape[axis]:
-            raise ValueError(
-                f"the convolution of which the layer is the transpose takes {extent} elements to {outputs} {where}: "
-                f"wanted padding with which it gives back {input_shape[axis]}"
-            )
-        widest = max(before, after)
-        if conv.padding_mode == "reflect" and widest >= extent:
-            raise ValueError(f"reflect padding of {widest} {where}: wanted less than the extent {extent}")
-        if conv.padding_mode == "circular" and widest > extent and outputs * stride != extent:
-            raise ValueError(f"circular padding of {widest} {where}: wanted at most the extent {extent}")
-        places.append(np.arange(outputs)[:, None] * stride + np.arange(k) * dilation - before)
-    return places
-
-
-def _sources(places: IntArray, extent: int, padding_mode: str) -> IntArray:
-    """The element that padding puts at each of `places`; -1 for a zero."""
-    if padding_mode == "circular":
-        return places % extent
-    if padding_mode == "replicate":
-        return np.clip(places, 0, extent - 1)
-    if padding_mode == "reflect":
-        return extent - 1 - np.abs(extent - 1 - np.abs(places))
-    return np.where((places >= 0) & (places < extent), places, -1)
 
 
 def _over_axes(combine: Callable[[HostArray, HostArray], HostArray], left: HostArray, right: HostArray) -> HostArray:
