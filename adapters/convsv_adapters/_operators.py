@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +14,7 @@ from convsv_core.plan import resolve_channels
 
 Extents: TypeAlias = tuple[int, ...]
 
-PENALTIES = tuple(
-    name
-    for name, function in vars(penalties).items()
-    if inspect.isfunction(function) and function.__module__ == penalties.__name__ and not name.startswith("_")
-)
+PENALTIES = tuple(penalties.__all__)
 
 NEEDS_EXTENTS = "the extents of the layer {name!r} are not known: wanted an example_input that reaches it"
 
