@@ -222,7 +222,7 @@ def test_what_cannot_be_found_is_asked_for() -> None:
         projection_operator_norm(tree, 1.0, layers={"other/kernel": conv})
     with pytest.raises(TypeError, match="wanted ConvLayer objects"):
         projection_operator_norm(tree, 1.0, layers={"conv/kernel": "HWIO"})
-    with pytest.raises(ValueError, match="circular=True: the extents"):
+    with pytest.raises(ValueError, match=r"extents of the layer 'conv' .*circular=True"):
         projection_operator_norm(tree, 1.0, layers={"conv/kernel": conv}, circular=True)
     with pytest.raises(ValueError, match="repeats pixels"):
         projection_operator_norm(tree, 1.0, layers={"conv/kernel": convsv.Conv("HWIO", padding_mode="reflect")})

@@ -1,3 +1,3 @@
-"""What the adapters of JAX's frameworks share."""
+"""The parts that the adapters of JAX's frameworks share."""
 
 __all__: list[str] = []

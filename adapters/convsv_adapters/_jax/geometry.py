@@ -2,24 +2,68 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
-from convsv_adapters._operators import Extents
+from convsv_adapters._layers import ConvLayer, make_layer
 from convsv_core import Conv
+from convsv_core.layers import Extents
 
-__all__ = ["BEYOND_REACH", "LAYOUTS", "USERS_CLASS", "Sides", "make_conv", "make_transposed_conv", "per_axis"]
+__all__ = ["Geometry", "Sides", "make_conv", "make_traced_layer", "make_transposed_conv", "per_axis"]
 
 Sides: TypeAlias = tuple[tuple[int, int], ...]
+"""The numbers of elements added before and after each spatial axis."""
 
-LAYOUTS = {1: "W", 2: "HW", 3: "DHW"}
-"""Spatial letters, by how many there are."""
 
-BEYOND_REACH = "its padding goes beyond the reach of the kernel"
-USERS_CLASS = "of a class of the user's: what it does to kernel and padding is not known"
+class Geometry(NamedTuple):
+    """What a `Conv` can express of a layer: `conv`, or None and a note for people that says why."""
+
+    conv: Conv | None
+    note: str = ""
+
+
+def make_traced_layer(
+    module: object,
+    framework: str,
+    geometry: Geometry,
+    *,
+    name: str,
+    path: str,
+    kernel_shape: tuple[int, ...],
+    input_shapes: tuple[Extents, ...],
+    traced: bool,
+    computed: bool = False,
+) -> ConvLayer:
+    """Return the layer of a module of a framework, whose own classes alone have a forward pass that is known.
+
+    Parameters
+    ----------
+    module : object
+    framework : str
+        Top-level package of the framework.
+    geometry : Geometry
+    name, path, kernel_shape, input_shapes
+        As in `ConvLayer`.
+    traced : bool
+        Whether a call of the model was traced.
+    computed : bool, default False
+        Whether the forward pass computes the kernel.
+    """
+    return make_layer(
+        geometry.note,
+        reached=not traced or bool(input_shapes),
+        unknown_forward=not type(module).__module__.startswith(f"{framework}."),
+        name=name,
+        path=path,
+        kernel_shape=kernel_shape,
+        conv=geometry.conv,
+        input_shapes=input_shapes,
+        computed_in_forward=computed,
+    )
 
 
 def make_conv(
@@ -32,10 +76,11 @@ def make_conv(
     padding: str | Sides,
     padding_mode: str,
     input_shapes: Iterable[Extents],
-) -> tuple[Conv, str]:
-    """Geometry of a convolution whose padding JAX resolves, and a note.
+) -> Geometry:
+    """Return the geometry of a convolution whose padding JAX resolves.
 
-    "SAME" and "SAME_LOWER" depend on the extents: without any, those are meant that the stride divides.
+    "SAME" and "SAME_LOWER" depend on the extents. Without any, extents that the stride divides are assumed. With
+    several that differ in their padding, the padding of the first is taken, and a note says so.
     """
     plain = Conv(layout, stride=stride, dilation=dilation, groups=groups, padding_mode=padding_mode)
     resolved: dict[Sides, None] = {}
@@ -43,14 +88,14 @@ def make_conv(
     for extents in list(input_shapes) or [stride]:
         resolved[_sides(padding, extents, spans, stride)] = None
     first, *others = resolved
-    note = f"its padding depends on the extents; that of the first is used, {first}" if others else ""
+    note = f"its padding depends on the extents; the padding for the first is used, {first}" if others else ""
     if isinstance(padding, str) and first == plain.pads(taps):
-        return plain, note
-    return Conv(layout, stride=stride, dilation=dilation, groups=groups, padding=first, padding_mode=padding_mode), note
+        return Geometry(plain, note)
+    return Geometry(dataclasses.replace(plain, padding=first), note)
 
 
 def _sides(padding: str | Sides, extents: Extents, spans: Extents, stride: Extents) -> Sides:
-    """Elements added before and after each axis."""
+    """Return the elements added before and after each axis."""
     if not isinstance(padding, str):
         return padding
     return tuple((int(a), int(b)) for a, b in jax.lax.padtype_to_pads(extents, spans, stride, padding))
@@ -58,37 +103,34 @@ def _sides(padding: str | Sides, extents: Extents, spans: Extents, stride: Exten
 
 def make_transposed_conv(
     layout: str, taps: Extents, *, stride: Extents, dilation: Extents, groups: int, sides: Sides, adjoint: bool = False
-) -> tuple[Conv, str]:
-    """Geometry of a convolution over an input with zeros between its elements, and a note.
+) -> Geometry:
+    """Return the geometry of a convolution over an input with zeros between its elements.
 
     Parameters
     ----------
     layout : str
-        O and I as the layer has them: I of its input.
+        I is the axis of the layer's input channels.
     taps, stride, dilation, groups
         `stride` is the dilation of the input.
     sides : tuple of pairs
         Elements added before and after each axis of the dilated input.
     adjoint : bool, default False
-        Whether the taps are flipped first, which makes the layer the transpose of a convolution. Otherwise it is that
-        of one with the taps in reverse, which has the singular values of the reflected one with the sides exchanged.
-
-    Returns
-    -------
-    Conv, str
+        Whether the taps are flipped first, so that the layer is the transpose of the convolution with the kernel. If
+        not, it is the transpose of the convolution with the reversed taps. That has the singular values of the
+        reflected convolution, which has the kernel, and the sides exchanged.
     """
     pairs = []
     for k, d, (before, after) in zip(taps, dilation, sides, strict=True):
         reach = d * (k - 1)
         pairs.append((reach - before, reach - after) if adjoint else (reach - after, reach - before))
-    note = BEYOND_REACH if min(min(pair) for pair in pairs) < 0 else ""
+    note = "its padding goes beyond the reach of the kernel" if min(min(pair) for pair in pairs) < 0 else ""
     padding = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
     options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "transposed": True}
-    return Conv(layout, padding=padding, padding_mode="zeros", **options), note
+    return Geometry(Conv(layout, padding=padding, padding_mode="zeros", **options), note)
 
 
 def per_axis(value: Any, ndim: int) -> Extents:
-    """An int, None (for 1) or ints, as one an axis."""
+    """Return one int for each axis, from None (for 1), from an int for all axes, or from ints."""
     if value is None:
         return (1,) * ndim
     if isinstance(value, int | np.integer):

@@ -11,10 +11,10 @@ __all__ = ["trace"]
 
 
 def trace(function: Callable[..., object], tree: object, example_input: object) -> None:
-    """Call a function with a tree and what the model is called with, tracing shapes alone.
+    """Call a function with a tree and the arguments of a model, tracing shapes alone.
 
-    `example_input` is an argument, positional arguments or keyword arguments. Only arrays, or what has their shape and
-    dtype, are traced; numbers, booleans and strings are passed as they are.
+    `example_input` is one argument, positional arguments or keyword arguments. Arrays and `jax.ShapeDtypeStruct` are
+    traced; numbers, booleans and strings are passed as they are.
     """
     args: tuple[object, ...] = ()
     kwargs: dict[str, object] = {}

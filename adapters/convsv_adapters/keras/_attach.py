@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 
-from convsv_adapters._operators import layer_operators
+from convsv_adapters._layers import ConvLayer, operators_of
 from convsv_adapters.keras._constraint import OperatorNorm
 from convsv_adapters.keras._geometry import check_dtype
-from convsv_adapters.keras._layers import ConvLayer, conv_layers
+from convsv_adapters.keras._layers import conv_layers
 from convsv_adapters.keras._regularizer import OperatorNormPenalty
-from convsv_core.projection import ProjectionMethod
+from convsv_core.training import ProjectionMethod
 
 __all__ = ["constrain", "penalize"]
 
@@ -26,19 +26,19 @@ def constrain(
     circular: bool = False,
     example_input: object = None,
 ) -> list[ConvLayer]:
-    """Give every convolution kernel of a model an `OperatorNorm` constraint of its geometry: one line of a script.
+    """Give every convolution kernel of a model an `OperatorNorm` constraint with the geometry of its layer.
 
     Parameters
     ----------
     model : keras.Model or keras.layers.Layer
-        Built, and not yet trained: a trainer that has compiled its step does not look again.
+        Built, and not yet trained: a trainer that has compiled its step ignores later constraints.
     bound, method, steps
         As for `OperatorNorm`.
     circular : bool, default False
         Bound the circular convolution at each layer's extents, in place of the layer with its own padding for every
         input size.
     example_input : optional
-        As for `conv_layers`; needed where `circular`.
+        As for `conv_layers`; needed with `circular`.
 
     Returns
     -------
@@ -47,13 +47,12 @@ def constrain(
     Raises
     ------
     TypeError, ValueError
-        As for `conv_layers`; also where there is no convolution, a kernel has a constraint already, or `circular` finds
-        no extents, or several, for a layer.
+        As for `conv_layers`. Also if there is no convolution, if a kernel has a constraint already, or if `circular` is
+        true and a layer has no known extents, or several.
 
     Notes
     -----
-    The constraints hold from the first update on, and are saved with the model, which needs this module to be imported
-    to be loaded.
+    The constraints hold from the first update on. They are saved with the model; import this module before loading it.
 
     Examples
     --------
@@ -78,7 +77,7 @@ def penalize(
     example_input: object = None,
     **options: Any,
 ) -> list[ConvLayer]:
-    """Give every convolution kernel of a model an `OperatorNormPenalty` of its geometry.
+    """Give every convolution kernel of a model an `OperatorNormPenalty` with the geometry of its layer.
 
     Parameters
     ----------
@@ -87,9 +86,9 @@ def penalize(
     kind, weight
         As for `OperatorNormPenalty`.
     circular, example_input
-        As for `constrain`. Penalties other than those for every input size need both.
+        As for `constrain`. Penalties that are not defined for every input size need both.
     **options
-        Of the penalty, such as ``bound=1.0``.
+        Arguments of the penalty, such as ``bound=1.0``.
 
     Returns
     -------
@@ -112,7 +111,7 @@ def penalize(
 def _attach(
     attribute: str, make: Callable[[ConvLayer, dict[str, Any]], Any], found: list[ConvLayer], circular: bool
 ) -> list[ConvLayer]:
-    """Give kernels a constraint or a regularizer, as their variables and their layers hold it."""
+    """Give kernels a constraint or a regularizer: set the attribute of their variables and of their layers."""
     if not found:
         raise ValueError(f"model has no convolution to give a {attribute} to")
     for layer in found:
@@ -122,12 +121,14 @@ def _attach(
     for layer, geometry in [(layer, _geometry(layer, circular)) for layer in found]:
         made = make(layer, geometry)
         setattr(layer.variable, attribute, made)
-        setattr(layer.layer, f"{layer.part}_{attribute}", made)
+        setattr(layer.module, f"{layer.part}_{attribute}", made)
     return found
 
 
 def _geometry(layer: ConvLayer, circular: bool) -> dict[str, Any]:
+    """Return the arguments of `Geometry` for a layer."""
     conv = layer.conv
+    assert conv is not None  # Keras's convolutions always have a geometry
     geometry: dict[str, Any] = {
         "strides": conv.strides,
         "dilation_rate": conv.dilations,
@@ -136,7 +137,7 @@ def _geometry(layer: ConvLayer, circular: bool) -> dict[str, Any]:
         "depthwise": layer.depthwise,
     }
     if circular:
-        operators = layer_operators(layer.name, layer.kernel_shape, conv, layer.input_shapes, circular)
+        operators = operators_of(layer, circular)
         if len(operators) > 1:
             raise ValueError(
                 f"{layer.name!r} takes inputs of several extents, {layer.input_shapes}: wanted circular=False, which "

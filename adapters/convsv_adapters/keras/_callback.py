@@ -9,14 +9,13 @@ from typing import Any
 import keras
 
 import convsv_core
-from convsv_adapters._operators import Operator, layer_operators
-from convsv_adapters.keras._geometry import check_bound, check_dtype, check_method, register
-from convsv_adapters.keras._layers import ConvLayer, conv_layers
-from convsv_core.certificate import CERTIFICATE_RTOL
+from convsv_adapters._layers import ConvLayer, check_bound, operators_of
+from convsv_adapters.keras._geometry import check_dtype, check_method, register
+from convsv_adapters.keras._layers import conv_layers
 from convsv_core.conv import as_int
+from convsv_core.layers import Operator
 from convsv_core.plugins import backend_of
-from convsv_core.projection import ProjectionMethod
-from convsv_core.rescaling import rescale_together
+from convsv_core.training import CERTIFICATE_RTOL, ProjectionMethod, rescale_together
 
 __all__ = ["OperatorNormProjection"]
 
@@ -25,21 +24,21 @@ __all__ = ["OperatorNormProjection"]
 class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
     """Bring every convolution of the model within a bound after batches of training, and log the certified norms.
 
-    Unlike `OperatorNorm` it looks at values, so that it is exact on JAX too, and it need not be done after every batch.
+    Unlike `OperatorNorm` it is not compiled. So its certificate is exact on JAX too, and it can leave out batches.
 
     Parameters
     ----------
     bound : float, default 1
-        Positive.
+        Positive and finite.
     every : int, default 1
-        Batches from one projection to the next; there is one at the end of every epoch besides.
+        Batches from one projection to the next. There is one more at the end of every epoch.
     method : str, default "rescale"
         As for `convsv_core.project`.
     circular : bool, default False
-        Bound the circular convolution at each layer's extents, instead of the layer with its own padding for every
+        Bound the circular convolution at each layer's extents, in place of the layer with its own padding for every
         input size.
     example_input : optional
-        As for `conv_layers`; needed where `circular`.
+        As for `conv_layers`; needed with `circular`.
 
     Attributes
     ----------
@@ -48,8 +47,8 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
 
     Notes
     -----
-    The logs of an epoch get ``"operator_norm"``, the largest of these. What is stored is left 1e-3 below the bound, so
-    that `convsv_core.norm_bounds` finds it within.
+    The logs of an epoch get ``"operator_norm"``, the largest of `norms`. Kernels are left 1e-3 below the bound, so that
+    `convsv_core.norm_bounds` finds them within.
 
     Examples
     --------
@@ -66,18 +65,18 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
         example_input: Any = None,
     ) -> None:
         super().__init__()
-        self.bound, self.every = check_bound(bound), as_int("every", every, least=1)
+        self.bound, self.every = check_bound(bound, positive=True), as_int("every", every, least=1)
         self.method, self.circular, self.example_input = check_method(method), circular, example_input
         self.norms: dict[str, float] = {}
         self._batches = 0
 
     def project(self, model: keras.Model | None = None) -> dict[str, float]:
-        """Project now: the convolutions of `model`, or of the one that is trained; returns `norms`."""
+        """Project the convolutions of `model`, or of the model that is trained, and return `norms`."""
         model = self.model if model is None else model  # on JAX, reading `self.model` writes the trainer's state back
         groups: dict[Any, list[ConvLayer]] = {}
         for layer in conv_layers(model, self.example_input):
-            operators = layer_operators(layer.name, layer.kernel_shape, layer.conv, layer.input_shapes, self.circular)
-            groups.setdefault((layer.kernel_shape, str(layer.kernel.dtype), operators), []).append(layer)
+            key = layer.kernel_shape, str(layer.kernel.dtype), operators_of(layer, self.circular)
+            groups.setdefault(key, []).append(layer)
         self.norms = {}
         for (*_, operators), layers in groups.items():
             for layer, norm in zip(layers, self._project(layers, operators), strict=True):
@@ -85,12 +84,13 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
         return self.norms
 
     def _project(self, layers: list[ConvLayer], operators: tuple[Operator, ...]) -> list[float]:
+        """Project the kernels of layers with the same operators, and return their certified norms."""
         backend = backend_of(layers[0].kernel)
         check_dtype(layers[0].kernel, layers[0].name)
         kernels = [backend.stop_gradient(layer.kernel) for layer in layers]
         norms = [0.0] * len(layers)
         for operator in operators:
-            bound = self.bound / (1 + CERTIFICATE_RTOL) / operator.padding_norm
+            bound = operator.limit(self.bound / (1 + CERTIFICATE_RTOL))
             if self.method == "rescale":
                 found = rescale_together(kernels, operator.input_shape, operator.conv, bound)
             else:
@@ -100,13 +100,13 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
                 projections = [project(kernel, method=self.method) for kernel in kernels]
                 found = [(one.kernel, float(one.norm)) for one in projections]
             kernels = [kernel for kernel, _ in found]
-            norms = [max(norm, one * operator.padding_norm) for norm, (_, one) in zip(norms, found, strict=True)]
+            norms = [max(norm, operator.layer_upper(one)) for norm, (_, one) in zip(norms, found, strict=True)]
         for layer, kernel in zip(layers, kernels, strict=True):
             layer.variable.assign(keras.ops.reshape(kernel, tuple(layer.variable.shape)))
         return norms
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Project where it is due."""
+        """Project if it is due."""
         self._batches += 1
         if self._batches % self.every == 0:
             self.project()
@@ -118,10 +118,10 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
             logs["operator_norm"] = max(self.norms.values(), default=math.nan)
 
     def get_config(self) -> dict[str, Any]:
-        """What ``OperatorNormProjection(**config)`` makes the same from, the `example_input` left out."""
+        """Return the arguments, without the `example_input`, for `from_config`."""
         return {"bound": self.bound, "every": self.every, "method": self.method, "circular": self.circular}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> OperatorNormProjection:
-        """Make one from what `get_config` returns."""
+        """Return a callback with the arguments that `get_config` returned."""
         return cls(**config)

@@ -7,12 +7,11 @@ from typing import Any
 import keras
 
 import convsv_core
-from convsv_adapters.keras._geometry import Geometry, check_bound, check_dtype, check_method, register
-from convsv_core.certificate import CERTIFICATE_RTOL
+from convsv_adapters._layers import check_bound
+from convsv_adapters.keras._geometry import Geometry, check_dtype, check_method, register
 from convsv_core.conv import as_int
 from convsv_core.plugins import backend_of
-from convsv_core.projection import ProjectionMethod
-from convsv_core.rescaling import rescale_together
+from convsv_core.training import CERTIFICATE_RTOL, ProjectionMethod, rescale_together
 
 __all__ = ["OperatorNorm"]
 
@@ -24,24 +23,27 @@ class OperatorNorm(keras.constraints.Constraint):  # type: ignore[misc]
     Parameters
     ----------
     bound : float, default 1
-        Positive.
+        Positive and finite.
     method : {"rescale", "dykstra", "alternating", "newton-schulz"}, default "rescale"
-        As for `convsv_core.project`: "rescale" multiplies the kernel by one number, "dykstra" comes near the nearest
-        kernel in the bound.
+        As for `convsv_core.project`. "rescale" multiplies the kernel by one number, "dykstra" comes near the nearest
+        kernel within the bound.
     steps : int, default 10
-        Iterations of the methods that have any.
+        Iterations of the methods that iterate.
     strides, dilation_rate, groups, transposed, depthwise, input_shape
-        See `Geometry`; `constrain` fills them in for the layers of a model.
+        Geometry of the layer, in Keras's words. `constrain` takes it from the layers of a model. `depthwise` is for
+        the kernels of `DepthwiseConv` and the first of `SeparableConv`. With an `input_shape`, the circular convolution
+        on these extents is bounded; without it, the layer with its own padding for every input size.
 
     Notes
     -----
-    Called on a variable, it returns a tensor of its shape and dtype, float32 or float64 (with mixed precision variables
-    are float32). Traceable: Keras's trainer on JAX compiles it, and there the certificate is that of a fixed grid, 1 %
-    above the norm. What is stored is left 1e-3 below the bound, so that `convsv_core.norm_bounds` finds it within. A
-    constant to differentiation.
+    A call takes a variable and returns a tensor of its shape and dtype, float32 or float64 (with mixed precision,
+    variables are float32). Traceable: Keras's trainer on JAX compiles the constraint. The certificate is then that of a
+    fixed grid, up to 1 % above the norm. The result is 1e-3 below the bound, so that `convsv_core.norm_bounds` finds it
+    within. A constant to differentiation.
 
     Examples
     --------
+    >>> import keras
     >>> layer = keras.layers.Conv2D(8, 3, strides=2, kernel_constraint=OperatorNorm(1.0, strides=2))
     >>> OperatorNorm.from_config(layer.kernel_constraint.get_config()).geometry.strides
     2
@@ -50,15 +52,12 @@ class OperatorNorm(keras.constraints.Constraint):  # type: ignore[misc]
     def __init__(
         self, bound: float = 1.0, method: ProjectionMethod = "rescale", steps: int = 10, **geometry: Any
     ) -> None:
-        self.bound, self.method, self.steps = (
-            check_bound(bound),
-            check_method(method),
-            as_int("steps", steps, least=1),
-        )
+        self.bound, self.method = check_bound(bound, positive=True), check_method(method)
+        self.steps = as_int("steps", steps, least=1)
         self.geometry = Geometry(**geometry)
 
     def __call__(self, w: Any) -> Any:
-        """The kernel within the bound."""
+        """Return the kernel within the bound."""
         kernel = self.geometry.kernel(w)
         check_dtype(kernel, getattr(w, "path", "kernel"))
         conv, extents = self.geometry.conv(tuple(w.shape)), self.geometry.input_shape
@@ -72,5 +71,5 @@ class OperatorNorm(keras.constraints.Constraint):  # type: ignore[misc]
         return keras.ops.reshape(keras.ops.cast(found, kernel.dtype), tuple(w.shape))
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes the same from."""
+        """Return the arguments, for `from_config`."""
         return {"bound": self.bound, "method": self.method, "steps": self.steps, **self.geometry.get_config()}

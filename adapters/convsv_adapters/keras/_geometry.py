@@ -1,40 +1,45 @@
-"""How a kernel of Keras acts, and checks of what its constraints are told."""
+"""The geometry that a constraint or a regularizer of Keras needs, and checks of their arguments."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 from convsv_adapters.keras._layers import kernel_shape
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS
-from convsv_core.projection import METHODS, ProjectionMethod
+from convsv_core.training import METHODS, ProjectionMethod
 
-__all__ = ["GEOMETRY", "Geometry", "check_bound", "check_dtype", "check_method", "register"]
+__all__ = ["Geometry", "check_dtype", "check_method", "register"]
 
-register = keras.saving.register_keras_serializable(package="convsv")
+T = TypeVar("T")
 
 GEOMETRY = ("strides", "dilation_rate", "groups", "transposed", "depthwise", "input_shape")
-"""What the constraint and the regularizer have to know of a layer beside its kernel."""
+"""Names of the arguments of `Geometry`."""
+
+
+def register(cls: type[T]) -> type[T]:
+    """Decorator: register a class with Keras, under its public path, which saved models contain."""
+    cls.__module__ = "convsv_adapters.keras"
+    return keras.saving.register_keras_serializable(package="convsv")(cls)
 
 
 class Geometry:
-    """How a kernel acts, in Keras's words: neither a constraint nor a regularizer is told of its layer.
+    """How a kernel acts, in Keras's words: Keras gives a constraint or a regularizer the kernel, and not its layer.
 
     Parameters
     ----------
     strides, dilation_rate : int or tuple of int, default 1
     groups : int, default 1
     transposed : bool, default False
-        The kernel of a `Conv1DTranspose` to `Conv3DTranspose`.
+        Whether the kernel is one of a `Conv1DTranspose` to `Conv3DTranspose`.
     depthwise : bool, default False
-        The kernel of a `DepthwiseConv`, or the first of a `SeparableConv`.
+        Whether the kernel is one of a `DepthwiseConv`, or the first of a `SeparableConv`.
     input_shape : tuple of int, optional
-        Spatial extents of the input, for the circular convolution of these. Without it, what is meant holds for every
-        input size and for the layer's own padding.
+        Spatial extents of the input of a circular convolution. Without it, the norm is the one for every input size
+        and for the layer's own padding.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Geometry:
             raise ValueError("depthwise=True: the groups follow from the kernel, and there is no transposed such layer")
 
     def conv(self, shape: tuple[int, ...]) -> Conv:
-        """Describe the kernel of a variable's shape."""
+        """Return the geometry of a kernel whose variable has a shape."""
         if len(shape) - 2 not in SPATIAL_LETTERS:
             raise ValueError(f"the kernel has shape {shape}: wanted that of a convolution, with 3 to 5 axes")
         layout = SPATIAL_LETTERS[len(shape) - 2] + ("OI" if self.transposed else "IO")
@@ -62,28 +67,24 @@ class Geometry:
         return Conv(layout, self.strides, self.dilation_rate, groups, transposed=self.transposed)
 
     def kernel(self, variable: Any) -> Any:
-        """The kernel of a variable with the axes that `conv` names."""
+        """Return the kernel of a variable with the axes that `conv` names."""
         kernel = keras.ops.convert_to_tensor(variable)
         return keras.ops.reshape(kernel, kernel_shape(tuple(kernel.shape), self.depthwise))
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes the same from."""
+        """Return the arguments, for `from_config`."""
         return {name: getattr(self, name) for name in GEOMETRY}
 
 
-def check_bound(bound: float) -> float:
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
-        raise ValueError(f"bound={bound!r}: wanted a positive number")
-    return float(bound)
-
-
 def check_method(method: ProjectionMethod) -> ProjectionMethod:
+    """Return a method; raise ValueError unless `convsv_core.project` has it."""
     if method not in METHODS:
         raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
     return method
 
 
 def check_dtype(kernel: Any, name: str) -> None:
+    """Raise TypeError unless a kernel is float32 or float64."""
     dtype = keras.backend.standardize_dtype(kernel.dtype)
     if dtype not in ("float32", "float64"):
         raise TypeError(

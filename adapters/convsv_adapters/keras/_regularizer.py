@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from convsv_adapters._operators import check_penalty, layer_penalty
+from convsv_adapters._layers import check_penalty, layer_penalty, make_layer
 from convsv_adapters.keras._geometry import Geometry, register
 
 __all__ = ["OperatorNormPenalty"]
@@ -20,13 +20,14 @@ class OperatorNormPenalty(keras.regularizers.Regularizer):  # type: ignore[misc]
     Parameters
     ----------
     kind : str, default "norm_hinge"
-        A function of `convsv_core.penalties`. Without an `input_shape`, "norm_hinge", "squared_norm" and
-        "orthogonality" alone, for every input size.
+        A function of `convsv_core.penalties`. Without an `input_shape` it is "norm_hinge", "squared_norm" or
+        "orthogonality", for every input size.
     weight : float, default 0.001
+        Factor of the penalty.
     options : mapping, optional
-        Of that function; a bound of 1 for "norm_hinge" unless given.
+        Arguments of the penalty. By default a bound of 1 for "norm_hinge", and none for others.
     strides, dilation_rate, groups, transposed, depthwise, input_shape
-        See `Geometry`; `penalize` fills them in for the layers of a model.
+        Geometry of the layer, as for `OperatorNorm`. `penalize` takes it from the layers of a model.
 
     Notes
     -----
@@ -34,6 +35,7 @@ class OperatorNormPenalty(keras.regularizers.Regularizer):  # type: ignore[misc]
 
     Examples
     --------
+    >>> import keras
     >>> penalty = OperatorNormPenalty("orthogonality", 0.01)
     >>> layer = keras.layers.Conv2D(8, 3, kernel_regularizer=penalty)
     """
@@ -51,12 +53,16 @@ class OperatorNormPenalty(keras.regularizers.Regularizer):  # type: ignore[misc]
         self.geometry = Geometry(**geometry)
 
     def __call__(self, x: Any) -> Any:
-        """The weighted penalty: a 0-d tensor."""
-        extents = self.geometry.input_shape
-        conv = self.geometry.conv(tuple(x.shape))
-        name, shapes = getattr(x, "path", "kernel"), () if extents is None else (extents,)
-        return self.weight * layer_penalty(name, self.geometry.kernel(x), conv, shapes, self.kind, self.options)
+        """Return the weighted penalty: a 0-d tensor."""
+        extents, kernel = self.geometry.input_shape, self.geometry.kernel(x)
+        layer = make_layer(
+            name=getattr(x, "path", "kernel"),
+            kernel_shape=tuple(kernel.shape),
+            conv=self.geometry.conv(tuple(x.shape)),
+            input_shapes=() if extents is None else (extents,),
+        )
+        return self.weight * layer_penalty(layer, kernel, self.kind, self.options)
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes the same from."""
+        """Return the arguments, for `from_config`."""
         return {"kind": self.kind, "weight": self.weight, "options": self.options, **self.geometry.get_config()}

@@ -9,14 +9,10 @@
 >>> bounded = optax.chain(optax.adam(1e-3), operator_norm_bound(1.0, layers))
 >>> optimizer = nnx.Optimizer(model, bounded, wrt=nnx.Param)
 
-A tree of parameters carries no geometry. `layers` says it: what `conv_layers` of `convsv_adapters.flax` or
-`convsv_adapters.equinox` finds in a model, or a mapping from the path of a kernel in the tree to a `convsv_core.Conv`
-or to ``(conv, input_shape)``.
+A tree of parameters carries no geometry. The argument `layers` gives it: see `projection_operator_norm`.
 """
 
-from __future__ import annotations
-
-from convsv_adapters._jax.trees import ConvLayer
+from convsv_adapters._layers import ConvLayer
 from convsv_adapters.optax._penalty import penalty
 from convsv_adapters.optax._projection import projection_operator_norm
 from convsv_adapters.optax._transform import OperatorNormBoundState, operator_norm_bound

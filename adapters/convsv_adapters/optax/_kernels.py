@@ -1,4 +1,4 @@
-"""One kernel within a bound, as it is stored: under tracing, in any dtype, on any mesh."""
+"""Projection of one kernel under tracing, so that the stored kernel is within the bound in any dtype, on any mesh."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from convsv_adapters._jax.trees import ConvLayer
-from convsv_adapters._operators import Operator, layer_operators
+from convsv_adapters._layers import check_bound
 from convsv_core import ProjectionState, norm_upper_bound, project
 from convsv_core.conv import as_int
-from convsv_core.plan import resolve_channels
+from convsv_core.layers import Operator
+from convsv_core.training import METHODS, ProjectionMethod
 
-__all__ = ["Settings", "bounded", "bounded_change", "empty_dual", "operators_of", "settings_of"]
+__all__ = ["Settings", "bounded", "bounded_change", "empty_dual", "make_settings"]
 
 ROUNDING_MARGIN = 1.05
-"""For the rounding errors of the margin itself, and products of two rounding errors, of 16 bits among them."""
+"""Factor of the margin for rounding, for products of two rounding errors and for the rounding of the margin itself.
+
+A guess: with bfloat16, whose relative rounding error is 2**-8, such products add about as much.
+"""
 
 
 class Settings(NamedTuple):
-    """How a kernel is projected."""
+    """Arguments of the projection of a kernel: static and hashable."""
 
     bound: float
-    method: Any
+    method: ProjectionMethod
     steps: int
 
 
-def settings_of(bound: float, method: str, steps: int) -> Settings:
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 <= bound < math.inf:
-        raise ValueError(f"bound={bound!r}: wanted a finite number that is not negative")
-    return Settings(float(bound), method, as_int("steps", steps, least=1))
-
-
-def operators_of(layer: ConvLayer, circular: bool) -> tuple[Operator, ...]:
-    assert layer.conv is not None  # check_layers has refused it
-    return layer_operators(layer.name, layer.kernel_shape, layer.conv, layer.input_shapes, circular)
+def make_settings(bound: float, method: Any, steps: int) -> Settings:
+    """Return checked settings; raises ValueError or TypeError for an impossible one."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
+    return Settings(check_bound(bound, positive=False), method, as_int("steps", steps, least=1))
 
 
 def empty_dual(kernel: Any, operator: Operator, settings: Settings) -> jax.Array:
+    """Return the zero dual variables of a kernel's projection by "dykstra"."""
+
     def dual(kernel: jax.Array) -> jax.Array:
         state = project(
             kernel, operator.input_shape, operator.conv, settings.bound, method=settings.method, steps=settings.steps
         ).state
-        assert state is not None  # the method is Dykstra's
+        assert state is not None  # the method is "dykstra"
         return state.dual
 
     shape = jax.eval_shape(dual, jax.ShapeDtypeStruct(kernel.shape, kernel.dtype))
     return jnp.zeros(shape.shape, shape.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))  # so that layers of one shape and geometry are compiled once
+# A function of its own, so that layers of one shape and geometry are compiled once.
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _nearest(
     kernel: jax.Array, operators: tuple[Operator, ...], settings: Settings, dual: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """A kernel near the given one and within the bound for each operator, which is itself if it is within; the dual.
+    """Return a kernel within the bound for each operator, near the given one, and the next dual variables.
 
-    It is of the dtype that `convsv_core.project` answers in.
+    A kernel within the bound is returned itself. The dtype is the one of the results of `convsv_core.project`.
     """
     first, *others = operators
-    upper = norm_upper_bound(kernel, first.conv) * max(operator.padding_norm for operator in operators)
+    largest = max(operator.padding_norm for operator in operators)
+    upper = norm_upper_bound(kernel, first.conv) * largest
 
     def inside(kernel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), None if dual is None else dual * 0
@@ -70,12 +73,13 @@ def _nearest(
     def outside(kernel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         options: dict[str, Any] = {"method": settings.method, "steps": settings.steps}
         if dual is not None:
-            frequencies = jnp.zeros((dual.shape[0], first.conv.ndim), jnp.int32)  # traced, `steps` mean all of the grid
+            # Under tracing, a state is over the whole grid, and its frequencies are not read.
+            frequencies = jnp.zeros((dual.shape[0], first.conv.ndim), jnp.int32)
             options["state"] = ProjectionState(frequencies, dual)
-        found = project(kernel, first.input_shape, first.conv, settings.bound / first.padding_norm, **options)
+        found = project(kernel, first.input_shape, first.conv, first.limit(settings.bound), **options)
         nearest = found.kernel
         for operator in others:
-            limit = settings.bound / operator.padding_norm
+            limit = operator.limit(settings.bound)
             nearest = project(nearest, operator.input_shape, operator.conv, limit, method="rescale", steps=1).kernel
         return nearest, None if dual is None or found.state is None else found.state.dual
 
@@ -83,7 +87,7 @@ def _nearest(
 
 
 def bounded(kernel: jax.Array, operators: tuple[Operator, ...], settings: Settings) -> jax.Array:
-    """A kernel that is within the bound in the dtype of the one given."""
+    """Return a kernel within the bound, in the dtype of the given one."""
     sharding = _explicit_sharding(kernel)
     kernel = _whole(kernel, sharding)
     nearest, _ = _nearest(kernel, operators, settings, None)
@@ -95,12 +99,13 @@ def bounded(kernel: jax.Array, operators: tuple[Operator, ...], settings: Settin
 def bounded_change(
     kernel: jax.Array, change: jax.Array, operators: tuple[Operator, ...], settings: Settings, dual: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The change after which the kernel, as it is stored then, is within the bound; and the dual."""
+    """Return the change after which the stored kernel is within the bound, and the next dual variables."""
     sharding = _explicit_sharding(kernel)
     kernel, change, dual = (_whole(array, sharding) for array in (kernel, change, dual))
     updated = (kernel + change).astype(kernel.dtype)
     nearest, dual = _nearest(updated, operators, settings, dual)
-    # Stored is fl(kernel + fl(nearest - kernel)), off by an eps of either sum, and by that of the kernel's own dtype.
+    # The stored kernel is fl(kernel + fl(nearest - kernel)). Each of the two sums rounds with the eps of the change's
+    # dtype, and the result is rounded to the kernel's dtype.
     size = _frobenius(nearest)
     error = _eps(change.dtype) * (_frobenius(kernel) + 2 * size) + _eps(kernel.dtype) * size
     target = _kept_or(updated, nearest, _share(kernel, operators, settings, error))
@@ -110,39 +115,40 @@ def bounded_change(
 
 
 def _explicit_sharding(kernel: jax.Array) -> NamedSharding | None:
-    """How a kernel is sharded over a mesh whose shardings are part of types, which not every operation resolves."""
+    """Return a kernel's sharding over an explicit mesh, or None: not every operation resolves such a sharding."""
     sharding = jax.typeof(kernel).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def _whole(array: jax.Array | None, sharding: NamedSharding | None) -> jax.Array | None:
-    """An array on every device of a mesh."""
+    """Return an array with a whole copy on every device of the mesh of a sharding."""
     if array is None or sharding is None:
         return array
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def _kept_or(kernel: jax.Array, nearest: jax.Array, share: jax.Array) -> jax.Array:
-    """The nearest kernel, smaller by what rounding can add; or the kernel itself, if that is the nearest."""
+    """Return the nearest kernel times a share of 1, or the kernel itself if it is the nearest."""
     return jnp.where(jnp.all(nearest == kernel), nearest, nearest * share.astype(nearest.dtype))
 
 
 def _share(kernel: Any, operators: tuple[Operator, ...], settings: Settings, error: jax.Array | float) -> jax.Array:
-    """By how much to multiply a kernel within the bound, that it still is after an error of that Frobenius norm.
+    """Return a factor for a kernel within the bound, so that it stays within after an error of a Frobenius norm.
 
-    The operator's norm is at most the sum of the norms of its taps, so at most the root of their number times the
-    Frobenius norm.
+    The norm of an operator is at most the sum of the norms of its taps. So it is at most the root of the number of taps
+    times the Frobenius norm.
     """
     if settings.bound == 0:
         return jnp.zeros(())
-    taps, *_ = resolve_channels(tuple(kernel.shape), operators[0].conv)
+    conv = operators[0].conv
+    taps = [kernel.shape[conv.layout.index(letter)] for letter in conv.spatial]
     smallest = float(jnp.finfo(kernel.dtype).smallest_subnormal) * math.sqrt(kernel.size)
     largest = math.sqrt(math.prod(taps)) * max(operator.padding_norm for operator in operators)
     return jnp.clip(1 - ROUNDING_MARGIN * largest * (error + smallest) / settings.bound, 0, 1)
 
 
 def _eps(dtype: Any) -> float:
-    """Largest relative error of rounding to a dtype."""
+    """Return the largest relative error of rounding to a dtype."""
     return float(jnp.finfo(dtype).eps) / 2
 
 

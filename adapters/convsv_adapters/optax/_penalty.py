@@ -1,4 +1,4 @@
-"""A penalty on the singular values of convolution kernels in a parameter tree."""
+"""A penalty on the singular values of the convolution kernels in a tree of parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from convsv_adapters._jax.trees import Layers, Tree, check_layers, named_leaves
-from convsv_adapters._operators import check_penalty, layer_penalty
+from convsv_adapters._layers import check_penalty, layer_penalty
 
 __all__ = ["penalty"]
 
@@ -17,32 +17,31 @@ __all__ = ["penalty"]
 def penalty(tree: Tree, layers: Layers, kind: str = "norm_hinge", **options: Any) -> jax.Array:
     """Sum a penalty on the singular values over convolution kernels, to add to a loss.
 
-    The operator is the circular one at each layer's extents, whatever padding the layer has, at the largest extents
-    where there are several.
+    The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has.
 
     Parameters
     ----------
     tree : pytree of arrays
         The parameters.
     layers : iterable of ConvLayer, or mapping from str
-        The geometry of the kernels: see above.
+        The geometry of the kernels, as for `projection_operator_norm`.
     kind : str, default "norm_hinge"
         A function of `convsv_core.penalties`.
     **options
-        Of that function, such as ``bound=1.0``.
+        Arguments of the penalty, such as ``bound=1.0``.
 
     Returns
     -------
     0-d array
-        Differentiable by `tree` and traceable. Of layers without extents, "norm_hinge" and "squared_norm" are those of
-        the upper bound for every input size, and "orthogonality" that of the infinite lattice.
+        Differentiable by `tree` and traceable. For layers without extents, "norm_hinge" and "squared_norm" take the
+        upper bound for every input size, and "orthogonality" takes the infinite lattice.
 
     Raises
     ------
     TypeError
-        `layers` says no geometry.
+        `layers` gives no geometry.
     ValueError
-        `kind` is another, `tree` has no leaf at a layer's path, or the penalty needs extents that are not known.
+        There is no such `kind`, `tree` has no leaf at a layer's path, or the penalty needs extents that are not known.
 
     Examples
     --------
@@ -55,9 +54,5 @@ def penalty(tree: Tree, layers: Layers, kind: str = "norm_hinge", **options: Any
     check_penalty(kind)
     chosen = check_layers(layers, tree)
     named = named_leaves(tree)
-    parts = [
-        layer_penalty(layer.name, named[layer.path][1], layer.conv, layer.input_shapes, kind, options)
-        for layer in chosen
-        if layer.conv is not None
-    ]
+    parts = [layer_penalty(layer, named[layer.path].value, kind, options) for layer in chosen]
     return functools.reduce(jnp.add, parts)

@@ -1,4 +1,4 @@
-"""A projection of parameter trees, as optax has projections."""
+"""A projection of trees of parameters, like the functions of `optax.projections`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from convsv_adapters._jax.trees import Layers, Tree, check_layers, named_leaves
-from convsv_adapters.optax._kernels import bounded, operators_of, settings_of
+from convsv_adapters._layers import operators_of
+from convsv_adapters.optax._kernels import bounded, make_settings
 
 __all__ = ["projection_operator_norm"]
 
@@ -26,44 +27,46 @@ def projection_operator_norm(
 
         minimise \|X - K\|_F over kernels X of K's shape, subject to \|A(X)\| <= bound,
 
-    and leaves the other leaves as they are. With "dykstra" the solution is approached, from within the ball, by a
-    number of steps; the other methods give other kernels within the ball.
+    and leaves the other leaves as they are. "dykstra" approaches the solution from within the ball by some steps. The
+    other methods give other kernels within the ball.
 
     Parameters
     ----------
     tree : pytree of arrays
         Such as flax's ``variables["params"]``, ``nnx.state(model, nnx.Param)``, or an equinox model.
     bound : float, default 1.0
-        Largest operator norm, not negative.
+        Largest operator norm, finite and not negative.
     layers : iterable of ConvLayer, or mapping from str
-        The geometry of the kernels: see above.
+        The geometry of the kernels, since a tree carries none. Either the result of `conv_layers` of
+        `convsv_adapters.flax` or `convsv_adapters.equinox`, or a mapping from the path of a kernel in the tree to a
+        `convsv_core.Conv` or to ``(conv, input_shape)``.
     method : {"dykstra", "alternating", "rescale", "newton-schulz"}, default "dykstra"
     steps : int, default 30
-        Iterations. These two are as for `convsv_core.project`.
+        Number of iterations. `method` and `steps` are as for `convsv_core.project`.
     circular : bool, default False
-        What is bounded. By default the layer with its own padding, for every input size. Otherwise the circular
-        convolution at each of the layer's extents, as in the paper (where a stride does not divide them, at the next
-        multiples), whose norm can be less than that with other padding.
+        Bound the circular convolution at each of the layer's extents, as in the paper, in place of the layer with its
+        own padding for every input size. Extents that the stride does not divide are rounded up to multiples. With
+        other padding, the norm of the layer can be larger.
 
     Returns
     -------
     pytree
-        Of the structure, shapes and dtypes of `tree`.
+        A tree with the structure, shapes and dtypes of `tree`.
 
     Raises
     ------
     TypeError
-        `layers` says no geometry.
+        `layers` gives no geometry.
     ValueError
-        `tree` has no leaf at a layer's path, or one of another shape; extents are missing, for `circular` or for
-        padding that repeats pixels; or `bound` is negative.
+        `tree` has no leaf at a layer's path, or one of another shape. Extents are missing that `circular` or padding
+        that repeats pixels needs. Or `bound`, `method` or `steps` is impossible.
 
     Notes
     -----
-    Traceable by `jax.jit`, all but `tree` being static; a constant to differentiation. NaN or infinity in a kernel
-    gives NaN. The kernels as they are stored satisfy the bound, to a relative 1e-6; those of 16 bits because the norm
-    gives up what rounding can add, of the order of the dtype's eps times the root of the number of taps and channels.
-    A kernel that is within the bound comes back bit for bit.
+    Traceable by `jax.jit`, where all arguments but `tree` are static. A constant to differentiation. NaN or infinity in
+    a kernel gives NaN. The stored kernels satisfy the bound, to a relative 1e-6. For kernels of 16 bits, the norm is
+    lowered by the rounding error bound: of the order of the dtype's eps times the root of the number of taps and
+    channels. A kernel within the bound comes back bit for bit.
 
     Examples
     --------
@@ -73,11 +76,11 @@ def projection_operator_norm(
     >>> bool(bounded["kernel"].sum() <= 1)
     True
     """
-    settings = settings_of(bound, method, steps)
+    settings = make_settings(bound, method, steps)
     chosen = check_layers(layers, tree)
     leaves, structure = jax.tree.flatten(tree)
     named = named_leaves(tree)
     for layer in chosen:
-        place, kernel = named[layer.path]
-        leaves[place] = bounded(jnp.asarray(kernel), operators_of(layer, circular), settings)
+        leaf = named[layer.path]
+        leaves[leaf.place] = bounded(jnp.asarray(leaf.value), operators_of(layer, circular), settings)
     return jax.tree.unflatten(structure, leaves)

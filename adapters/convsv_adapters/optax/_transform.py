@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from convsv_adapters._jax.trees import Layers, Tree, check_layers, named_leaves
-from convsv_adapters.optax._kernels import bounded_change, empty_dual, operators_of, settings_of
+from convsv_adapters._layers import operators_of
+from convsv_adapters.optax._kernels import bounded_change, empty_dual, make_settings
 from convsv_core.conv import as_int
 
 __all__ = ["OperatorNormBoundState", "operator_norm_bound"]
@@ -21,9 +22,9 @@ class OperatorNormBoundState(NamedTuple):
     Attributes
     ----------
     count : 0-d array, int32
-        Updates so far.
+        Number of updates so far.
     duals : tuple of array or None
-        For each layer, the dual variables that the next projection begins from.
+        For each layer, the dual variables from which the next projection begins.
     """
 
     count: jax.Array
@@ -42,21 +43,21 @@ def operator_norm_bound(
 ) -> optax.GradientTransformationExtraArgs:
     """Change updates so that the updated convolution kernels satisfy a bound on the operator norm.
 
-    It has to be the last of a chain: what comes after it changes the updated parameters.
+    It has to be the last of a chain: a later transformation would change the updated parameters.
 
     Parameters
     ----------
     bound : float
-        Largest operator norm, not negative.
+        Largest operator norm, finite and not negative.
     layers : iterable of ConvLayer, or mapping from str
-        The geometry of the kernels: see above.
+        The geometry of the kernels, as for `projection_operator_norm`.
     every : int, default 1
-        Bound the parameters after every so many updates, and let the others pass.
+        Bound the parameters after every `every`-th update, and let the others pass.
     method, steps, circular
         As for `projection_operator_norm`.
     warm_start : bool, default True
-        Keep the dual variables of "dykstra" from one update to the next, so that a few steps an update do. They take
-        one complex matrix of the channels at each frequency of a grid: for 3 x 3 taps, at 545 of them.
+        Keep the dual variables of "dykstra" from one update to the next, so that a few steps for each update are
+        enough. They are one complex matrix of the channels at each frequency of a grid: for 3 x 3 taps, 545 matrices.
 
     Returns
     -------
@@ -66,18 +67,18 @@ def operator_norm_bound(
     Raises
     ------
     ValueError
-        On `update` without parameters, and for the reasons of `projection_operator_norm`.
+        From `update` without parameters, and for the reasons of `projection_operator_norm`.
 
     Notes
     -----
-    A step of "dykstra" decomposes the matrices at all frequencies of the grid, and the check of kernels that are within
-    the bound at about a tenth of them. On a CPU, ten steps for a layer of 64 channels take seconds: there, let `every`
-    be larger, or take "rescale", which takes a tenth of that or less.
+    A step of "dykstra" decomposes the matrices at all frequencies of the grid. The check whether a kernel is within the
+    bound decomposes about a tenth of them. On a CPU, ten steps for a layer of 64 channels take seconds: use a larger
+    `every` there, or "rescale", which takes a tenth of the time or less.
 
-    To be jitted. The parameters may be sharded: where the mesh is explicit, every device projects whole kernels. The
-    parameters that `optax.apply_updates` stores satisfy the bound, to a relative 1e-6, the rounding of the subtraction
-    and addition being taken off the norm beforehand: in float32, of the order of 1e-6 of it. Updates of kernels of 16
-    bits are of 32. The update of a kernel that ends within the bound is unchanged.
+    Use it within `jax.jit`. The parameters may be sharded; with an explicit mesh, every device projects whole kernels.
+    The parameters that `optax.apply_updates` stores satisfy the bound, to a relative 1e-6. For this the norm is lowered
+    by the rounding error bound of the subtraction and the addition: in float32, by the order of 1e-6 of it. Updates of
+    kernels of 16 bits have 32 bits. The update of a kernel that ends within the bound is unchanged.
 
     Examples
     --------
@@ -89,7 +90,7 @@ def operator_norm_bound(
     >>> bool(optax.apply_updates(params, updates)["kernel"].sum() <= 1)
     True
     """
-    settings = settings_of(bound, method, steps)
+    settings = make_settings(bound, method, steps)
     period = as_int("every", every, least=1)
 
     def init(params: Tree) -> OperatorNormBoundState:
@@ -97,7 +98,7 @@ def operator_norm_bound(
         named = named_leaves(params)
         keeps = warm_start and method == "dykstra"
         duals = (
-            empty_dual(named[layer.path][1], operators_of(layer, circular)[0], settings) if keeps else None
+            empty_dual(named[layer.path].value, operators_of(layer, circular)[0], settings) if keeps else None
             for layer in chosen
         )
         return OperatorNormBoundState(jnp.zeros((), jnp.int32), tuple(duals))
@@ -114,12 +115,12 @@ def operator_norm_bound(
         chosen = check_layers(layers, params)
         check_layers(chosen, updates)
         named, places = named_leaves(params), named_leaves(updates)
-        kernels = [jnp.asarray(named[layer.path][1]) for layer in chosen]
+        kernels = [jnp.asarray(named[layer.path].value) for layer in chosen]
         leaves, structure = jax.tree.flatten(updates)
-        # Updates of 16 bits could not say where a kernel is to go.
+        # An update of 16 bits could not reach every kernel of 16 bits.
         changes = [
-            jnp.asarray(change).astype(jnp.promote_types(jnp.promote_types(change.dtype, kernel.dtype), jnp.float32))
-            for kernel, (_, change) in ((k, places[layer.path]) for k, layer in zip(kernels, chosen, strict=True))
+            jnp.asarray(change, jnp.promote_types(jnp.promote_types(change.dtype, kernel.dtype), jnp.float32))
+            for kernel, change in zip(kernels, (places[layer.path].value for layer in chosen), strict=True)
         ]
         count = state.count + 1
 
@@ -137,7 +138,7 @@ def operator_norm_bound(
                 count % period == 0, every_change, lambda changes, duals: (changes, duals), changes, state.duals
             )
         for layer, change in zip(chosen, changes, strict=True):
-            leaves[places[layer.path][0]] = change
+            leaves[places[layer.path].place] = change
         return jax.tree.unflatten(structure, leaves), OperatorNormBoundState(count, duals)
 
     return optax.GradientTransformationExtraArgs(init, update)

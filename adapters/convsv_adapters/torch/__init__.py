@@ -7,26 +7,22 @@ One line bounds every convolution of a model, after each step of the optimizer:
 >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 >>> projection = project_after_step(optimizer, model, bound=1.0)
 
-`operator_norm` divides a layer's weight by its norm instead, within the forward pass; `penalty` adds to a loss;
+`operator_norm` divides a layer's weight by its norm within the forward pass, `penalty` is a term for a loss,
 `conv_layers` lists a model's convolutions, and `analyze` reports their singular values.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
-from torch import nn
-
-import convsv_core
-from convsv_adapters.torch._layers import ConvLayer, conv_layers
+from convsv_adapters._layers import ConvLayer
+from convsv_adapters.torch._layers import conv_layers
+from convsv_adapters.torch._options import StepOptions
 from convsv_adapters.torch._parametrization import OperatorNorm, operator_norm
 from convsv_adapters.torch._penalty import penalty
 from convsv_adapters.torch._project import StepProjection, project_after_step
-from convsv_core.analysis import LayerReport
+from convsv_core import analyze
 
 __all__ = [
     "ConvLayer",
     "OperatorNorm",
+    "StepOptions",
     "StepProjection",
     "analyze",
     "conv_layers",
@@ -34,20 +30,3 @@ __all__ = [
     "penalty",
     "project_after_step",
 ]
-
-
-def analyze(model: nn.Module, example_input: object = None, **options: Any) -> list[LayerReport]:
-    """Report the singular values of every convolution, as `convsv spectrum` does for a file.
-
-    Parameters
-    ----------
-    model, example_input
-        As for `conv_layers`.
-    **options
-        `backend`, `dtype` and `device` of `convsv_core.analyze`, which this calls.
-
-    Returns
-    -------
-    list of LayerReport
-    """
-    return convsv_core.analyze(model, example_input, **options)

@@ -1,63 +1,28 @@
-"""The convolutions of a PyTorch module: their geometry, and the extents that one forward pass shows."""
+"""The convolutions of a PyTorch module: their geometry, and the extents of their inputs in one forward pass."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
-from convsv_core.layers import Layer
+from convsv_core.conv import SPATIAL_LETTERS
+from convsv_core.layers import Extents, Layer
 
-Extents: TypeAlias = tuple[int, ...]
+__all__ = ["COMPUTED_IN_FORWARD", "CONVOLUTIONS", "conv_layers", "model_layers", "without_autocast"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYOUTS = {1: "OIW", 2: "OIHW", 3: "OIDHW"}
-TRANSPOSED_LAYOUTS = {1: "IOW", 2: "IOHW", 3: "IODHW"}
+"""The modules that are found, and their subclasses."""
+
 COMPUTED_IN_FORWARD = "its weight is computed by a hook before each forward pass"
-
-
-@dataclass(frozen=True, eq=False)
-class ConvLayer:
-    """One convolution of a PyTorch module.
-
-    Attributes
-    ----------
-    name : str
-        As `torch.nn.Module.named_modules` has it; the first one, where a module is reached by several.
-    module : torch.nn.Module
-    conv : Conv
-        The module's geometry, its own padding included. Of a transposed convolution, padding that the output padding
-        makes uneven.
-    input_shapes : tuple of tuple of int
-        Each spatial extents of its input that the forward pass showed, in order of appearance; empty where there
-        was no pass, or none that reached the module.
-    note : str
-        What a reader must know, or "".
-    """
-
-    name: str
-    module: nn.Module
-    conv: Conv
-    input_shapes: tuple[Extents, ...] = ()
-    note: str = ""
-
-    @property
-    def input_shape(self) -> Extents | None:
-        """The first of `input_shapes`, or None."""
-        return self.input_shapes[0] if self.input_shapes else None
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The module's weight; that of a parametrised module is computed when it is asked for."""
-        return self.module.weight
+"""The words for `ConvLayer.computed_in_forward` in notes and errors."""
 
 
 def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLayer]:
@@ -66,17 +31,18 @@ def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLaye
     Parameters
     ----------
     model : torch.nn.Module
-        Its `Conv1d`, `Conv2d`, `Conv3d` and transposed ones are found at any depth, parametrised and lazy ones and
-        subclasses among them. `DistributedDataParallel`, `DataParallel` and compiled modules are looked into.
+        `Conv1d`, `Conv2d`, `Conv3d` and the transposed classes are found at any depth, with parametrised and lazy
+        modules and subclasses. The model may be wrapped by `DistributedDataParallel`, `DataParallel` or
+        `torch.compile`.
     example_input : tensor, tuple, list or mapping, optional
-        What the model is called with: an argument, positional arguments or keyword arguments. The model is
-        called once, in evaluation mode and without gradients; training modes, buffers and PyTorch's random state are
-        as before afterwards, and no hook is left behind. Lazy modules are initialised by it.
+        The argument of the model, its positional arguments or its keyword arguments. The model is called once, in
+        evaluation mode and without gradients. Training modes, buffers and PyTorch's random state are restored, and
+        no hook is left behind. The call initialises lazy modules.
 
     Returns
     -------
     list of ConvLayer
-        In the order of `named_modules`; a module that is used at several places is one layer.
+        In the order of `named_modules`. A module that is used at several places is one layer.
 
     Raises
     ------
@@ -95,32 +61,32 @@ def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLaye
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a torch.nn.Module")
-    model = unwrap(model)
+    model = _unwrapped(model)
     seen: dict[nn.Module, dict[Extents, Extents]] = {}
     if example_input is not None:
         _run(model, example_input, seen)
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, CONVOLUTIONS):
-            note = "" if example_input is None or module in seen else "not reached by the forward pass"
-            found.append(_conv_layer(name, module, seen.get(module, {}), note))
-    return found
+    return [
+        _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
+        for name, module in model.named_modules()
+        if isinstance(module, CONVOLUTIONS)
+    ]
 
 
-def model_layer(layer: ConvLayer) -> Layer:
-    """The layer as a report of the core takes it: at the largest of its extents, where there are several."""
-    note, extents = layer.note, layer.input_shape
-    if len(layer.input_shapes) > 1:
-        extents = largest_extents(layer)
-        used = f"takes {len(layer.input_shapes)} different extents, of which the largest is used"
-        note = "; ".join(filter(None, [note, used]))
-    if extents is None and not note:
-        note = "extents unknown: wanted an example_input"
-    return Layer(layer.name, layer.weight.detach(), layer.conv, extents, note)
+def model_layers(model: nn.Module, example_input: object) -> list[Layer]:
+    """Return the convolutions with their weights, as a report of the core takes them."""
+    return [model_layer(layer, layer.kernel.detach()) for layer in conv_layers(model, example_input)]
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside of those that replicate it over devices, or compile it."""
+def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context manager that switches `torch.autocast` off for the device of `weight`."""
+    return torch.autocast(weight.device.type, enabled=False)
+
+
+# ---- the geometry ------------------------------------------------------------------------------------------
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside of wrappers that replicate it over devices or compile it."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
@@ -130,63 +96,72 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def largest_extents(layer: ConvLayer) -> Extents:
-    """Those of the most pixels that the layer has been seen with."""
-    return max(layer.input_shapes, key=math.prod)
-
-
-def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
-    """Keep the digits of a computation beside `weight` where it is done under `torch.autocast`."""
-    return torch.autocast(weight.device.type, enabled=False)
-
-
-# ---- the geometry ------------------------------------------------------------------------------------------
-
-
-def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], note: str) -> ConvLayer:
+def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], *, reached: bool) -> ConvLayer:
+    """Return the layer of a module, from the extents of its inputs and of the output for each of them."""
     if "weight" in module._parameters and is_lazy(module._parameters["weight"]):
         raise ValueError(
             f"the layer {name!r} is a {type(module).__name__} without a weight: wanted an example_input that "
             f"reaches it, or a forward pass before this call"
         )
-    notes = [note]
-    if not _is_plain(module):
-        notes.append("a subclass with a forward pass of its own: what it does to weight and padding is not known")
-    if _is_computed_in_forward(module):
-        notes.append(COMPUTED_IN_FORWARD)
-    ndim = len(module.kernel_size)
+    remark = ""
     padding: Any = module.padding
     if module.transposed:
         pairs = [(p, p - extra) for p, extra in zip(padding, _output_padding(module, seen), strict=True)]
         if min(after for _, after in pairs) < 0:
-            notes.append("its output padding goes beyond the reach of the kernel")
+            remark = "its output padding goes beyond the reach of the kernel"
         padding = tuple((before, max(after, 0)) for before, after in pairs)
-    conv = Conv(
-        (TRANSPOSED_LAYOUTS if module.transposed else LAYOUTS)[ndim],
-        stride=module.stride,
-        dilation=module.dilation,
-        groups=module.groups,
-        padding=padding,
-        padding_mode=module.padding_mode,
-        transposed=module.transposed,
+    computed = _is_computed_in_forward(module)
+    return make_layer(
+        COMPUTED_IN_FORWARD if computed else "",
+        remark,
+        name=name,
+        kernel_shape=_kernel_shape(module),
+        conv=Conv(
+            ("IO" if module.transposed else "OI") + SPATIAL_LETTERS[len(module.kernel_size)],
+            stride=module.stride,
+            dilation=module.dilation,
+            groups=module.groups,
+            padding=padding,
+            padding_mode=module.padding_mode,
+            transposed=module.transposed,
+        ),
+        input_shapes=tuple(seen),
+        module=module,
+        reached=reached,
+        computed_in_forward=computed,
+        unknown_forward=not _has_torch_forward(module),
+        read=_weight,
     )
-    return ConvLayer(name, module, conv, tuple(seen), "; ".join(filter(None, notes)))
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether the module does with weight and padding what PyTorch's own class does."""
+def _weight(layer: ConvLayer) -> torch.Tensor:
+    return layer.module.weight
+
+
+def _kernel_shape(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a module's weight, without computing a parametrised weight."""
+    if (parameter := module._parameters.get("weight")) is not None:
+        return tuple(parameter.shape)
+    whole, grouped = module.out_channels, module.in_channels
+    if module.transposed:
+        whole, grouped = grouped, whole
+    return (whole, grouped // module.groups, *module.kernel_size)
+
+
+def _has_torch_forward(module: nn.Module) -> bool:
+    """Return whether the module uses weight and padding as PyTorch's own class does."""
     kind = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
     own = type(module)
     return own.forward is kind.forward and getattr(own, "_conv_forward", None) is getattr(kind, "_conv_forward", None)
 
 
 def _is_computed_in_forward(module: nn.Module) -> bool:
-    """Whether `weight` is neither a parameter nor parametrised, as with the older `weight_norm` and `spectral_norm`."""
+    """Return whether a hook computes the weight, as the older `weight_norm` and `spectral_norm` do."""
     return "weight" not in module._parameters and not nn.utils.parametrize.is_parametrized(module, "weight")
 
 
 def _output_padding(module: nn.Module, seen: dict[Extents, Extents]) -> tuple[int, ...]:
-    """The module's own, or what the first call's `output_size` made of it."""
+    """Return the output padding of the first call, which an `output_size` can change, or else the module's own."""
     for extents, outputs in seen.items():
         geometry = zip(
             extents, outputs, module.stride, module.padding, module.dilation, module.kernel_size, strict=True
@@ -199,7 +174,7 @@ def _output_padding(module: nn.Module, seen: dict[Extents, Extents]) -> tuple[in
 
 
 def _run(model: nn.Module, example_input: object, seen: dict[nn.Module, dict[Extents, Extents]]) -> None:
-    """Call the model, and note for each convolution its input's extents and those of the output."""
+    """Call the model, and add for each convolution the extents of its inputs and outputs to `seen`."""
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
         ndim = len(module.kernel_size)
@@ -231,7 +206,7 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Put back training modes, buffers and random states."""
+    """Return a context manager that restores training modes, buffers and random states."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -10,46 +9,48 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import convsv_core
-from convsv_adapters._operators import circular_geometry
-from convsv_adapters.torch._layers import CONVOLUTIONS, Extents, conv_layers, without_autocast
+from convsv_adapters._layers import check_bound
+from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
 from convsv_core import Conv, norm_upper_bound
+from convsv_core.layers import Extents, circular_geometry
 
 __all__ = ["OperatorNorm", "operator_norm"]
 
 Mode = Literal["bound", "normalise"]
+"""How a weight is scaled: see `OperatorNorm`."""
 
 
 class OperatorNorm(nn.Module):  # type: ignore[misc]
     """Parametrization of a convolution's weight by its operator norm, for `torch.nn.utils.parametrize`.
 
-    The norm is computed from the weight alone, at each forward pass: there are no buffers, no iterations that go on
+    The norm is computed from the weight alone, at each forward pass. There are no buffers, no iterations that continue
     from one pass to the next, and no difference between training and evaluation.
 
     Parameters
     ----------
     conv : Conv
-        Geometry of the layer; its padding tells which operator is meant.
+        Geometry of the layer, with its own padding.
     input_shape : tuple of int, optional
-        Spatial extents of the layer's input, at which the norm is `convsv_core.operator_norm`'s. Without it, the norm
-        is the upper bound for every input size of `convsv_core.norm_upper_bound`.
+        Spatial extents of the layer's input, for the norm of `convsv_core.operator_norm`. Without it, the norm is the
+        upper bound for every input size of `convsv_core.norm_upper_bound`.
     bound : float, default 1.0
-        Positive.
+        Positive and finite.
     mode : {"bound", "normalise"}, default "bound"
         "bound": multiply the weight by ``min(1, bound / norm)``. "normalise": by ``bound / norm``.
     rtol : float, default 0.1
-        Without `input_shape`, by how much the upper bound may exceed the norm, as `convsv_core.norm_upper_bound` has
-        it.
+        Without `input_shape`, the relative gap between the upper bound and the norm: see
+        `convsv_core.norm_upper_bound`.
 
     Raises
     ------
     ValueError
-        `bound` is not positive, or `mode` is another.
+        `bound` is not positive, or there is no such `mode`.
 
     Notes
     -----
-    Differentiable. The zero weight stays zero. Autocast is off for the norm, and the result has the weight's own
-    dtype, to whose rounding it is within the bound. An assignment to the weight stores what is assigned, and reads
-    back as its parametrized value. `torch.compile` breaks its graph at the norm.
+    Differentiable. The zero weight stays zero. Autocast is off for the norm. The result has the weight's dtype, and
+    is within the bound to the rounding of this dtype. An assignment to the weight stores the assigned value, which
+    reads back scaled. `torch.compile` breaks its graph at the norm.
 
     Examples
     --------
@@ -70,22 +71,21 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
         rtol: float = 0.1,
     ) -> None:
         super().__init__()
-        if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
-            raise ValueError(f"bound={bound!r}: wanted a positive number")
+        bound = check_bound(bound, positive=True)
         if mode not in ("bound", "normalise"):
             raise ValueError(f"mode={mode!r}: wanted 'bound' or 'normalise'")
-        self.conv, self.input_shape, self.bound, self.mode, self.rtol = conv, input_shape, float(bound), mode, rtol
+        self.conv, self.input_shape, self.bound, self.mode, self.rtol = conv, input_shape, bound, mode, rtol
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def norm(self, weight: torch.Tensor) -> torch.Tensor:
-        """The norm, or its upper bound, of a weight: a 0-d tensor, differentiable."""
+        """Return the norm of a weight, or its upper bound: a 0-d tensor, differentiable."""
         with without_autocast(weight):
             if self.input_shape is None:
                 return norm_upper_bound(weight, self.conv, rtol=self.rtol)
             return convsv_core.operator_norm(weight, self.input_shape, self.conv)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight, scaled."""
+        """Return the scaled weight."""
         norm = self.norm(weight)
         divisor = norm / self.bound
         if self.mode == "bound":
@@ -96,11 +96,11 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
             return (weight / divisor).to(weight.dtype)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """What is stored where `weight` is assigned: itself."""
+        """Return the tensor to store when `weight` is assigned: the assigned tensor."""
         return weight
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Return the arguments, for the module's repr."""
         return f"{self.conv}, input_shape={self.input_shape}, bound={self.bound}, mode={self.mode!r}"
 
 
@@ -113,18 +113,17 @@ def operator_norm(
     circular: bool = False,
     rtol: float = 0.1,
 ) -> nn.Module:
-    """Parametrise a convolution's weight by its operator norm: what `torch.nn.utils.spectral_norm` is taken for.
+    """Parametrise a convolution's weight by its operator norm, which `torch.nn.utils.spectral_norm` does not find.
 
     Parameters
     ----------
     module : torch.nn.Module
-        A convolution of PyTorch, whose geometry is taken from it.
+        A convolution of PyTorch. Its attributes give the geometry.
     input_shape, bound, mode, rtol
         As for `OperatorNorm`. With an `input_shape` and padding that is not circular, each pass finds the norm by an
         iteration.
     circular : bool, default False
-        With an `input_shape`, take the norm of the circular convolution instead, as in the paper, which has a closed
-        form.
+        With an `input_shape`, take the norm of the circular convolution, as in the paper, which has a closed form.
 
     Returns
     -------
@@ -147,10 +146,11 @@ def operator_norm(
     if not isinstance(module, CONVOLUTIONS):
         raise TypeError(f"module is a {type(module).__qualname__}: wanted a convolution, such as torch.nn.Conv2d")
     (layer,) = conv_layers(module)
+    assert layer.conv is not None  # PyTorch's convolutions always have a geometry
     conv = layer.conv
     if circular:
         if input_shape is None:
-            raise ValueError("circular=True: wanted an input_shape, at which the circular convolution is meant")
-        input_shape, conv = circular_geometry(layer.conv, tuple(input_shape))
+            raise ValueError("circular=True: wanted an input_shape for the circular convolution")
+        input_shape, conv = circular_geometry(conv, tuple(input_shape))
     parametrize.register_parametrization(module, "weight", OperatorNorm(conv, input_shape, bound, mode, rtol=rtol))
     return module

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from convsv_adapters._operators import check_penalty, layer_penalty
-from convsv_adapters.torch._layers import ConvLayer, conv_layers, without_autocast
+from convsv_adapters._layers import ConvLayer, check_penalty, layer_penalty
+from convsv_adapters.torch._layers import conv_layers, without_autocast
 
 __all__ = ["penalty"]
 
@@ -25,8 +25,7 @@ def penalty(
 ) -> torch.Tensor:
     """Sum a penalty on the singular values over a model's convolutions, to add to a loss.
 
-    The operator is the circular one at each layer's extents, whatever padding the layer has, at the largest extents
-    where there are several.
+    The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has.
 
     Parameters
     ----------
@@ -34,23 +33,23 @@ def penalty(
     kind : str, default "norm_hinge"
         A function of `convsv_core.penalties`.
     example_input : tensor, tuple, list or mapping, optional
-        As for `conv_layers`, which is then called each time: in a training loop, call it once and hand over `layers`.
+        As for `conv_layers`, which each call of the penalty then calls. In a training loop, call `conv_layers` once and
+        pass its result as `layers`.
     layers : iterable of ConvLayer, optional
-        What `conv_layers` found, or a part of it.
+        The result of `conv_layers`, or a part of it.
     **options
-        Of that function, such as ``bound=1.0``.
+        Arguments of the penalty, such as ``bound=1.0``.
 
     Returns
     -------
     0-d tensor
-        Differentiable; `torch.compile` breaks its graph at it. Of layers without extents, "norm_hinge" and
-        "squared_norm" are those of the upper bound for every input size, and "orthogonality" that of the infinite
-        lattice.
+        Differentiable. `torch.compile` breaks its graph at the penalty. For layers without extents, "norm_hinge" and
+        "squared_norm" take the upper bound for every input size, and "orthogonality" takes the infinite lattice.
 
     Raises
     ------
     ValueError
-        `kind` is another, the model has no convolution, or the penalty needs extents that are not known.
+        There is no such `kind`, the model has no convolution, or the penalty needs extents that are not known.
 
     Examples
     --------
@@ -67,5 +66,5 @@ def penalty(
     for layer in chosen:
         weight = layer.weight
         with without_autocast(weight):
-            parts.append(layer_penalty(layer.name, weight, layer.conv, layer.input_shapes, kind, options))
+            parts.append(layer_penalty(layer, weight, kind, options))
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()

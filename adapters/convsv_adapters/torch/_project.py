@@ -1,97 +1,64 @@
-"""Projection of a model's convolutions after optimizer steps, in one process or shared out over several."""
+"""Projection of a model's convolutions after optimizer steps, in one process or shared among several."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+import inspect
+from typing import Any
 
 import torch
 from torch import nn
 
-from convsv_adapters._operators import NEEDS_EXTENTS, circular_geometry, lattice
+from convsv_adapters._layers import ConvLayer
 from convsv_adapters.torch._exchange import is_sharded, make_exchange, refuse_flat_parameters, write_shard
-from convsv_adapters.torch._layers import (
-    COMPUTED_IN_FORWARD,
-    ConvLayer,
-    Extents,
-    conv_layers,
-    without_autocast,
-)
+from convsv_adapters.torch._layers import conv_layers, without_autocast
+from convsv_adapters.torch._options import StepOptions
 from convsv_adapters.torch._targets import (
-    Operator,
     Projected,
-    Target,
     is_simple,
+    make_targets,
     projected,
     rescaled,
     still_certified,
     together,
 )
-from convsv_core._geometry.padding import check_repeats_no_pixel, padding_norm
-from convsv_core.certificate import CERTIFICATE_RTOL
-from convsv_core.conv import as_int
+from convsv_core.training import CERTIFICATE_RTOL
 
-ProcessGroup: TypeAlias = Any
-
-HEADROOM = 0.01
-"""Share of the bound that a layer which was above it is left below."""
-
-STEP_OPTIONS = {"rtol": 1e-2, "max_iterations": 10}
-"""How far one projection goes, where the next step's begins from the dual variables of this one."""
+__all__ = ["StepProjection", "project_after_step"]
 
 
 class StepProjection:
-    """Projects convolutions after every so many optimizer steps: see `project_after_step`, which makes it.
+    """Projects convolutions after every so many optimizer steps; `project_after_step` makes one.
 
-    An optimizer's step hooks are lost by `copy.deepcopy` and by pickling, and are no part of its `state_dict`. After
-    either, or where a checkpoint is resumed in a new process, the projection is to be attached again:
+    `copy.deepcopy` and pickling of an optimizer lose its step hooks, and its `state_dict` does not contain them. After
+    either, or where a checkpoint is resumed in a new process, attach the projection again:
     ``projection.attach(optimizer)``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    bound, every, **options
+        As for `project_after_step`.
 
     Attributes
     ----------
     layers : list of ConvLayer
-        What is projected.
+        The layers that are projected.
     bound : float
     headroom : float
     every : int
     steps : int
-        Optimizer steps so far.
+        Number of optimizer steps so far.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        bound: float,
-        every: int = 1,
-        *,
-        method: str = "rescale",
-        headroom: float = HEADROOM,
-        circular: bool = False,
-        example_input: object = None,
-        input_shapes: Mapping[str, Extents] | None = None,
-        layers: Iterable[ConvLayer] | None = None,
-        process_group: ProcessGroup = None,
-        **options: Any,
-    ) -> None:
-        if isinstance(bound, bool) or not isinstance(bound, int | float) or not bound >= 0:
-            raise ValueError(f"bound={bound!r}: wanted a number that is not negative")
-        self.bound = float(bound)
-        if isinstance(headroom, bool) or not isinstance(headroom, int | float) or not 0 <= headroom < 1:
-            raise ValueError(f"headroom={headroom!r}: wanted a number from 0 to less than 1, a share of the bound")
-        self.headroom = float(headroom)
-        self.every = as_int("every", every, least=1)
-        self.steps = 0
+    def __init__(self, model: nn.Module, bound: float, every: int = 1, **options: Any) -> None:
+        chosen = StepOptions(bound, every, **options)
+        self.bound, self.headroom, self.every, self.steps = chosen.bound, chosen.headroom, chosen.every, 0
         refuse_flat_parameters(model)
-        self.layers = conv_layers(model, example_input) if layers is None else list(layers)
-        if not self.layers:
-            raise ValueError("model has no convolution to project")
-        self.layers = _with_extents(self.layers, input_shapes or {})
-        self._circular = circular
-        self._options = {"method": method, **STEP_OPTIONS, **options}
-        self._targets = _targets(self.layers, circular)
-        self._exchange = make_exchange(model, process_group, [target.module for target in self._targets])
+        self.layers: list[ConvLayer] = chosen.find_layers(model)
+        self._circular, self._arguments = chosen.circular, chosen.project_arguments
+        self._targets = make_targets(self.layers, self._circular)
+        self._exchange = make_exchange(model, chosen.process_group, [target.module for target in self._targets])
         calls = self._calls(list(range(len(self._targets))), [target.weight for target in self._targets])
         self._owners = self._exchange.share_out([target.cost() for target in self._targets], calls)
         self._norms: dict[str, float] = {}
@@ -101,18 +68,18 @@ class StepProjection:
     def norms(self) -> dict[str, float]:
         """Certified upper bound of each layer's norm at the last projection, by name; empty before the first.
 
-        Certified is the operator that was bounded: the layer with its own padding, or the circular one.
+        The norm is of the operator that was bounded: the layer with its own padding, or the circular convolution.
         """
         return dict(self._norms)
 
     def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> StepProjection:
-        """Project after the steps of `optimizer`, and no longer after those of another one.
+        """Project after the steps of `optimizer`, and no longer after the steps of another one.
 
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
         model : torch.nn.Module, optional
-            A copy of the model, whose layers of the same names are to be projected from now on.
+            A copy of the model. From now on its layers of the same names are projected.
 
         Returns
         -------
@@ -128,42 +95,47 @@ class StepProjection:
         return self
 
     def remove(self) -> None:
-        """Project no more."""
+        """Stop projecting after the optimizer's steps."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = None
 
     def step(self) -> bool:
-        """Count an optimizer step, and project where it is due; returns whether it was."""
+        """Count an optimizer step, project if it is due, and return whether it was."""
         self.steps += 1
         if self.steps % self.every:
             return False
         self.project()
         return True
 
+    def finish(self) -> None:
+        """Project the final weights of a training, unless the last step did so."""
+        if self.steps % self.every:
+            self.project()
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def project(self) -> dict[str, float]:
-        """Project now, every layer; returns `norms`. On several ranks, all of them have to call it."""
+        """Project every layer now and return `norms`; with several ranks, all of them have to call it."""
         exchange = self._exchange
         kernels: list[torch.Tensor | None] = [None] * len(self._targets)
         norms: dict[str, float] = {}
         failure: Exception | None = None
         with torch.no_grad():
-            weights = [_whole(target.weight) for target in self._targets]
+            weights = [_gathered(target.weight) for target in self._targets]
             mine = [index for index, owner in enumerate(self._owners) if owner == exchange.rank]
             for chosen in self._calls(mine, weights):
                 try:
                     with without_autocast(weights[chosen[0]]):
-                        for index, (kernel, found) in zip(chosen, self._projected(chosen, weights), strict=True):
-                            kernels[index] = kernel
-                            norms |= found
+                        for index, found in zip(chosen, self._projected(chosen, weights), strict=True):
+                            kernels[index] = found.kernel
+                            norms |= found.norms
                 except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-                    layers = ", ".join(repr(self._targets[index].operators[0].name) for index in chosen)
+                    layers = ", ".join(repr(self._targets[index].names[0]) for index in chosen)
                     error.add_note(f"in the projection of {'the layer' if len(chosen) == 1 else 'a layer of'} {layers}")
-                    failure = error  # raised once the other ranks know, which would wait otherwise
+                    failure = error  # raised below, once the other ranks know: they would wait for this one
                     break
             exchange.raise_together(failure, weights[0].device)
-            names = [operator.name for target in self._targets for operator in target.operators]
+            names = [name for target in self._targets for name in target.names]
             self._norms = exchange.collect(norms, names, weights[0].device)
             for target, kernel, weight in zip(
                 self._targets, exchange.broadcast(kernels, weights, self._owners), weights, strict=True
@@ -173,112 +145,83 @@ class StepProjection:
         return self.norms
 
     def _calls(self, chosen: list[int], weights: list[torch.Tensor]) -> list[list[int]]:
-        """Targets that are projected by one call each."""
-        if self._options["method"] != "rescale":
+        """Return the chosen targets in groups that are projected by one call each."""
+        if self._arguments["method"] != "rescale":
             return [[index] for index in chosen]
         return together({i: self._targets[i] for i in chosen}, {i: weights[i] for i in chosen})
 
     def _projected(self, chosen: list[int], weights: list[torch.Tensor]) -> list[Projected]:
+        """Return the projected weights of one group of targets."""
         bound = self.bound / (1 + CERTIFICATE_RTOL)
         found = {index: still_certified(self._targets[index], weights[index], bound) for index in chosen}
         left = [index for index in chosen if found[index] is None]
-        if left and self._options["method"] == "rescale" and is_simple(self._targets[left[0]], weights[left[0]]):
+        if left and self._arguments["method"] == "rescale" and is_simple(self._targets[left[0]], weights[left[0]]):
             targets = [self._targets[index] for index in left]
             found |= zip(left, rescaled(targets, [weights[index] for index in left], bound, self.headroom), strict=True)
         else:
             for index in left:
-                found[index] = projected(self._targets[index], weights[index], bound, self.headroom, self._options)
+                found[index] = projected(self._targets[index], weights[index], bound, self.headroom, self._arguments)
         return [one for index in chosen if (one := found[index]) is not None]
 
     def _move_to(self, model: nn.Module) -> None:
+        """Project the layers of a copy of the model from now on, from the dual variables that are known."""
         refuse_flat_parameters(model)
         known = {layer.name: layer for layer in conv_layers(model)}
         if missing := [layer.name for layer in self.layers if layer.name not in known]:
             raise ValueError(f"model has no convolution of the name {missing[0]!r}: wanted a copy of the model")
         self.layers = [dataclasses.replace(layer, module=known[layer.name].module) for layer in self.layers]
         states = [target.state for target in self._targets]
-        self._targets = _targets(self.layers, self._circular)
+        self._targets = make_targets(self.layers, self._circular)
         for target, state in zip(self._targets, states, strict=True):
             target.state = state
 
 
 def project_after_step(
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
-    bound: float,
-    every: int = 1,
-    *,
-    method: str = "rescale",
-    headroom: float = HEADROOM,
-    circular: bool = False,
-    example_input: object = None,
-    input_shapes: Mapping[str, Extents] | None = None,
-    layers: Iterable[ConvLayer] | None = None,
-    process_group: ProcessGroup = None,
-    **options: Any,
+    optimizer: torch.optim.Optimizer, model: nn.Module, bound: float, every: int = 1, **options: Any
 ) -> StepProjection:
-    """Project a model's convolutions onto those of norm at most a bound, after each step of an optimizer.
+    """Project a model's convolutions onto the kernels of norm at most `bound`, after each step of an optimizer.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Its steps are followed by a projection. A step that a gradient scaler skips is none.
+        A projection follows each of its steps. A step that a gradient scaler skips is none.
     model : torch.nn.Module
         Every convolution in it is projected, whether the optimizer knows its weight or not.
     bound : float
-        Largest operator norm, not negative.
+        Largest operator norm, finite and not negative.
     every : int, default 1
-        Project after every so many steps.
-    method : str, default "rescale"
-        As for `convsv_core.project`. "rescale" multiplies a layer that is above the bound by one number, and costs a
-        few per cent of a training step. "dykstra" moves it to the nearest kernel that is within, from the dual
-        variables of the step before, and costs many times more; "alternating", with ``max_iterations=1`` the
-        paper's step before a rescaling, lies between them.
-    headroom : float, default 0.01
-        A layer that was above the bound is left this share of it below, as a whole. Until the weights may have moved so
-        far again, the last certificate holds, and nothing is computed but the size of that change. With 0, a layer at
-        its bound is certified anew after every step.
-    circular : bool, default False
-        What is bounded. By default the layer with its own padding, for every input size. Otherwise the circular
-        convolution at the layer's extents, as in the paper (where a stride does not divide them, at the next
-        multiples): less work for small images. It can let the norm with other padding exceed the bound a little.
-    example_input : tensor, tuple, list or mapping, optional
-        As for `conv_layers`. Extents are needed where `circular`, for padding that repeats pixels (reflect,
-        replicate), and for lazy modules.
-    input_shapes : mapping from str to tuple of int, optional
-        Extents by the layer's name, in place of those that the forward pass shows.
-    layers : iterable of ConvLayer, optional
-        What to project: part of what `conv_layers` finds.
-    process_group : torch.distributed.ProcessGroup, optional
-        Ranks that hold the same weights, to share the work. That of `model`, if it is a `DistributedDataParallel`;
-        without either, each process projects all layers.
+        Project after every `every`-th step.
     **options
-        `rtol` and `max_iterations` of `convsv_core.project`, here 1e-2 and 10 unless given: the bound holds in any
-        case, and the kernel is so much further from the nearest.
+        `method`, `headroom`, `circular`, `example_input`, `input_shapes`, `layers`, `process_group`, `rtol`,
+        `max_iterations` and `steps`: see `StepOptions`.
 
     Returns
     -------
     StepProjection
-        A handle: `remove()`, `attach(optimizer)` (hooks are lost by copies of the optimizer, and are not in its
-        `state_dict`), `project()`, and the certified `norms` of the last projection.
+        A handle, with the methods `project()`, `remove()` and `attach(optimizer)`, and the certified `norms` of the
+        last projection. Copies of the optimizer and its `state_dict` do not have the hook: `attach` it again.
 
     Raises
     ------
     TypeError
-        `model` holds flat parameters of FSDP1, or weights that another library has sharded.
+        `model` holds flat parameters of FSDP1 or weights that another library has sharded, or there is no such option.
     ValueError
         An argument is impossible; a layer's weight is computed in its forward pass; or extents are missing.
 
     Notes
     -----
-    A layer costs next to nothing while its last certificate, and the change of its weight since, leave it within the
-    bound. The stored weights satisfy the bound with room for the default gap of `norm_bounds`, 1e-3, so that this
-    finds them to be within it too. So do, to the relative 1e-6 of the certificate, those of 16 bits, whose
-    rounding is part of it. A parametrised weight is assigned, so that its parametrizations' `right_inverse` has to
-    return it; what they round may be added. A weight that several modules share is brought within the bound
-    for each, by a rescaling after the first. Ranks share the layers out by their cost, broadcast, and are bit-identical
-    afterwards. Weights that FSDP2 shards are gathered, projected and written back. The constraint is that of Sedghi,
-    Gupta and Long, ICLR 2019; see `convsv_core.project` for what is nearest.
+    A layer costs next to nothing while its last certificate, and the change of its weight since then, prove that it is
+    within the bound.
+
+    The stored weights are at least 1e-3 below the bound, the default gap of `norm_bounds`, which thus finds them
+    within the bound too. This holds to a relative 1e-6, the rounding of the certificate, for weights of 16 bits too.
+    A parametrised weight is assigned: its parametrizations need a `right_inverse` that returns the weight, and their
+    rounding comes on top. A weight that several modules share is brought within the bound for each of them, by a
+    rescaling after the first.
+
+    Ranks share the layers by their cost, broadcast the results, and have the same bits afterwards. Weights that FSDP2
+    shards are gathered, projected and written back. The constraint is that of Sedghi, Gupta and Long, ICLR 2019;
+    `convsv_core.project` says in which sense a kernel is nearest.
 
     Examples
     --------
@@ -291,88 +234,30 @@ def project_after_step(
     >>> projection.norms["0"] <= 1.0 * (1 + 1e-6)
     True
     """
-    projection = StepProjection(
-        model,
-        bound,
-        every,
-        method=method,
-        headroom=headroom,
-        circular=circular,
-        example_input=example_input,
-        input_shapes=input_shapes,
-        layers=layers,
-        process_group=process_group,
-        **options,
-    )
-    return projection.attach(optimizer)
+    return StepProjection(model, bound, every, **options).attach(optimizer)
 
 
-# ---- what is projected -------------------------------------------------------------------------------------
+def _explicit_signature() -> inspect.Signature:
+    """Return the signature of `project_after_step` with each of its options, for `help` and for editors."""
+    own = inspect.signature(project_after_step)
+    fixed = [parameter for parameter in own.parameters.values() if parameter.kind != inspect.Parameter.VAR_KEYWORD]
+    named = [one for one in inspect.signature(StepOptions).parameters.values() if one.name not in own.parameters]
+    return own.replace(parameters=[*fixed, *named])
 
 
-def _with_extents(layers: list[ConvLayer], input_shapes: Mapping[str, Extents]) -> list[ConvLayer]:
-    names = {layer.name for layer in layers}
-    if unknown := sorted(set(input_shapes) - names):
-        raise ValueError(f"input_shapes names {unknown[0]!r}: wanted names of layers, such as {sorted(names)[0]!r}")
-    return [
-        dataclasses.replace(layer, input_shapes=(tuple(input_shapes[layer.name]),))
-        if layer.name in input_shapes
-        else layer
-        for layer in layers
-    ]
-
-
-def _targets(layers: list[ConvLayer], circular: bool) -> list[Target]:
-    found: dict[int, Target] = {}
-    for layer in layers:
-        if COMPUTED_IN_FORWARD in layer.note:
-            raise ValueError(
-                f"the layer {layer.name!r} cannot be projected: {COMPUTED_IN_FORWARD}; wanted a weight that is a "
-                f"parameter or parametrised, as by torch.nn.utils.parametrizations.weight_norm, or layers without it"
-            )
-        if layer.note and "subclass" in layer.note:
-            warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=4)
-        parameter = layer.module._parameters.get("weight")
-        if parameter is None and is_sharded(layer.weight):
-            raise TypeError(f"the layer {layer.name!r} has a weight that is both parametrised and sharded: wanted one")
-        target = found.setdefault(id(layer.module if parameter is None else parameter), Target(layer.module, []))
-        for operator in _operators(layer, circular):
-            same = [o for o in target.operators if o.name == operator.name]
-            if operator not in same:
-                target.operators.append(operator)
-    return list(found.values())
-
-
-def _operators(layer: ConvLayer, circular: bool) -> list[Operator]:
-    if circular:
-        if not layer.input_shapes:
-            raise ValueError(f"circular=True: {NEEDS_EXTENTS.format(name=layer.name)}")
-        geometries = [circular_geometry(layer.conv, extents) for extents in layer.input_shapes]
-        return [Operator(layer.name, conv, extents, 1.0) for extents, conv in geometries]
-    shape = tuple(layer.weight.shape)
-    if layer.conv.padding_mode == "zeros":
-        return [Operator(layer.name, lattice(layer.conv), None, 1.0)]
-    if layer.input_shapes:
-        largest = max(padding_norm(shape, extents, layer.conv) for extents in layer.input_shapes)
-        return [Operator(layer.name, lattice(layer.conv), None, largest)]
-    try:
-        check_repeats_no_pixel(shape, layer.conv)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"the layer {layer.name!r} has padding that repeats pixels, and no extents are known: wanted an "
-            f"example_input or input_shapes ({error})"
-        ) from None
-    return [Operator(layer.name, lattice(layer.conv), None, 1.0)]
+project_after_step.__signature__ = _explicit_signature()  # type: ignore[attr-defined]
 
 
 # ---- weights ---------------------------------------------------------------------------------------------
 
 
-def _whole(weight: torch.Tensor) -> torch.Tensor:
+def _gathered(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight without its graph, with the parts of all ranks if it is sharded."""
     return weight.full_tensor() if is_sharded(weight) else weight.detach()
 
 
 def _store(module: nn.Module, kernel: torch.Tensor) -> None:
+    """Give a module another weight."""
     parameter = module._parameters.get("weight")
     if parameter is None:
         module.weight = kernel.clone()
