@@ -80,6 +80,7 @@ def test_what_no_conv_expresses_has_a_note() -> None:
         (layer,) = adapter.conv_layers(model)
         assert layer.conv is None
         assert words in layer.note
+        assert layer.computed_in_forward == (words == "WeightNorm")
     (layer,) = on_flax.conv_layers(linen.ConvLocal(2, (3,)), images(1, 4, 2))
     assert layer.conv is None
     assert "place to place" in layer.note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from convsv_adapters._commands import convsv as command_line
-from convsv_adapters.torch import analyze, conv_layers
+from convsv_adapters.torch import analyze, conv_layers, operator_norm
 from torch import nn
 from torch_models import images, network
 
@@ -187,3 +188,28 @@ def test_a_report_without_extents_says_so() -> None:
 def test_analyze_refuses_other_objects() -> None:
     with pytest.raises(TypeError, match=r"builtins\.dict"):
         convsv.analyze({})
+
+
+def test_facts_are_fields_and_layers_compare_by_them() -> None:
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, image: Any, weight: Any, bias: Any) -> Any:
+            return super()._conv_forward(image, weight / weight.std(), bias)
+
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        normed = torch.nn.utils.weight_norm(nn.Conv2d(2, 2, 3))
+    model = nn.ModuleList([nn.Conv2d(2, 4, 3), Standardised(2, 2, 3), normed, nn.ConvTranspose2d(4, 2, 3, groups=2)])
+    layers = conv_layers(model)
+    assert [layer.unknown_forward for layer in layers] == [False, True, False, False]
+    assert [layer.computed_in_forward for layer in layers] == [False, False, True, False]
+    assert all(layer.reached for layer in layers)
+    assert [layer.kernel_shape for layer in layers] == [tuple(layer.weight.shape) for layer in layers]
+    assert layers == conv_layers(model)
+    assert layers[3] != dataclasses.replace(layers[3], module=copy.deepcopy(model[3]))
+    moved = copy.deepcopy(layers[0])
+    assert moved.weight is moved.module.weight is not layers[0].weight
+
+
+def test_the_shape_of_a_parametrised_weight_is_known_without_computing_it() -> None:
+    layer = operator_norm(nn.ConvTranspose2d(4, 6, 3, groups=2), bound=0.1)
+    (found,) = conv_layers(layer)
+    assert found.kernel_shape == tuple(layer.weight.shape) == (4, 3, 3, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -275,3 +276,16 @@ def test_a_subclass_that_does_something_else_is_warned_of() -> None:
     layer = Standardised(2, 2, 3)
     with pytest.warns(UserWarning, match="subclass"):
         project_after_step(torch.optim.SGD(layer.parameters()), layer, 1.0)
+
+
+def test_each_option_is_in_the_signature_and_no_other_is_taken() -> None:
+    options = set(inspect.signature(project_after_step).parameters)
+    assert options >= {"optimizer", "model", "bound", "every", "method", "headroom", "circular", "example_input"}
+    assert options >= {"input_shapes", "layers", "process_group", "rtol", "max_iterations"}
+    model = nn.Conv2d(2, 2, 3)
+    with pytest.raises(TypeError, match="tolerance"):
+        StepProjection(model, 1.0, tolerance=0.1)
+    with pytest.raises(ValueError, match="method='clip'"):
+        StepProjection(model, 1.0, method="clip")
+    with pytest.raises(ValueError, match="bound=inf"):  # of which a rescaling would certify a norm of 0
+        StepProjection(model, float("inf"))
