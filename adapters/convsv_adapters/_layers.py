@@ -17,11 +17,15 @@ from convsv_core.layers import (
     lattice,
     layer_operators,
 )
+from convsv_core.training import METHODS, ProjectionMethod
 
 __all__ = [
     "ConvLayer",
+    "call_arguments",
     "check_bound",
+    "check_method",
     "check_penalty",
+    "geometry_of",
     "layer_penalty",
     "make_layer",
     "model_layer",
@@ -141,6 +145,20 @@ def model_layer(layer: ConvLayer, kernel: Any) -> Layer:
     return Layer(layer.name, kernel, layer.conv, extents, note)
 
 
+def call_arguments(example_input: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments of a model from an argument, positional or keyword arguments."""
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (tuple(example_input) if isinstance(example_input, tuple | list) else (example_input,)), {}
+
+
+def geometry_of(layer: ConvLayer) -> Conv:
+    """Return the layer's `conv`; raise ValueError if it has none."""
+    if layer.conv is None:
+        raise ValueError(f"the layer {layer.name!r} has no geometry: {layer.note}; wanted layers without it")
+    return layer.conv
+
+
 def operators_of(layer: ConvLayer, circular: bool) -> tuple[Operator, ...]:
     """Return the operators whose norms bound the norm of a layer: see `convsv_core.layers.layer_operators`.
 
@@ -149,10 +167,9 @@ def operators_of(layer: ConvLayer, circular: bool) -> tuple[Operator, ...]:
     ValueError
         The layer has no geometry, or extents are needed that are not known. The message names the layer.
     """
-    if layer.conv is None:
-        raise ValueError(f"the layer {layer.name!r} has no geometry: {layer.note}; wanted layers without it")
+    conv = geometry_of(layer)
     try:
-        return layer_operators(layer.kernel_shape, layer.conv, layer.input_shapes, circular=circular)
+        return layer_operators(layer.kernel_shape, conv, layer.input_shapes, circular=circular)
     except UnknownExtents as error:
         raise ValueError(needs_extents(layer.name, str(error))) from None
 
@@ -171,6 +188,13 @@ def check_bound(bound: object, *, positive: bool) -> float:
     return float(bound)
 
 
+def check_method(method: Any) -> ProjectionMethod:
+    """Return a method; raise ValueError unless `convsv_core.project` has it."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
+    return method
+
+
 def check_penalty(kind: object) -> None:
     """Raise ValueError unless `kind` names a penalty."""
     if kind not in penalties.__all__:
@@ -186,7 +210,6 @@ def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str
     Parameters
     ----------
     layer : ConvLayer
-        Its `conv` is not None.
     kernel : array
         The layer's kernel, of ``layer.kernel_shape``.
     kind : str
@@ -197,15 +220,15 @@ def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str
     Raises
     ------
     ValueError
-        The penalty needs extents that are not known.
+        The layer has no geometry, or the penalty needs extents that are not known.
     TypeError
         `options` are not the arguments of the penalty.
     """
-    assert layer.conv is not None
+    conv = geometry_of(layer)
     if (largest := layer.largest_input_shape) is not None:
-        extents, circular = circular_geometry(layer.conv, largest)
+        extents, circular = circular_geometry(conv, largest)
         return getattr(penalties, kind)(kernel, extents, circular, **options)
-    conv = lattice(layer.conv)
+    conv = lattice(conv)
     if kind == "orthogonality":
         return penalties.orthogonality(kernel, None, conv, **options)
     if kind == "squared_norm":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from convsv_adapters._jax.geometry import Geometry, make_conv, make_traced_layer, make_transposed_conv
+from convsv_adapters._jax.geometry import FoundConv, make_conv, make_traced_layer, make_transposed_conv
 from convsv_adapters._jax.tracing import trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import Conv, analyze
@@ -154,13 +154,13 @@ def _noting_copy(module: Any, seen: dict[Extents, None]) -> Any:
     return copy
 
 
-def _geometry(found: Found, extents: tuple[Extents, ...]) -> Geometry:
+def _geometry(found: Found, extents: tuple[Extents, ...]) -> FoundConv:
     module = found.module
     if found.computed_by:
-        return Geometry(None, f"its weight is computed in the forward pass by {found.computed_by}")
+        return FoundConv(None, f"its weight is computed in the forward pass by {found.computed_by}")
     taps, ndim = module.kernel_size, module.num_spatial_dims
     if ndim not in SPATIAL_LETTERS:
-        return Geometry(None, f"it has {ndim} spatial axes: wanted 1 to 3")
+        return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")
     layout = f"OI{SPATIAL_LETTERS[ndim]}"
     if isinstance(module, eqx.nn.ConvTranspose):
         return _transposed(module, layout)
@@ -176,14 +176,14 @@ def _geometry(found: Found, extents: tuple[Extents, ...]) -> Geometry:
     )
 
 
-def _transposed(module: Any, layout: str) -> Geometry:
+def _transposed(module: Any, layout: str) -> FoundConv:
     if module.groups > 1:
         if tuple(module.weight.shape[:2]) != (module.groups, 1):
-            return Geometry(None, "it is transposed, in groups of several channels")
+            return FoundConv(None, "it is transposed, in groups of several channels")
         layout = f"IO{layout[2:]}"  # with one channel in each group, the axes of input and output have the same roles
     geometry = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
     if module.padding_mode == "CIRCULAR":
-        return Geometry(Conv(layout, transposed=True, **geometry))
+        return FoundConv(Conv(layout, transposed=True, **geometry))
     sides = []
     for axis, (k, s, d, extra) in enumerate(
         zip(module.kernel_size, module.stride, module.dilation, module.output_padding, strict=True)

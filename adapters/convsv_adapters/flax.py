@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from flax import linen, nnx
 
-from convsv_adapters._jax.geometry import Geometry, make_conv, make_traced_layer, make_transposed_conv, per_axis
+from convsv_adapters._jax.geometry import FoundConv, make_conv, make_traced_layer, make_transposed_conv, per_axis
 from convsv_adapters._jax.tracing import trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import Conv, analyze
@@ -197,25 +197,25 @@ def _kernel_size(module: Any) -> Extents:
 def _conv_layer(
     name: str, path: str, module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...], traced: bool
 ) -> ConvLayer:
-    geometry = _geometry(module, shape, extents)
+    found = _geometry(module, shape, extents)
     return make_traced_layer(
-        module, "flax", geometry, name=name, path=path, kernel_shape=shape, input_shapes=extents, traced=traced
+        module, "flax", found, name=name, path=path, kernel_shape=shape, input_shapes=extents, traced=traced
     )
 
 
-def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...]) -> Geometry:
+def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...]) -> FoundConv:
     taps = _kernel_size(module)
     ndim = len(taps)
     if isinstance(module, linen.ConvLocal):
-        return Geometry(None, "its kernel differs from place to place")
+        return FoundConv(None, "its kernel differs from place to place")
     if ndim not in SPATIAL_LETTERS:
-        return Geometry(None, f"it has {ndim} spatial axes: wanted 1 to 3")
+        return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")
     if len(shape) != ndim + 2:
-        return Geometry(
+        return FoundConv(
             None, f"its kernel has the shape {shape}: wanted {ndim + 2} axes; nn.scan and nn.vmap stack kernels"
         )
     if module.mask is not None:
-        return Geometry(None, "a mask multiplies its kernel in the forward pass")
+        return FoundConv(None, "a mask multiplies its kernel in the forward pass")
     stride, dilation = per_axis(module.strides, ndim), per_axis(module.kernel_dilation, ndim)
     if isinstance(module, linen.ConvTranspose | nnx.ConvTranspose):
         return _transposed(module, taps, stride, dilation)
@@ -223,9 +223,9 @@ def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...])
     if (own is not None and own is not jax.lax.conv_general_dilated) or getattr(
         module, "conv_general_dilated_cls", None
     ):
-        return Geometry(None, "its convolution is a function of the user's")
+        return FoundConv(None, "its convolution is a function of the user's")
     if set(per_axis(module.input_dilation, ndim)) != {1}:
-        return Geometry(None, f"its input is dilated by {per_axis(module.input_dilation, ndim)}")
+        return FoundConv(None, f"its input is dilated by {per_axis(module.input_dilation, ndim)}")
     mode = "zeros"
     padding: Any = module.padding
     spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
@@ -248,12 +248,12 @@ def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...])
     )
 
 
-def _transposed(module: Any, taps: Extents, stride: Extents, dilation: Extents) -> Geometry:
+def _transposed(module: Any, taps: Extents, stride: Extents, dilation: Extents) -> FoundConv:
     ndim = len(taps)
     adjoint = module.transpose_kernel
     layout = f"{SPATIAL_LETTERS[ndim]}{'OI' if adjoint else 'IO'}"
     if module.padding == "CIRCULAR":
-        return Geometry(Conv(layout, stride=stride, dilation=dilation, transposed=True))
+        return FoundConv(Conv(layout, stride=stride, dilation=dilation, transposed=True))
     sides: Any = module.padding
     if isinstance(sides, str):
         sides = tuple(

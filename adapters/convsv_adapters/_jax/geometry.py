@@ -13,14 +13,14 @@ from convsv_adapters._layers import ConvLayer, make_layer
 from convsv_core import Conv
 from convsv_core.layers import Extents
 
-__all__ = ["Geometry", "Sides", "make_conv", "make_traced_layer", "make_transposed_conv", "per_axis"]
+__all__ = ["FoundConv", "Sides", "make_conv", "make_traced_layer", "make_transposed_conv", "per_axis"]
 
 Sides: TypeAlias = tuple[tuple[int, int], ...]
 """The numbers of elements added before and after each spatial axis."""
 
 
-class Geometry(NamedTuple):
-    """What a `Conv` can express of a layer: `conv`, or None and a note for people that says why."""
+class FoundConv(NamedTuple):
+    """A layer's geometry, or None where a `Conv` cannot express it, with a note for people."""
 
     conv: Conv | None
     note: str = ""
@@ -29,7 +29,7 @@ class Geometry(NamedTuple):
 def make_traced_layer(
     module: object,
     framework: str,
-    geometry: Geometry,
+    found: FoundConv,
     *,
     name: str,
     path: str,
@@ -45,7 +45,7 @@ def make_traced_layer(
     module : object
     framework : str
         Top-level package of the framework.
-    geometry : Geometry
+    found : FoundConv
     name, path, kernel_shape, input_shapes
         As in `ConvLayer`.
     traced : bool
@@ -54,13 +54,13 @@ def make_traced_layer(
         Whether the forward pass computes the kernel.
     """
     return make_layer(
-        geometry.note,
+        found.note,
         reached=not traced or bool(input_shapes),
         unknown_forward=not type(module).__module__.startswith(f"{framework}."),
         name=name,
         path=path,
         kernel_shape=kernel_shape,
-        conv=geometry.conv,
+        conv=found.conv,
         input_shapes=input_shapes,
         computed_in_forward=computed,
     )
@@ -76,7 +76,7 @@ def make_conv(
     padding: str | Sides,
     padding_mode: str,
     input_shapes: Iterable[Extents],
-) -> Geometry:
+) -> FoundConv:
     """Return the geometry of a convolution whose padding JAX resolves.
 
     "SAME" and "SAME_LOWER" depend on the extents. Without any, extents that the stride divides are assumed. With
@@ -90,8 +90,8 @@ def make_conv(
     first, *others = resolved
     note = f"its padding depends on the extents; the padding for the first is used, {first}" if others else ""
     if isinstance(padding, str) and first == plain.pads(taps):
-        return Geometry(plain, note)
-    return Geometry(dataclasses.replace(plain, padding=first), note)
+        return FoundConv(plain, note)
+    return FoundConv(dataclasses.replace(plain, padding=first), note)
 
 
 def _sides(padding: str | Sides, extents: Extents, spans: Extents, stride: Extents) -> Sides:
@@ -103,7 +103,7 @@ def _sides(padding: str | Sides, extents: Extents, spans: Extents, stride: Exten
 
 def make_transposed_conv(
     layout: str, taps: Extents, *, stride: Extents, dilation: Extents, groups: int, sides: Sides, adjoint: bool = False
-) -> Geometry:
+) -> FoundConv:
     """Return the geometry of a convolution over an input with zeros between its elements.
 
     Parameters
@@ -126,7 +126,7 @@ def make_transposed_conv(
     note = "its padding goes beyond the reach of the kernel" if min(min(pair) for pair in pairs) < 0 else ""
     padding = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
     options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "transposed": True}
-    return Geometry(Conv(layout, padding=padding, padding_mode="zeros", **options), note)
+    return FoundConv(Conv(layout, padding=padding, padding_mode="zeros", **options), note)
 
 
 def per_axis(value: Any, ndim: int) -> Extents:

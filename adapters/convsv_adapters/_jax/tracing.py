@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import numpy as np
+
+from convsv_adapters._layers import call_arguments
 
 __all__ = ["trace"]
 
@@ -13,18 +15,10 @@ __all__ = ["trace"]
 def trace(function: Callable[..., object], tree: object, example_input: object) -> None:
     """Call a function with a tree and the arguments of a model, tracing shapes alone.
 
-    `example_input` is one argument, positional arguments or keyword arguments. Arrays and `jax.ShapeDtypeStruct` are
+    `example_input` is as in `call_arguments`. Arrays and `jax.ShapeDtypeStruct` are
     traced; numbers, booleans and strings are passed as they are.
     """
-    args: tuple[object, ...] = ()
-    kwargs: dict[str, object] = {}
-    if isinstance(example_input, Mapping):
-        kwargs = dict(example_input)
-    elif isinstance(example_input, tuple | list):
-        args = tuple(example_input)
-    else:
-        args = (example_input,)
-    leaves, structure = jax.tree.flatten((tree, args, kwargs))
+    leaves, structure = jax.tree.flatten((tree, *call_arguments(example_input)))
     traced = [isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) for leaf in leaves]
 
     def call(arrays: list[object]) -> None:

@@ -7,17 +7,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from convsv_adapters._layers import ConvLayer, make_layer
+from convsv_adapters._layers import ConvLayer, geometry_of, make_layer
 from convsv_core import Conv
 
 __all__ = ["Layers", "Leaf", "Tree", "check_layers", "named_leaves"]
 
 WRAPPERS = ("value", "raw_value")
-"""The last part of an array's path if a box holds the array, as flax's variables do."""
+"""The names that an array's path ends with if a box holds the array, as flax's variables do."""
 
 COLLECTION = "params"
 """The collection of flax's parameters, with which a path may begin."""
-
 
 Tree: TypeAlias = Any
 """A pytree of arrays."""
@@ -77,8 +76,7 @@ def check_layers(layers: Layers | None, tree: object) -> tuple[ConvLayer, ...]:
             raise ValueError(
                 f"the kernel at {layer.path!r} has shape {shape}: wanted {layer.kernel_shape}, its layer's"
             )
-        if layer.conv is None:
-            raise ValueError(f"the layer {layer.name!r} has no geometry: {layer.note}; wanted layers without it")
+        geometry_of(layer)
     return tuple(chosen)
 
 

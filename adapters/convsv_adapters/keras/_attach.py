@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from convsv_adapters._layers import ConvLayer, operators_of
+from convsv_adapters._layers import ConvLayer, geometry_of, operators_of
 from convsv_adapters.keras._constraint import OperatorNorm
 from convsv_adapters.keras._geometry import check_dtype
 from convsv_adapters.keras._layers import conv_layers
@@ -126,9 +126,8 @@ def _attach(
 
 
 def _geometry(layer: ConvLayer, circular: bool) -> dict[str, Any]:
-    """Return the arguments of `Geometry` for a layer."""
-    conv = layer.conv
-    assert conv is not None  # Keras's convolutions always have a geometry
+    """Return the arguments of `KernelGeometry` for a layer."""
+    conv = geometry_of(layer)
     geometry: dict[str, Any] = {
         "strides": conv.strides,
         "dilation_rate": conv.dilations,

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 import convsv_core
-from convsv_adapters._layers import ConvLayer, check_bound, operators_of
-from convsv_adapters.keras._geometry import check_dtype, check_method, register
+from convsv_adapters._layers import ConvLayer, check_bound, check_method, operators_of
+from convsv_adapters.keras._geometry import check_dtype, register
 from convsv_adapters.keras._layers import conv_layers
 from convsv_core.conv import as_int
 from convsv_core.layers import Operator

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 import convsv_core
-from convsv_adapters._layers import check_bound
-from convsv_adapters.keras._geometry import Geometry, check_dtype, check_method, register
+from convsv_adapters._layers import check_bound, check_method
+from convsv_adapters.keras._geometry import KernelGeometry, check_dtype, register
 from convsv_core.conv import as_int
 from convsv_core.plugins import backend_of
 from convsv_core.training import CERTIFICATE_RTOL, ProjectionMethod, rescale_together
@@ -54,7 +54,7 @@ class OperatorNorm(keras.constraints.Constraint):  # type: ignore[misc]
     ) -> None:
         self.bound, self.method = check_bound(bound, positive=True), check_method(method)
         self.steps = as_int("steps", steps, least=1)
-        self.geometry = Geometry(**geometry)
+        self.geometry = KernelGeometry(**geometry)
 
     def __call__(self, w: Any) -> Any:
         """Return the kernel within the bound."""

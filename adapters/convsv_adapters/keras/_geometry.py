@@ -10,14 +10,13 @@ import keras
 from convsv_adapters.keras._layers import kernel_shape
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS
-from convsv_core.training import METHODS, ProjectionMethod
 
-__all__ = ["Geometry", "check_dtype", "check_method", "register"]
+__all__ = ["KernelGeometry", "check_dtype", "register"]
 
 T = TypeVar("T")
 
 GEOMETRY = ("strides", "dilation_rate", "groups", "transposed", "depthwise", "input_shape")
-"""Names of the arguments of `Geometry`."""
+"""Names of the arguments of `KernelGeometry`."""
 
 
 def register(cls: type[T]) -> type[T]:
@@ -26,7 +25,7 @@ def register(cls: type[T]) -> type[T]:
     return keras.saving.register_keras_serializable(package="convsv")(cls)
 
 
-class Geometry:
+class KernelGeometry:
     """How a kernel acts, in Keras's words: Keras gives a constraint or a regularizer the kernel, and not its layer.
 
     Parameters
@@ -61,7 +60,7 @@ class Geometry:
     def conv(self, shape: tuple[int, ...]) -> Conv:
         """Return the geometry of a kernel whose variable has a shape."""
         if len(shape) - 2 not in SPATIAL_LETTERS:
-            raise ValueError(f"the kernel has shape {shape}: wanted that of a convolution, with 3 to 5 axes")
+            raise ValueError(f"the kernel has shape {shape}: wanted a convolution's, with 3 to 5 axes")
         layout = SPATIAL_LETTERS[len(shape) - 2] + ("OI" if self.transposed else "IO")
         groups = shape[-2] if self.depthwise else self.groups
         return Conv(layout, self.strides, self.dilation_rate, groups, transposed=self.transposed)
@@ -74,13 +73,6 @@ class Geometry:
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, for `from_config`."""
         return {name: getattr(self, name) for name in GEOMETRY}
-
-
-def check_method(method: ProjectionMethod) -> ProjectionMethod:
-    """Return a method; raise ValueError unless `convsv_core.project` has it."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
-    return method
 
 
 def check_dtype(kernel: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from convsv_adapters._layers import check_penalty, layer_penalty, make_layer
-from convsv_adapters.keras._geometry import Geometry, register
+from convsv_adapters.keras._geometry import KernelGeometry, register
 
 __all__ = ["OperatorNormPenalty"]
 
@@ -50,7 +50,7 @@ class OperatorNormPenalty(keras.regularizers.Regularizer):  # type: ignore[misc]
         check_penalty(kind)
         self.kind, self.weight = kind, float(weight)
         self.options = dict(options) if options is not None else {"bound": 1.0} if kind == "norm_hinge" else {}
-        self.geometry = Geometry(**geometry)
+        self.geometry = KernelGeometry(**geometry)
 
     def __call__(self, x: Any) -> Any:
         """Return the weighted penalty: a 0-d tensor."""

@@ -10,22 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from convsv_adapters._layers import check_bound
+from convsv_adapters._layers import check_bound, check_method
 from convsv_core import ProjectionState, norm_upper_bound, project
 from convsv_core.conv import as_int
 from convsv_core.layers import Operator
-from convsv_core.training import METHODS, ProjectionMethod
+from convsv_core.training import ProjectionMethod
 
-__all__ = ["Settings", "bounded", "bounded_change", "empty_dual", "make_settings"]
+__all__ = ["ProjectionSettings", "bounded", "bounded_change", "empty_dual", "make_settings"]
 
 ROUNDING_MARGIN = 1.05
-"""Factor of the margin for rounding, for products of two rounding errors and for the rounding of the margin itself.
+"""Factor of the margin for rounding errors, for their products and for the rounding of the margin itself.
 
-A guess: with bfloat16, whose relative rounding error is 2**-8, such products add about as much.
+A guess. It is above the need: such a product is at most 2**-8 of a rounding error, with bfloat16.
 """
 
 
-class Settings(NamedTuple):
+class ProjectionSettings(NamedTuple):
     """Arguments of the projection of a kernel: static and hashable."""
 
     bound: float
@@ -33,14 +33,12 @@ class Settings(NamedTuple):
     steps: int
 
 
-def make_settings(bound: float, method: Any, steps: int) -> Settings:
-    """Return checked settings; raises ValueError or TypeError for an impossible one."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
-    return Settings(check_bound(bound, positive=False), method, as_int("steps", steps, least=1))
+def make_settings(bound: float, method: Any, steps: int) -> ProjectionSettings:
+    """Return the checked arguments; raise ValueError or TypeError for an impossible one."""
+    return ProjectionSettings(check_bound(bound, positive=False), check_method(method), as_int("steps", steps, least=1))
 
 
-def empty_dual(kernel: Any, operator: Operator, settings: Settings) -> jax.Array:
+def empty_dual(kernel: Any, operator: Operator, settings: ProjectionSettings) -> jax.Array:
     """Return the zero dual variables of a kernel's projection by "dykstra"."""
 
     def dual(kernel: jax.Array) -> jax.Array:
@@ -57,7 +55,7 @@ def empty_dual(kernel: Any, operator: Operator, settings: Settings) -> jax.Array
 # A function of its own, so that layers of one shape and geometry are compiled once.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _nearest(
-    kernel: jax.Array, operators: tuple[Operator, ...], settings: Settings, dual: jax.Array | None
+    kernel: jax.Array, operators: tuple[Operator, ...], settings: ProjectionSettings, dual: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return a kernel within the bound for each operator, near the given one, and the next dual variables.
 
@@ -86,7 +84,7 @@ def _nearest(
     return jax.lax.cond(upper <= settings.bound, inside, outside, kernel)
 
 
-def bounded(kernel: jax.Array, operators: tuple[Operator, ...], settings: Settings) -> jax.Array:
+def bounded(kernel: jax.Array, operators: tuple[Operator, ...], settings: ProjectionSettings) -> jax.Array:
     """Return a kernel within the bound, in the dtype of the given one."""
     sharding = _explicit_sharding(kernel)
     kernel = _whole(kernel, sharding)
@@ -97,7 +95,11 @@ def bounded(kernel: jax.Array, operators: tuple[Operator, ...], settings: Settin
 
 
 def bounded_change(
-    kernel: jax.Array, change: jax.Array, operators: tuple[Operator, ...], settings: Settings, dual: jax.Array | None
+    kernel: jax.Array,
+    change: jax.Array,
+    operators: tuple[Operator, ...],
+    settings: ProjectionSettings,
+    dual: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return the change after which the stored kernel is within the bound, and the next dual variables."""
     sharding = _explicit_sharding(kernel)
@@ -128,11 +130,13 @@ def _whole(array: jax.Array | None, sharding: NamedSharding | None) -> jax.Array
 
 
 def _kept_or(kernel: jax.Array, nearest: jax.Array, share: jax.Array) -> jax.Array:
-    """Return the nearest kernel times a share of 1, or the kernel itself if it is the nearest."""
+    """Return the nearest kernel times `share`, which is at most 1, or the kernel itself if it is the nearest."""
     return jnp.where(jnp.all(nearest == kernel), nearest, nearest * share.astype(nearest.dtype))
 
 
-def _share(kernel: Any, operators: tuple[Operator, ...], settings: Settings, error: jax.Array | float) -> jax.Array:
+def _share(
+    kernel: Any, operators: tuple[Operator, ...], settings: ProjectionSettings, error: jax.Array | float
+) -> jax.Array:
     """Return a factor for a kernel within the bound, so that it stays within after an error of a Frobenius norm.
 
     The norm of an operator is at most the sum of the norms of its taps. So it is at most the root of the number of taps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from convsv_adapters._layers import ConvLayer, make_layer, model_layer
+from convsv_adapters._layers import ConvLayer, call_arguments, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS
 from convsv_core.layers import Extents, Layer
@@ -188,16 +188,13 @@ def _run(model: nn.Module, example_input: object, seen: dict[nn.Module, dict[Ext
                 stack.enter_context(_removed(module.register_forward_hook(note, with_kwargs=True)))
         stack.enter_context(torch.no_grad())
         model.eval()
-        if isinstance(example_input, Mapping):
-            model(**example_input)
-        elif isinstance(example_input, tuple | list):
-            model(*example_input)
-        else:
-            model(example_input)
+        args, kwargs = call_arguments(example_input)
+        model(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    """Return a context manager that removes a hook at its end."""
     try:
         yield
     finally:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from convsv_adapters._layers import ConvLayer, check_bound
+from convsv_adapters._layers import ConvLayer, check_bound, check_method
 from convsv_adapters.torch._layers import conv_layers
 from convsv_core.conv import as_int
 from convsv_core.layers import Extents
-from convsv_core.training import METHODS, ProjectionMethod
+from convsv_core.training import ProjectionMethod
 
 __all__ = ["StepOptions"]
 
@@ -84,8 +84,7 @@ class StepOptions:
         headroom = self.headroom
         if isinstance(headroom, bool) or not isinstance(headroom, int | float) or not 0 <= headroom < 1:
             raise ValueError(f"headroom={headroom!r}: wanted a number from 0 to less than 1, a share of the bound")
-        if self.method not in METHODS:
-            raise ValueError(f"method={self.method!r}: wanted one of {', '.join(METHODS)}")
+        check_method(self.method)
         set_field = object.__setattr__  # the dataclass is frozen; numbers are normalised once, here
         set_field(self, "bound", check_bound(self.bound, positive=False))
         set_field(self, "every", as_int("every", self.every, least=1))

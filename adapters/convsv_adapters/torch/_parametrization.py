@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import convsv_core
-from convsv_adapters._layers import check_bound
+from convsv_adapters._layers import check_bound, geometry_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
 from convsv_core import Conv, norm_upper_bound
 from convsv_core.layers import Extents, circular_geometry
@@ -146,8 +146,7 @@ def operator_norm(
     if not isinstance(module, CONVOLUTIONS):
         raise TypeError(f"module is a {type(module).__qualname__}: wanted a convolution, such as torch.nn.Conv2d")
     (layer,) = conv_layers(module)
-    assert layer.conv is not None  # PyTorch's convolutions always have a geometry
-    conv = layer.conv
+    conv = geometry_of(layer)
     if circular:
         if input_shape is None:
             raise ValueError("circular=True: wanted an input_shape for the circular convolution")

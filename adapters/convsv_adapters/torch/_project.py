@@ -14,7 +14,7 @@ from convsv_adapters.torch._exchange import is_sharded, make_exchange, refuse_fl
 from convsv_adapters.torch._layers import conv_layers, without_autocast
 from convsv_adapters.torch._options import StepOptions
 from convsv_adapters.torch._targets import (
-    Projected,
+    ProjectedWeight,
     is_simple,
     make_targets,
     projected,
@@ -150,7 +150,7 @@ class StepProjection:
             return [[index] for index in chosen]
         return together({i: self._targets[i] for i in chosen}, {i: weights[i] for i in chosen})
 
-    def _projected(self, chosen: list[int], weights: list[torch.Tensor]) -> list[Projected]:
+    def _projected(self, chosen: list[int], weights: list[torch.Tensor]) -> list[ProjectedWeight]:
         """Return the projected weights of one group of targets."""
         bound = self.bound / (1 + CERTIFICATE_RTOL)
         found = {index: still_certified(self._targets[index], weights[index], bound) for index in chosen}

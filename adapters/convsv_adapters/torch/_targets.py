@@ -18,7 +18,16 @@ from convsv_core import ProjectionState, project
 from convsv_core.layers import Operator
 from convsv_core.training import frobenius_bound, rescale_together
 
-__all__ = ["Projected", "Target", "is_simple", "make_targets", "projected", "rescaled", "still_certified", "together"]
+__all__ = [
+    "ProjectedWeight",
+    "Target",
+    "is_simple",
+    "make_targets",
+    "projected",
+    "rescaled",
+    "still_certified",
+    "together",
+]
 
 ROUNDINGS = 16
 """Largest number of attempts to round a kernel to 16 bits within the bound.
@@ -44,7 +53,7 @@ class NamedOperator(NamedTuple):
     operator: Operator
 
 
-class Projected(NamedTuple):
+class ProjectedWeight(NamedTuple):
     """A projected weight, and the certified upper bounds of its layers' norms, by the layers' names."""
 
     kernel: torch.Tensor
@@ -107,14 +116,14 @@ class Target:
         for (name, operator), upper in zip(self.operators, uppers, strict=True):
             yield name, operator.layer_upper(upper)
 
-    def result(self, kernel: torch.Tensor, uppers: Sequence[float]) -> Projected:
+    def result(self, kernel: torch.Tensor, uppers: Sequence[float]) -> ProjectedWeight:
         """Return a kernel with the norms of its layers, from the upper bounds of the operators' norms."""
         norms: dict[str, float] = {}
         for name, upper in self.layer_uppers(uppers):
             norms[name] = max(norms.get(name, 0.0), upper)
-        return Projected(kernel, norms)
+        return ProjectedWeight(kernel, norms)
 
-    def certify(self, kernel: torch.Tensor, uppers: list[float]) -> Projected:
+    def certify(self, kernel: torch.Tensor, uppers: list[float]) -> ProjectedWeight:
         """Keep a kernel and the upper bounds of its operators' norms as the last certificate, and return the result."""
         self.reference = Certified(kernel.clone(), uppers)
         return self.result(kernel, uppers)
@@ -146,7 +155,7 @@ def make_targets(layers: Sequence[ConvLayer], circular: bool) -> list[Target]:
     return list(found.values())
 
 
-def still_certified(target: Target, weight: torch.Tensor, bound: float) -> Projected | None:
+def still_certified(target: Target, weight: torch.Tensor, bound: float) -> ProjectedWeight | None:
     """Return the weight itself, if its last certificate and its change since then prove it to be within the bound.
 
     No operator's norm changes by more than `frobenius_bound` of the kernel's change, for any stride, dilation, grouping
@@ -185,7 +194,7 @@ def together(targets: Mapping[int, Target], weights: Mapping[int, torch.Tensor])
 
 def rescaled(
     targets: Sequence[Target], weights: Sequence[torch.Tensor], bound: float, headroom: float
-) -> list[Projected]:
+) -> list[ProjectedWeight]:
     """Return the weights of a group of `together`, each multiplied by a number that brings it within the bound."""
     operator = targets[0].operators[0].operator
     limit = operator.limit(bound)
@@ -195,7 +204,7 @@ def rescaled(
 
 def projected(
     target: Target, weight: torch.Tensor, bound: float, headroom: float, arguments: Mapping[str, Any]
-) -> Projected:
+) -> ProjectedWeight:
     """Return the weight, in its own dtype, within the bound for each operator.
 
     Parameters
