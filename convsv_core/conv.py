@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,6 +145,13 @@ def as_int(name: str, value: object, *, least: int) -> int:
     if number < least:
         raise ValueError(f"{name}={number}: wanted an integer of at least {least}")
     return number
+
+
+def check_positive(name: str, value: object) -> float:
+    """Return `value` as a float; raise ValueError unless it is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name}={value!r}: wanted a positive, finite number")
+    return float(value)
 
 
 def as_float(name: str, value: object) -> float:

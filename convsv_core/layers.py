@@ -25,6 +25,7 @@ __all__ = [
     "Stored",
     "UnknownExtents",
     "circular_geometry",
+    "join_notes",
     "lattice",
     "layer_operators",
 ]
@@ -93,3 +94,8 @@ class ReadOptions:
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     layout: str | None = None
+
+
+def join_notes(*notes: str) -> str:
+    """Return one note that holds several, of which some may be empty."""
+    return "; ".join(filter(None, notes))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from convsv_core.certificate import CERTIFICATE_RTOL
-from convsv_core.projection import METHODS, ProjectionMethod
-from convsv_core.rescaling import rescale_together
-from convsv_core.threshold import frobenius_bound
+from convsv_core._norm.tap_bounds import frobenius_bound
+from convsv_core._projection.certificate import CERTIFICATE_RTOL
+from convsv_core._projection.project import METHODS, ProjectionMethod
+from convsv_core._projection.rescale import rescale_together
 
 __all__ = ["CERTIFICATE_RTOL", "METHODS", "ProjectionMethod", "frobenius_bound", "rescale_together"]

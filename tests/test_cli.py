@@ -18,10 +18,10 @@ from convsv_adapters import _commands, _table
 from convsv_adapters._commands import as_json, convsv, write_whole
 from convsv_conformance.dense import dense_matrix
 
-from convsv_core import Conv, analysis, norm_bounds
-from convsv_core.analysis import LayerReport, certify
+from convsv_core import Conv, norm_bounds
 from convsv_core.layers import Layer
 from convsv_core.plugins import BackendInfo, get_backend
+from convsv_core.reports import LayerReport, analyze, bounds_reports
 
 FIELDS = [
     "name",
@@ -300,7 +300,7 @@ def test_norm_lists_layers_that_have_no_bound_for_every_size():
         Layer(name, kernel if conv else None, conv, None, "" if conv else "their own note")
         for name, (conv, _) in cases.items()
     ]
-    for report in certify(layers, get_backend("numpy")):
+    for report in bounds_reports(layers, get_backend("numpy")):
         conv, reason = cases[report.name]
         assert (report.lower is None) == (reason is not None), report.name
         assert (reason or "") in report.note
@@ -319,7 +319,7 @@ def test_norm_lists_layers_that_have_no_bound_for_every_size():
 
 
 def test_norm_says_where_the_gap_was_not_reached(kernels, monkeypatch):
-    monkeypatch.setattr(analysis, "norm_bounds", functools.partial(norm_bounds, max_evaluations=1))
+    monkeypatch.setattr(analyze, "norm_bounds", functools.partial(norm_bounds, max_evaluations=1))
     result = run("norm", kernels, "--rtol", "1e-6")
     assert result.exit_code == 0
     assert "gap of 1e-06 not reached" in " ".join(result.stdout.split())

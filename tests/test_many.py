@@ -26,12 +26,10 @@ from convsv_adapters._spectra import Norm, SpectraTable, TableError
 from distributed import Client, KilledWorker, LocalCluster
 
 import convsv_core as convsv
-from convsv_core import many, tasks
-from convsv_core.analysis import QUANTILES, LayerReport, analyse, read_model
+from convsv_core._geometry.plan import make_plan
 from convsv_core.layers import ReadOptions
-from convsv_core.many import ModelReport
-from convsv_core.plan import make_plan
 from convsv_core.plugins import get_backend
+from convsv_core.reports import QUANTILES, LayerReport, ModelReport, layer_reports, many, read_model, tasks
 
 OPTIONS = ReadOptions({"": (32, 32)})
 LARGE = (128, 128, 3, 3)  # at 52 x 52, more than one task
@@ -93,7 +91,7 @@ def test_layers_have_the_figures_of_one_model(client_here: Client, checkpoints: 
     reports = list(convsv.analyze_many(checkpoints, client_here, options=OPTIONS))
     assert [report.path for report in reports] == checkpoints
     for path, report in zip(checkpoints, reports, strict=True):
-        wanted = list(analyse(read_model(path, OPTIONS), get_backend("numpy"), bounds="upper"))
+        wanted = list(layer_reports(read_model(path, OPTIONS), get_backend("numpy"), bounds="upper"))
         assert_alike(report.layers, wanted)
 
 
@@ -115,10 +113,10 @@ def test_split_layers_have_the_same_figures(
     options = ReadOptions({"": (24, 22)})
     (report,) = convsv.analyze_many([path], client_here, options=options, backend=backend)
     layers = read_model(path, options)
-    found = tasks.survey([path], tasks.Settings(options, backend, "upper", None, None))[0]
+    found = tasks.survey([path], tasks.TaskOptions(options, backend, "upper", None, None))[0]
     assert len(found.splits) == len(kernels) - 1
     assert min(len(split.blocks) for split in found.splits) > 2
-    wanted = list(analyse(layers, get_backend(backend), bounds="upper"))
+    wanted = list(layer_reports(layers, get_backend(backend), bounds="upper"))
     assert_alike(report.layers, wanted)
 
 
@@ -139,7 +137,7 @@ def assert_alike(found: list[LayerReport], wanted: list[LayerReport]) -> None:
 def test_quantiles_are_those_of_numpy() -> None:
     kernel = np.random.default_rng(0).normal(size=(3, 2, 3))
     conv = convsv.Conv("OIW")
-    (report,) = analyse([convsv_layer(kernel, conv, (7,))], get_backend("numpy"))
+    (report,) = layer_reports([convsv_layer(kernel, conv, (7,))], get_backend("numpy"))
     values = convsv.singular_values(kernel, (7,), conv)
     assert report.quantiles == pytest.approx(tuple(np.quantile(values, QUANTILES)), rel=1e-14)
 
@@ -168,7 +166,7 @@ def test_small_layers_are_packed_and_none_is_lost(
 ) -> None:
     path = tmp_path / "m.npz"
     np.savez(path, **{f"w{index}": np.full((2, 2, 3, 3), float(index + 1)) for index in range(9)})
-    settings = tasks.Settings(OPTIONS, "numpy", "none", None, None)
+    settings = tasks.TaskOptions(OPTIONS, "numpy", "none", None, None)
     layer = make_plan((2, 2, 3, 3), True, (32, 32), convsv.Conv("OIHW"))
     monkeypatch.setattr(tasks, "WORK_PER_TASK", 2.5 * len(layer.frequencies) * tasks.work_per_frequency(layer))
     (found,) = tasks.survey([path], settings)
@@ -210,11 +208,11 @@ def test_wrong_options_are_refused_before_anything_runs(client_here: Client) -> 
 def test_the_client_holds_what_is_under_way_alone(client_here: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 400
 
-    def survey(paths: list[Path], settings: tasks.Settings) -> list[tasks.Survey]:
+    def survey(paths: list[Path], settings: tasks.TaskOptions) -> list[tasks.Survey]:
         return [tasks.Survey([LayerReport(path.name)], seconds=many.SECONDS_PER_TASK) for path in paths]
 
     monkeypatch.setattr(tasks, "survey", survey)
-    settings = tasks.Settings(OPTIONS, "numpy", "none", None, None)
+    settings = tasks.TaskOptions(OPTIONS, "numpy", "none", None, None)
     run = many._Run(client_here, [Path(f"model{number}") for number in range(count)], settings)
     most = 0
     for number, report in enumerate(run.reports()):
@@ -229,7 +227,7 @@ def test_models_of_which_workers_die_are_found_out(
 ) -> None:
     original = tasks.survey
 
-    def survey(paths: list[Path], settings: tasks.Settings) -> list[tasks.Survey]:
+    def survey(paths: list[Path], settings: tasks.TaskOptions) -> list[tasks.Survey]:
         if any(path.name == "step_5.npz" for path in paths):
             raise KilledWorker("survey", SimpleNamespace(address="tcp://1"), 3)  # type: ignore[arg-type]
         return original(paths, settings)
@@ -333,7 +331,7 @@ def test_the_table(cluster: LocalCluster, checkpoints: list[Path], tmp_path: Pat
     for path, part in zip(checkpoints, np.split(np.asarray(rows, object), 3), strict=True):
         assert {row["model"] for row in part} == {f"run/{path.name}"}
         for row, report in zip(
-            part, analyse(read_model(path, OPTIONS), get_backend("numpy"), bounds="upper"), strict=True
+            part, layer_reports(read_model(path, OPTIONS), get_backend("numpy"), bounds="upper"), strict=True
         ):
             wanted = [getattr(report, name) for name in FIGURES]
             assert [row[name] for name in FIGURES] == pytest.approx(wanted, rel=1e-5)
@@ -421,7 +419,7 @@ def test_the_table_of_a_killed_client_is_readable_and_can_be_completed(
     out = tmp_path / "spectra.parquet"
     arguments = [str(run_folder / "*.npz"), "--scheduler", cluster.scheduler_address, "--bounds", "none"]
     code = (
-        "from convsv_adapters import _spectra, cli; from convsv_core import many; "
+        "from convsv_adapters import _spectra, cli; from convsv_core.reports import many; "
         "_spectra.SECONDS_PER_PART = 0; many.SECONDS_PER_TASK = 0; cli.main()"
     )
     process = subprocess.Popen([sys.executable, "-c", code, "spectrum", *arguments, "--out", str(out)])

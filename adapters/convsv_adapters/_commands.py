@@ -21,15 +21,24 @@ from convsv_adapters import _table
 from convsv_adapters._files import replacing, write_whole
 from convsv_adapters._many_options import LOCAL, ManyOptions, many_options
 from convsv_adapters._progress import tracked
-from convsv_adapters.parameters import one_line
-from convsv_core.analysis import BOUNDS, Bounds, Row, analyse, certify, read_model, write_model
+from convsv_adapters.formats.errors import one_line
+from convsv_core._projection.project import METHODS, ProjectionMethod
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
-from convsv_core.model_projection import ProjectionReport, project_layers
 from convsv_core.plugins import backends, get_backend
-from convsv_core.projection import METHODS, ProjectionMethod
-from convsv_core.tasks import Settings
+from convsv_core.reports import (
+    BOUNDS,
+    Bounds,
+    ProjectionReport,
+    Row,
+    bounds_reports,
+    layer_reports,
+    project_layers,
+    read_model,
+    write_model,
+)
+from convsv_core.reports.tasks import TaskOptions
 
 BUNDLED = "digits.onnx"
 PLOT_FORMATS = (".png", ".pdf", ".svg")
@@ -150,11 +159,11 @@ def _settings(
     backend_name: str,
     device: str | None,
     dtype: str | None,
-) -> Settings:
+) -> TaskOptions:
     """What workers need to know; theirs may have libraries and devices that this machine lacks."""
     if many.scheduler == LOCAL:
         _backend(backend_name, device, dtype)
-    return Settings(_read_options(input_shapes, layout), backend_name, bounds, dtype, device)
+    return TaskOptions(_read_options(input_shapes, layout), backend_name, bounds, dtype, device)
 
 
 def _read_options(input_shapes: InputShapes, layout: str | None) -> ReadOptions:
@@ -342,7 +351,7 @@ def spectrum(
         return
     request = Request.of(_only(models), **options)
     layers = request.layers()
-    rows = analyse(layers, request.backend, bounds=bounds, dtype=request.dtype, device=request.device)
+    rows = layer_reports(layers, request.backend, bounds=bounds, dtype=request.dtype, device=request.device)
     reports = list(tracked(rows, len(layers)))
     files = {}
     if plot is not None and plots is not None:
@@ -372,7 +381,7 @@ def norm(json_path: Path | None, sort: str, rtol: float, **options: Any) -> None
     """
     request = Request.of(**options)
     layers = request.layers()
-    rows = certify(layers, request.backend, rtol=rtol, dtype=request.dtype, device=request.device)
+    rows = bounds_reports(layers, request.backend, rtol=rtol, dtype=request.dtype, device=request.device)
     reports = list(tracked(rows, len(layers)))
     request.publish(reports, NORM_FIELDS, _table.NORM, sort, json_path)
     _leave(reports)

@@ -1,4 +1,4 @@
-"""Files that come into being whole."""
+"""Files that are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+__all__ = ["replacing", "write_whole"]
+
 
 def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
-    """Write a file so that another program sees the old content or the new one, never a part; see `replacing`."""
-    if path.exists() and not path.is_file():  # such as /dev/null
+    """Write a file so that another program sees the old content or the new content, never a part.
+
+    A device such as /dev/null is written to directly. For `beside` see `replacing`.
+    """
+    if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
     with replacing(path, beside=beside) as partial:
@@ -21,12 +26,26 @@ def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, like: Path | None = None, beside: Path | None = None) -> Iterator[Path]:
-    """Lend a file beside `path`, which takes its place at the end; if an error comes first, all is as before.
+    """Yield the path of a new file, which replaces the file at `path` when the block ends without an error.
 
-    It lies beside `beside` instead, in the same file system, where that is given.
+    After an error the new file is removed, and the file at `path` is as before. If `path` is a symbolic link, the
+    link stays and the file that it leads to is replaced.
 
-    A link stays, and what it leads to is replaced. The permissions are those of the old file; of `like` where
-    there is none, and where that is not given as the system makes them. The name ends as that of `like` or `path`.
+    Parameters
+    ----------
+    path : Path
+        The file to replace or to make.
+    like : Path, optional
+        The example for the permissions of a file that does not exist yet, and for the suffix of the new file's
+        temporary name. Without it, the permissions are the system's default and the suffix is that of `path`.
+    beside : Path, optional
+        A path in the same file system. The new file lies in its folder until it is complete; by default it lies in
+        the folder of `path`.
+
+    Raises
+    ------
+    OSError
+        A file cannot be made, written or replaced.
     """
     target = path.resolve()
     example = target if target.exists() else like
@@ -46,7 +65,7 @@ def replacing(path: Path, like: Path | None = None, beside: Path | None = None) 
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -22,9 +22,9 @@ from convsv_adapters._files import write_whole
 from convsv_adapters._many_options import LOCAL, ManyOptions
 from convsv_adapters._progress import tracked
 from convsv_adapters._spectra import SpectraTable, TableError
-from convsv_adapters.parameters import one_line
-from convsv_core.many import ModelReport, analyze_many
-from convsv_core.tasks import Settings
+from convsv_adapters.formats.errors import one_line
+from convsv_core import ModelReport, analyze_many
+from convsv_core.reports.tasks import TaskOptions
 
 QUIET_WORKER = """
 import logging, signal
@@ -47,7 +47,7 @@ class ManyRequest:
 
     models: Sequence[str]
     options: ManyOptions
-    settings: Settings
+    settings: TaskOptions
 
     def run(self, json_path: Path | None, plot: Path | None) -> None:
         """Compute what the table lacks, and print the course of each layer's norm, or the JSON.
@@ -78,13 +78,13 @@ class ManyRequest:
     def _recorded(self) -> dict[str, Any]:
         """What the figures depend on besides the models, by the options that say it."""
         settings = self.settings
-        shapes = {name: list(shape) for name, shape in sorted(settings.options.input_shapes.items())}
+        shapes = {name: list(shape) for name, shape in sorted(settings.read.input_shapes.items())}
         return {
             "--backend": settings.backend,
             "--bounds": settings.bounds,
             "--dtype": settings.dtype,
             "--input-shape": shapes,
-            "--layout": settings.options.layout,
+            "--layout": settings.read.layout,
         }
 
     def _compute(self, missing: Sequence[Checkpoint], total: int, table: SpectraTable) -> list[Failure]:
@@ -99,7 +99,7 @@ class ManyRequest:
             reports = analyze_many(
                 [checkpoint.path for checkpoint in missing],
                 client,
-                options=settings.options,
+                options=settings.read,
                 backend=settings.backend,
                 bounds=settings.bounds,
                 dtype=settings.dtype,

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from convsv_core.analysis import LayerReport
+from convsv_core.reports import LayerReport
 
 if TYPE_CHECKING:  # its library is needed for many models only
     from convsv_adapters._spectra import Norm

@@ -22,8 +22,7 @@ from filelock import FileLock, Timeout
 
 from convsv_adapters._checkpoints import Checkpoint
 from convsv_adapters._files import write_whole
-from convsv_core.analysis import QUANTILES, LayerReport
-from convsv_core.many import ModelReport
+from convsv_core.reports import QUANTILES, LayerReport, ModelReport
 
 ROWS_PER_PART = 10_000
 SECONDS_PER_PART = 30.0

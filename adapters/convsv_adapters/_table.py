@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convsv_core.analysis import Bounds, Row
 from convsv_core.plugins import BackendInfo
+from convsv_core.reports import Bounds, Row
 
 if TYPE_CHECKING:  # its library is needed for many models only
     from convsv_adapters._spectra import Norm

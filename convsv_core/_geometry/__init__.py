@@ -1,3 +1,3 @@
-"""Geometry as integers: frequencies, taps and padding. Shapes alone decide everything here."""
+"""Integers only: frequencies, taps, and the padding rule; private to the core."""
 
 __all__: list[str] = []

@@ -18,8 +18,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from convsv_core._geometry.plan import IntArray, check_input_shape, forward_extents, resolve_channels
 from convsv_core.conv import Conv
-from convsv_core.plan import IntArray, check_input_shape, forward_extents, resolve_channels
 
 __all__ = [
     "Extents",
@@ -207,12 +207,12 @@ def repeats_pixels(kernel_shape: Sequence[int], conv: Conv) -> bool:
 def check_repeats_no_pixel(kernel_shape: Sequence[int], conv: Conv) -> None:
     """Raise NotImplementedError for padding with which no bound holds for every input size."""
     if repeats_pixels(kernel_shape, conv):
-        cause = "gives more outputs than inputs, so it" if conv.padding_mode == "circular" else "padding"
+        cause = "gives more outputs than inputs, so it " if conv.padding_mode == "circular" else ""
         spans = tuple(_spans(_taps(tuple(kernel_shape), conv), conv))
         raise NotImplementedError(
-            f"{conv.padding_mode} {cause} repeats pixels: the norm depends on the extents and can exceed any bound for "
-            f"every input size (padding={conv.padding!r} with padding_mode={conv.padding_mode!r}); wanted an "
-            f"input_shape, zero padding, or circular padding of at most dilation * (taps - 1) = {spans}"
+            f"{conv.padding_mode} padding {cause}repeats pixels: the norm depends on the extents and can exceed any "
+            f"bound for every input size (padding={conv.padding!r} with padding_mode={conv.padding_mode!r}); wanted "
+            f"an input_shape, zero padding, or circular padding of at most dilation * (taps - 1) = {spans}"
         )
 
 

@@ -1,3 +1,3 @@
-"""The largest singular value: exact on a grid, certified for every input size, exact with padding."""
+"""The largest singular value: exact, certified, and of padded layers; private to the core."""
 
 __all__: list[str] = []

@@ -1,14 +1,16 @@
 """Penalties on the singular values of a layer, to be added to a training loss.
 
-Each function takes a kernel and its geometry to a 0-d array, differentiable and finite, as its gradient is, for every
-kernel: zero, orthogonal, rank-deficient. Sums over singular values are **means over frequencies** of the sum at
-one frequency, groups included, so that a weight found at one image size serves at another: for taps that do not wrap
-round, sums of even powers do not depend on the size at all.
+Each function takes a kernel and its geometry and returns a 0-d array. The value and its gradient are finite
+for every kernel, even a zero, orthogonal or rank-deficient one.
 
-What is not homogeneous is computed at the kernel's own scale. A value overflows where the numbers that it sums do so in
-the answer's dtype (float32 for kernels of 32 bits or fewer, else float64), and a gradient, which has the kernel's
-dtype, where its true value does. The gradient of a square passes through numbers of the square's size, so it
-vanishes for kernels below about 1e-19 in float32.
+A penalty on the whole spectrum is a **mean over frequencies**: it sums over the groups and singular values of
+one frequency, and averages the sums. So a weight that was found for one image size serves for others. Sums of
+even powers do not depend on the size at all, if the kernel does not wrap round.
+
+Computations run at the kernel's own scale. A value overflows only where the numbers that it sums overflow in
+the result's dtype: float32 for kernels of 32 bits or fewer, else float64. A gradient has the kernel's dtype
+and overflows only where its true value does. The gradient of a square is computed from numbers of the size of
+the square. So it vanishes for kernels below about 1e-19 in float32.
 
 >>> import numpy as np
 >>> from convsv_core import Conv, penalties

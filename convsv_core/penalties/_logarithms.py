@@ -4,46 +4,52 @@ from __future__ import annotations
 
 import math
 
+from convsv_core._geometry.plan import check_square
+from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
-from convsv_core.evaluation import BLOCK_BYTES
-from convsv_core.operand import Operand
-from convsv_core.penalties._means import mean
-from convsv_core.spectrum import make_spectral_operand, visited_values
+
+__all__ = ["log_condition_number", "negative_log_abs_det"]
 
 FLOOR = 32
-"""Default floor of a logarithm, in units of eps * sigma_max: below it lies little but rounding."""
+"""Default floor of a logarithm, in units of eps times the largest singular value.
+
+A guess. The conformance suite allows singular values an error of 20 such units, so values below the floor may
+be rounding alone.
+"""
 
 
 def log_condition_number(
     kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, floor: float | None = None
 ) -> Array:
-    """Penalise an uneven spectrum: ``log(sigma_max / sigma_min)`` over all singular values of the operator.
+    """Penalise an uneven spectrum by ``log(sigma_max / sigma_min)`` over all singular values of the operator.
 
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `convsv_core.singular_values`, which also tells what is raised.
+        As for `convsv_core.singular_values`, which also says what is raised.
     floor : float, optional
-        Least quotient ``sigma_min / sigma_max`` that is told from 0: 32 times the answer's eps unless given.
+        The quotient ``sigma_min / sigma_max`` counts as at least this number. Default: 32 times the eps of the
+        result's dtype.
 
     Returns
     -------
     0-d array, real
-        At least 0 and at most ``-log(floor)``, which singular operators get; 0 for the zero operator. float32 for
-        kernels of 32 bits or fewer, else float64.
+        Between 0 and ``-log(floor)``. Singular operators get ``-log(floor)``, but the zero operator gets 0.
+        float32 for kernels of 32 bits or fewer, else float64.
 
     Raises
     ------
     TypeError
-        Also where `floor` is no number.
+        `floor` is not a number.
     ValueError
-        Also where `floor` is not between 0, itself excluded, and 1.
+        `floor` is not strictly between 0 and 1.
 
     Notes
     -----
-    Differentiable and traceable with `floor` static. The gradient is that of the two values where the quotient is above
-    the floor (a subgradient where either is repeated), else 0.
+    Differentiable and traceable with `floor` static. Where the quotient is at most the floor, the gradient is 0.
+    Where the largest or the smallest singular value is repeated, the gradient is a subgradient.
 
     Examples
     --------
@@ -58,36 +64,29 @@ def log_condition_number(
 def negative_log_abs_det(
     kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, floor: float | None = None
 ) -> Array:
-    """Penalise a vanishing determinant: minus the mean over frequencies of ``sum log(sigma)``.
+    """Penalise a vanishing determinant by minus the mean over frequencies of ``sum log(sigma)``.
 
-    It is `convsv_core.log_abs_det`, negated, over the number of frequencies.
+    It is the negative of `convsv_core.log_abs_det`, divided by the number of frequencies.
 
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `convsv_core.singular_values`, which also tells what is raised.
+        As for `convsv_core.log_abs_det`, which also says what is raised.
     floor : float, optional
-        Relative to sigma_max, the least value that a logarithm is taken of: 32 times the answer's eps unless given.
-        Smaller singular values count as the floor; those of the zero operator as the smallest normal number of the
-        answer's dtype.
+        Singular values below ``floor * sigma_max`` count as ``floor * sigma_max``. Default and errors as for
+        `log_condition_number`. The zero operator's values count as the smallest normal number of the result's dtype.
 
     Returns
     -------
     0-d array, real
         float32 for kernels of 32 bits or fewer, else float64.
 
-    Raises
-    ------
-    TypeError
-        Also where `floor` is no number.
-    ValueError
-        Also where the operator is not square, or `floor` is not between 0, itself excluded, and 1.
-
     Notes
     -----
-    Differentiable and traceable with `floor` static. Values at the floor have a gradient of 0: the floor itself is a
-    constant to differentiation. The likelihood term of an invertible convolution in a normalising flow, as in
-    Hoogeboom, van den Berg and Welling, *Emerging Convolutions for Generative Normalizing Flows*, ICML 2019.
+    Differentiable and traceable with `floor` static. Singular values at the floor have a gradient of 0, because
+    differentiation takes the floor for a constant. Use: the likelihood term of an invertible convolution in a
+    normalising flow, as in Hoogeboom, van den Berg and Welling, *Emerging Convolutions for Generative Normalizing
+    Flows*, ICML 2019.
 
     Examples
     --------
@@ -97,20 +96,15 @@ def negative_log_abs_det(
     3.0
     """
     operand = make_spectral_operand(kernel, input_shape, conv, "auto")
-    plan = operand.plan
-    if not plan.is_square:
-        raise ValueError(
-            f"kernel has shape {tuple(kernel.shape)}, with {conv} no square operator: each group maps "
-            f"{plan.columns} channels and strides {conv.strides} to {plan.rows} channels; wanted one with a determinant"
-        )
+    check_square(operand.plan, tuple(kernel.shape))
     return operand.run(_negative_log_abs_det, _check_floor(operand, floor))
 
 
 def _log_condition_number(operand: Operand, floor: float) -> Array:
-    xp, plan = operand.xp, operand.plan
-    values = visited_values(operand, "auto", BLOCK_BYTES)
+    xp = operand.xp
+    values = visited_values(operand)
     largest, smallest = xp.max(values), xp.min(values)
-    if plan.values_per_block > min(plan.block):
+    if operand.plan.unread_values:
         smallest = smallest * 0
     is_above = smallest > floor * largest
     one = xp.ones_like(largest)
@@ -121,18 +115,20 @@ def _log_condition_number(operand: Operand, floor: float) -> Array:
 
 def _negative_log_abs_det(operand: Operand, floor: float) -> Array:
     xp, plan = operand.xp, operand.plan
-    values = visited_values(operand, "auto", BLOCK_BYTES)
+    values = visited_values(operand)
     limits = xp.finfo(getattr(xp, operand.answered_in))
     least = floor * xp.max(operand.backend.stop_gradient(values))
     least = xp.clip(least, float(limits.smallest_normal), None)
     is_above = values > least
     logs = xp.where(is_above, xp.log(xp.where(is_above, values, xp.ones_like(values))), xp.log(least))
-    unread = plan.groups * (plan.values_per_block - min(plan.block))
-    total = mean(operand, logs) + unread * xp.log(least) + plan.groups * plan.values_per_block * xp.log(operand.scale)
+    # Values and floor are at the operand's scale, whose logarithm is added for every singular value.
+    scale = plan.groups * plan.values_per_block * xp.log(operand.scale)
+    total = mean_over_frequencies(operand, logs) + plan.unread_values * xp.log(least) + scale
     return operand.answer(-total, scaled=False)
 
 
 def _check_floor(operand: Operand, floor: float | None) -> float:
+    """Return `floor`, or its default; raise an error if it is not a number between 0 and 1."""
     if floor is None:
         return FLOOR * operand.answer_eps
     number = as_float("floor", floor)

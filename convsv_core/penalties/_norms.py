@@ -1,17 +1,18 @@
-"""Penalties on the operator norm."""
+"""Penalties on the operator norm, the largest singular value."""
 
 from __future__ import annotations
 
 import math
 
+from convsv_core._geometry.plan import check_input_shape
+from convsv_core._projection.clip import check_bound
+from convsv_core._spectrum.numbers import operator_norm
+from convsv_core._spectrum.numbers import stable_rank as operator_stable_rank
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core.backend import Array
-from convsv_core.clipping import check_bound
 from convsv_core.conv import Conv
-from convsv_core.operand import make_operand
-from convsv_core.penalties._means import squared_excess
-from convsv_core.plan import check_input_shape
-from convsv_core.spectrum import operator_norm
-from convsv_core.spectrum import stable_rank as operator_stable_rank
+
+__all__ = ["norm_hinge", "squared_excess", "squared_norm", "stable_rank"]
 
 
 def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: float | Array) -> Array:
@@ -20,9 +21,9 @@ def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: f
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `convsv_core.operator_norm`, which also tells what is raised; any padding.
+        As for `convsv_core.operator_norm`, which also says what is raised. Any padding is allowed.
     bound : float or 0-d array of the kernel's library
-        Not negative.
+        At least 0.
 
     Returns
     -------
@@ -32,14 +33,14 @@ def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: f
     Raises
     ------
     TypeError
-        Also where `bound` is an array of another library, or no number.
+        `bound` is an array of another library, or is not a number.
     ValueError
-        Also where `bound` is negative or NaN.
+        `bound` is negative or NaN.
 
     Notes
     -----
-    Differentiable, by the kernel and by `bound`, and traceable. Where the maximum is attained more than once the
-    gradient is a subgradient. With a bound of 0 it is `squared_norm`.
+    Differentiable with respect to the kernel and to `bound`, and traceable. Where several singular values are
+    the largest, the gradient is a subgradient. With a bound of 0 the penalty is `squared_norm`.
 
     Examples
     --------
@@ -53,12 +54,12 @@ def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: f
 
 
 def squared_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
-    """Penalise the operator norm: its square.
+    """Penalise the square of the operator norm.
 
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `convsv_core.operator_norm`, which also tells what is raised; any padding.
+        As for `convsv_core.operator_norm`, which also says what is raised. Any padding is allowed.
 
     Returns
     -------
@@ -67,9 +68,9 @@ def squared_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arr
 
     Notes
     -----
-    Differentiable (a subgradient where the maximum is attained more than once) and traceable. The spectral norm
-    regularisation of Yoshida and Miyato, 2017 (arXiv 1705.10941), with the norm of the layer where they take that
-    of its kernel reshaped to a matrix. They weigh half of it.
+    Differentiable and traceable. Where several singular values are the largest, the gradient is a subgradient.
+    Source: the spectral norm regularisation of Yoshida and Miyato, 2017 (arXiv 1705.10941). They take half of the
+    squared norm, and the norm of the kernel reshaped to a matrix instead of the norm of the layer.
 
     Examples
     --------
@@ -81,25 +82,25 @@ def squared_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arr
 
 
 def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
-    """Penalise a flat spectrum: the stable rank ``|A|_F**2 / |A|_2**2`` over the number of frequencies.
+    """Penalise a flat spectrum by the stable rank ``|A|_F**2 / |A|_2**2``, divided by the number of frequencies.
 
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `convsv_core.singular_values`, which also tells what is raised.
+        As for `convsv_core.singular_values`, which also says what is raised.
 
     Returns
     -------
     0-d array, real
-        At most the singular values of one frequency, and 0 for the zero kernel. float32 for kernels of 32 bits or
-        fewer, else float64.
+        At most the number of singular values at one frequency; 0 for the zero kernel. float32 for kernels of
+        32 bits or fewer, else float64.
 
     Notes
     -----
-    Differentiable (a subgradient of the norm where it is attained more than once, and 0 at the zero kernel) and
-    traceable. `convsv_core.stable_rank` is the stable rank itself. Sanyal, Torr and Dokania, *Stable Rank
-    Normalization for Improved Generalization in Neural Networks and GANs*, ICLR 2020, bound that of the kernel
-    reshaped to a matrix.
+    Differentiable and traceable. The gradient is 0 at the zero kernel, and a subgradient where several singular
+    values are the largest. `convsv_core.stable_rank` is the stable rank itself. Source: Sanyal, Torr and Dokania,
+    *Stable Rank Normalization for Improved Generalization in Neural Networks and GANs*, ICLR 2020. They bound the
+    stable rank of the kernel reshaped to a matrix.
 
     Examples
     --------
@@ -110,3 +111,9 @@ def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     rank = operator_stable_rank(kernel, input_shape, conv)
     pixels = math.prod(check_input_shape(input_shape, conv))
     return rank / (pixels if conv.transposed else pixels // math.prod(conv.strides))
+
+
+def squared_excess(operand: Operand, values: Array, limit: Array) -> Array:
+    """Return ``max(0, values - limit)**2``; NaN stays NaN."""
+    xp = operand.xp
+    return xp.where(values <= limit, xp.zeros_like(values), values - limit) ** 2
