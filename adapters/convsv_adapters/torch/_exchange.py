@@ -1,4 +1,4 @@
-"""What the ranks of a process group tell each other when they share a projection out."""
+"""Messages between the ranks of a process group that share a projection."""
 
 from __future__ import annotations
 
@@ -10,18 +10,34 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+__all__ = [
+    "Exchange",
+    "GroupExchange",
+    "is_sharded",
+    "make_exchange",
+    "refuse_flat_parameters",
+    "write_shard",
+]
+
 
 class Exchange:
-    """One process that does everything itself."""
+    """Exchange of one process that does all the work itself."""
 
     rank = 0
     size = 1
 
     def share_out(self, costs: Sequence[float], calls: Sequence[Sequence[int]]) -> list[int]:
-        """The rank that owns each piece of work: the next largest call goes to the one with the least so far.
+        """Return the rank that does each piece of work.
 
-        Pieces of one call stay together, for what each call costs by itself, unless they are more than one rank's
-        share of everything.
+        The next largest call goes to the rank with the least work so far. Pieces of one call stay together, since each
+        call has a cost of its own, unless they are more than one rank's share of all the work.
+
+        Parameters
+        ----------
+        costs : sequence of float
+            Cost of each piece, positive, in any unit.
+        calls : sequence of sequence of int
+            Indices of the pieces that one call does together.
         """
         share = sum(costs) / self.size  # positive
         parts: list[tuple[float, Sequence[int]]] = []
@@ -38,23 +54,23 @@ class Exchange:
         return owners
 
     def raise_together(self, failure: Exception | None, device: torch.device) -> None:
-        """Raise on every rank if one has failed."""
+        """Raise an error on every rank if one rank has failed."""
         if failure is not None:
             raise failure
 
     def collect(self, values: dict[str, float], names: list[str], device: torch.device) -> dict[str, float]:
-        """The values of all ranks, each known to one, in the order of `names`."""
+        """Return the values of all ranks, in the order of `names`; each value is known to one rank."""
         return {name: values[name] for name in names}
 
     def broadcast(
         self, kernels: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], owners: Sequence[int]
     ) -> list[torch.Tensor]:
-        """Every kernel, from the rank that owns it."""
+        """Return every kernel, from the rank that owns it."""
         return [kernel for kernel in kernels if kernel is not None]
 
 
 class GroupExchange(Exchange):
-    """One rank of a process group."""
+    """Exchange of one rank of a process group."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -62,7 +78,7 @@ class GroupExchange(Exchange):
         self.size = distributed.get_world_size(group)
 
     def raise_together(self, failure: Exception | None, device: torch.device) -> None:
-        """Raise on every rank if one has failed."""
+        """Raise an error on every rank if one rank has failed."""
         failed = torch.tensor(0 if failure is None else self.rank + 1, device=device)
         distributed.all_reduce(failed, distributed.ReduceOp.MAX, group=self.group)
         if failure is not None:
@@ -71,7 +87,7 @@ class GroupExchange(Exchange):
             raise RuntimeError(f"the projection failed on rank {int(failed) - 1}, which says why")
 
     def collect(self, values: dict[str, float], names: list[str], device: torch.device) -> dict[str, float]:
-        """The values of all ranks, each known to one, in the order of `names`."""
+        """Return the values of all ranks, in the order of `names`; each value is known to one rank."""
         unique = list(dict.fromkeys(names))
         table = torch.tensor([values.get(name, 0.0) for name in unique], dtype=torch.float64, device=device)
         distributed.all_reduce(table, group=self.group)
@@ -80,7 +96,7 @@ class GroupExchange(Exchange):
     def broadcast(
         self, kernels: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], owners: Sequence[int]
     ) -> list[torch.Tensor]:
-        """Every kernel, from the rank that owns it: one message an owner, dtype and device."""
+        """Return every kernel, from the rank that owns it, by one message for each owner, dtype and device."""
         found: dict[int, torch.Tensor] = {}
         parts: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
         for index, (one, owner) in enumerate(zip(like, owners, strict=True)):
@@ -99,7 +115,7 @@ class GroupExchange(Exchange):
 
 
 def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) -> Exchange:
-    """The exchange of the ranks that hold the same weights: `group`, or those that the model tells of."""
+    """Return the exchange of the ranks that hold the same weights: of `group`, or else of the group of the model."""
     if not _is_distributed():
         return Exchange()
     if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
@@ -121,12 +137,12 @@ def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) ->
 
 
 def is_sharded(weight: torch.Tensor) -> bool:
-    """Whether a tensor is a `DTensor`, as FSDP2 makes of parameters."""
+    """Return whether a tensor is a `DTensor`, which FSDP2 makes of parameters."""
     return hasattr(weight, "full_tensor") and hasattr(weight, "placements")
 
 
 def write_shard(weight: torch.Tensor, kernel: torch.Tensor) -> None:
-    """Write this rank's part of the whole kernel, which every rank has."""
+    """Write this rank's part of a kernel, which every rank has as a whole, to its weight."""
     from torch.distributed.tensor import distribute_tensor
 
     part = distribute_tensor(kernel, weight.device_mesh, weight.placements, src_data_rank=None)
@@ -134,7 +150,7 @@ def write_shard(weight: torch.Tensor, kernel: torch.Tensor) -> None:
 
 
 def refuse_flat_parameters(model: nn.Module) -> None:
-    """Raise TypeError for a model whose kernels are not to be had one by one."""
+    """Raise TypeError for a model whose kernels are not whole parameters."""
     if _is_distributed():
         from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -145,7 +161,9 @@ def refuse_flat_parameters(model: nn.Module) -> None:
             )
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):
-            raise TypeError(f"the parameter {name!r} is sharded by DeepSpeed's ZeRO-3, and its kernel not to be had")
+            raise TypeError(
+                f"the parameter {name!r} is sharded by DeepSpeed's ZeRO-3, so its kernel is not on this rank"
+            )
 
 
 def _is_distributed() -> bool:

@@ -1,18 +1,18 @@
-"""The convolutions of Keras models: their kernels, their geometry, and the extents that calling them shows."""
+"""The convolutions of Keras models: their kernels, their geometry, and the extents of their inputs in a call."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from convsv_adapters._operators import Extents
+from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS
-from convsv_core.layers import Layer
+from convsv_core.layers import Extents, Layer
+
+__all__ = ["conv_layers", "kernel_shape", "model_layers"]
 
 if keras.backend.backend() not in ("torch", "jax", "numpy"):
     raise ImportError(
@@ -24,59 +24,11 @@ CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-
-
-@dataclass(frozen=True, eq=False)
-class ConvLayer:
-    """One convolution kernel of a model.
-
-    Attributes
-    ----------
-    name : str
-        Path of the kernel's variable in the model.
-    layer : keras.layers.Layer
-        A separable one has two kernels, which are two of these.
-    part : str
-        "kernel", "depthwise" or "pointwise": what Keras's arguments for the kernel begin with, as in
-        ``depthwise_constraint``.
-    variable : keras.Variable
-    conv : Conv
-        Geometry, the layer's own padding included, of the kernel that `as_kernel` gives.
-    depthwise : bool
-        Whether the axis of the input channels becomes part of that of the outputs, as a `Conv` of groups has it.
-    input_shapes : tuple of tuple of int
-        Each spatial extents of its input that a call of the model showed, in order of appearance.
-    note : str
-        What a reader must know, or "".
-    """
-
-    name: str
-    layer: keras.layers.Layer
-    part: str
-    variable: Any
-    conv: Conv
-    depthwise: bool = False
-    input_shapes: tuple[Extents, ...] = ()
-    note: str = ""
-
-    @property
-    def input_shape(self) -> Extents | None:
-        """The first of `input_shapes`, or None."""
-        return self.input_shapes[0] if self.input_shapes else None
-
-    @property
-    def kernel_shape(self) -> tuple[int, ...]:
-        """Shape of the kernel as `conv` names its axes."""
-        return kernel_shape(tuple(self.variable.shape), self.depthwise)
-
-    @property
-    def kernel(self) -> Any:
-        """The kernel as `conv` names its axes, an array of Keras's backend."""
-        return keras.ops.reshape(keras.ops.convert_to_tensor(self.variable), self.kernel_shape)
+EVERY_KIND = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
 
 
 def kernel_shape(shape: tuple[int, ...], depthwise: bool) -> tuple[int, ...]:
-    """Shape of a variable's kernel with the axes I and O: of a depthwise one, of which Keras has (C, multiplier)."""
+    """Return the shape of a kernel with the axes I and O, from the variable's: (C, multiplier) for a depthwise one."""
     return (*shape[:-2], 1, shape[-2] * shape[-1]) if depthwise else shape
 
 
@@ -86,10 +38,10 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list
     Parameters
     ----------
     model : keras.Model or keras.layers.Layer
-        Built; nested models and shared layers are looked into once.
+        Built. Layers are found in nested models, and shared layers once.
     example_input : array, keras.KerasTensor, tuple of int, or a list or mapping of the first two, optional
-        What the model is called with, or the shape of the one array that it is called with. The shapes alone are
-        followed, as Keras does it: on the NumPy backend, by a call with arbitrary numbers.
+        The argument of the model, or the shape of its one array. Keras traces the shapes alone; on the NumPy backend,
+        by a call with arbitrary numbers.
 
     Returns
     -------
@@ -118,20 +70,19 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list
             f"keras.layers.Layer"
         )
     layers = list(dict.fromkeys(_every_layer(model)))
-    seen = _extents(model, layers, example_input) if example_input is not None else {}
-    return [found for layer in layers for found in _kernels(layer, tuple(seen.get(id(layer), ())))]
+    traced = example_input is not None
+    seen = _extents(model, layers, example_input) if traced else {}
+    return [
+        found
+        for layer in layers
+        if isinstance(layer, EVERY_KIND)
+        for found in _kernels(layer, tuple(seen.get(id(layer), ())), reached=not traced or id(layer) in seen)
+    ]
 
 
-def model_layer(layer: ConvLayer) -> Layer:
-    """The layer as a report of the core takes it: at the largest of its extents, where there are several."""
-    note, extents = layer.note, layer.input_shape
-    if len(layer.input_shapes) > 1:
-        extents = max(layer.input_shapes, key=math.prod)
-        more = f"takes {len(layer.input_shapes)} different extents, of which the largest is used"
-        note = f"{note}; {more}" if note else more
-    if extents is None and not note:
-        note = "extents unknown: wanted an example_input"
-    return Layer(layer.name, layer.kernel, layer.conv, extents, note)
+def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer]:
+    """Return the convolutions with their kernels, as a report of the core takes them."""
+    return [model_layer(layer, layer.kernel) for layer in conv_layers(model, example_input)]
 
 
 def _every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
@@ -141,9 +92,8 @@ def _every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
             yield from _every_layer(layer)
 
 
-def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...]) -> Iterator[ConvLayer]:
-    if not isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)):
-        return
+def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, reached: bool) -> Iterator[ConvLayer]:
+    """Yield the kernels of a convolution: two if it is separable."""
     if not layer.built:
         raise ValueError(
             f"the layer {layer.name!r} is not built, and has no kernel: wanted a model that was built or called"
@@ -154,8 +104,19 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...]) -> It
     note = "the low-rank adaptation of the kernel is left out" if getattr(layer, "lora_enabled", False) else ""
     geometry: dict[str, Any] = {"stride": strides, "dilation": dilation, "padding_mode": "zeros"}
 
-    def found(part: str, variable: Any, conv: Conv, **more: Any) -> ConvLayer:
-        return ConvLayer(variable.path, layer, part, variable, conv, input_shapes=input_shapes, note=note, **more)
+    def found(part: str, variable: Any, conv: Conv) -> ConvLayer:
+        return make_layer(
+            note,
+            name=variable.path,
+            kernel_shape=kernel_shape(tuple(variable.shape), part == "depthwise"),
+            conv=conv,
+            input_shapes=input_shapes,
+            module=layer,
+            variable=variable,
+            part=part,
+            reached=reached,
+            read=_kernel,
+        )
 
     if isinstance(layer, TRANSPOSED):
         yield found("kernel", layer.kernel, Conv(f"{letters}OI", padding=layer.padding, transposed=True, **geometry))
@@ -168,14 +129,18 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...]) -> It
     separable = isinstance(layer, SEPARABLE)
     variable = layer.depthwise_kernel if separable else layer.kernel
     conv = Conv(f"{letters}IO", groups=int(variable.shape[-2]), padding=sides, **geometry)
-    yield found("depthwise", variable, conv, depthwise=True)
+    yield found("depthwise", variable, conv)
     if separable:
         input_shapes = tuple(_outputs(n, tuple(layer.kernel_size), conv) for n in input_shapes)
         yield found("pointwise", layer.pointwise_kernel, Conv(f"{letters}IO", padding="valid", padding_mode="zeros"))
 
 
+def _kernel(layer: ConvLayer) -> Any:
+    return keras.ops.reshape(keras.ops.convert_to_tensor(layer.variable), layer.kernel_shape)
+
+
 def _sides(padding: str, taps: Extents, strides: Extents, dilation: Extents, shapes: tuple[Extents, ...]) -> Any:
-    """Elements added on each side: those of "same" depend on the extents, of which the first are taken."""
+    """Return the elements added on each side. With "same" they depend on the extents; the first extents are taken."""
     spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
     if padding == "causal":
         return tuple((span - 1, 0) for span in spans)
@@ -186,6 +151,7 @@ def _sides(padding: str, taps: Extents, strides: Extents, dilation: Extents, sha
 
 
 def _outputs(extents: Extents, taps: Extents, conv: Conv) -> Extents:
+    """Return the extents of a convolution's output."""
     geometry = zip(extents, conv.pads(taps), taps, conv.dilations, conv.strides, strict=True)
     return tuple((n + sum(pad) - d * (k - 1) - 1) // s + 1 for n, pad, k, d, s in geometry)
 
@@ -197,9 +163,9 @@ def _per_axis(value: Any, rank: int) -> Extents:
 def _extents(
     model: keras.layers.Layer, layers: list[keras.layers.Layer], example_input: object
 ) -> dict[int, dict[Extents, None]]:
-    """Spatial extents of the inputs of layers, by their identity, from a call of the model with shapes alone."""
+    """Return the spatial extents of the layers' inputs, by the layers' `id`, from a call with shapes alone."""
     seen: dict[int, dict[Extents, None]] = {}
-    watched = [layer for layer in layers if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE))]
+    watched = [layer for layer in layers if isinstance(layer, EVERY_KIND)]
 
     def watching(layer: keras.layers.Layer) -> Any:
         call = layer.call
@@ -223,7 +189,7 @@ def _extents(
 
 
 class _Call(keras.layers.Layer):  # type: ignore[misc]
-    """A call of a model: what Keras makes symbolic are the calls of a layer."""
+    """A layer whose call is the call of a model: Keras traces shapes for calls of layers only."""
 
     def __init__(self, model: keras.layers.Layer) -> None:
         super().__init__()
@@ -234,6 +200,7 @@ class _Call(keras.layers.Layer):  # type: ignore[misc]
 
 
 def _symbolic(example_input: object) -> Any:
+    """Return symbolic tensors of the shapes and dtypes of an example input."""
     if isinstance(example_input, tuple) and all(isinstance(n, int) for n in example_input):
         return keras.KerasTensor(example_input)
     return keras.tree.map_structure(
