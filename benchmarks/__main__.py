@@ -6,9 +6,9 @@ import click
 
 from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
-from benchmarks.norm import norm
+from benchmarks.norm_methods import norm
 from benchmarks.project import project
-from benchmarks.scale import scale
+from benchmarks.scale_costs import scale
 from benchmarks.spectrum import spectrum
 from benchmarks.training import training
 

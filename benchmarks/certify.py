@@ -15,7 +15,7 @@ import numpy as np
 from convsv_conformance.random_layers import random_layer, refined_supremum, symbol_norm
 
 import convsv_core as convsv
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.command import check_output, progress
 
 RTOL = {1: 1e-3, 2: 1e-3, 3: 1e-2}
@@ -199,7 +199,7 @@ def certify(count: int, seed: int, json_path: Path | None) -> None:
                 tell(f"{number + 1}/{count} layers, {violated} violations")
     summaries = summarise(certificates)
     violations = [one for one in certificates if not one.holds]
-    report.show_certificates(summaries, seconds=time.perf_counter() - start)
+    tables.show_certificates(summaries, seconds=time.perf_counter() - start)
     if json_path is not None:
         content = {
             "benchmark": "certify",

@@ -11,9 +11,9 @@ import numpy as np
 import convsv_core as convsv
 from benchmarks.baselines import HostArray
 from benchmarks.clip_baselines import PaperClip, paper_clip
-from benchmarks.comparison import EPS, Effort
 from benchmarks.libraries import Library, open_library
 from benchmarks.shapes import GROUPS, RESNET_32, Shape, square
+from benchmarks.singular_values import EPS, Effort
 from benchmarks.timing import Task, alternate, time_once
 from convsv_core.backend import Array
 

@@ -11,16 +11,16 @@ import click
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.clipping import CLIP, CLIP_GROUPS, QUICK_CLIP_GROUPS, StepRow, summarise
 from benchmarks.clipping import measure as measure_steps
 from benchmarks.command import comparison_options, networks_option, progress
-from benchmarks.comparison import Effort
 from benchmarks.libraries import open_library
 from benchmarks.machine import describe, load_average
 from benchmarks.projection import GAP, SHARE, ProjectionRow, find_projected
 from benchmarks.projection import measure as measure_projections
 from benchmarks.shapes import select
+from benchmarks.singular_values import Effort
 
 EFFORT = Effort(repeats=3, full_seconds=2.0, sample_seconds=1.0)
 QUICK_EFFORT = Effort(repeats=1, full_seconds=0.5, sample_seconds=0.1)
@@ -66,12 +66,12 @@ def project(
                     projections.extend(measure_projections(library, group, shape, effort, quick=quick))
     machine = describe(libraries) | {"load_average": [load_before, load_average()]}
     summaries = summarise(steps)
-    report.show_machine(machine, {})
+    tables.show_machine(machine, {})
     if steps:
-        report.show_steps(steps)
-        report.show_step_summary(summaries)
+        tables.show_steps(steps)
+        tables.show_step_summary(summaries)
     if projections:
-        report.show_projections(projections)
+        tables.show_projections(projections)
     if plot is not None:
         draw(plot, steps, projections)
     if json_path is not None:

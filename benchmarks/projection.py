@@ -15,10 +15,10 @@ import numpy as np
 import convsv_core as convsv
 from benchmarks.baselines import HostArray
 from benchmarks.clip_baselines import plain_dykstra
-from benchmarks.comparison import Effort
 from benchmarks.layers import GAUSSIAN, TRAINED, find_layers, fixed
 from benchmarks.libraries import Library
 from benchmarks.shapes import Shape, square
+from benchmarks.singular_values import Effort
 from benchmarks.timing import alternate, time_once
 from convsv_core.backend import Array
 from convsv_core.projection import ProjectionMethod

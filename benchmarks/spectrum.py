@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from benchmarks import report, sweeps
+from benchmarks import sweeps, tables
 from benchmarks.command import comparison_options, progress
-from benchmarks.comparison import Effort, Row, compare, summarise
 from benchmarks.libraries import Library, open_library
 from benchmarks.machine import computing_dtype, describe, load_average, product_peak
 from benchmarks.memory import CASES, QUICK_CASES, Peak, measure_peak
 from benchmarks.shapes import NETWORKS, QUICK, select
+from benchmarks.singular_values import Effort, Row, compare, summarise
 from benchmarks.sweeps import Sweep, make_sweeps
 
 SCHEMA = 1
@@ -93,14 +93,14 @@ def spectrum(
         raise click.BadParameter(f"{only!r} is in the name of no shape", param_hint="--only")
     machine = describe(libraries) | {"load_average": [load_before, load_average()]}
     summaries = summarise(results.rows)
-    report.show_machine(machine, results.peaks)
+    tables.show_machine(machine, results.peaks)
     if results.rows:
-        report.show_rows(results.rows)
-        report.show_summary(summaries)
+        tables.show_rows(results.rows)
+        tables.show_summary(summaries)
     if results.memory:
-        report.show_memory(results.memory)
+        tables.show_memory(results.memory)
     for sweep, rows in results.sweeps:
-        report.show_sweep(sweep.title, rows)
+        tables.show_sweep(sweep.title, rows)
     if plot is not None:
         sweeps.draw(plot, results.sweeps)
     if json_path is not None:

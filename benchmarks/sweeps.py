@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from benchmarks.comparison import Row
 from benchmarks.shapes import Shape, square
+from benchmarks.singular_values import Row
 
 CHANNELS, EXTENT = 16, 16
 EXTENTS = (4, 8, 16, 32, 64, 128, 256)

@@ -15,7 +15,7 @@ import click
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.command import check_output, progress
 from benchmarks.libraries import open_library
 from benchmarks.machine import describe, load_average
@@ -152,12 +152,12 @@ def training(
             tell("projecting in two processes")
             shared = training_replay.on_ranks(replayed, setup)
     machine = describe([library]) | {"load_average": [load_before, load_average()]}
-    report.show_machine(machine, {})
-    report.show_training(rows)
+    tables.show_machine(machine, {})
+    tables.show_training(rows)
     if layers:
-        report.show_shapes(layers)
+        tables.show_shapes(layers)
     if shared:
-        report.show_ranks(shared)
+        tables.show_ranks(shared)
     if plot is not None:
         draw(plot, rows)
     if json_path is not None:

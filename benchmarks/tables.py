@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.comparison import Row, Summary
 from benchmarks.memory import Peak
+from benchmarks.singular_values import Row, Summary
 
 if TYPE_CHECKING:  # modules that import this one
-    from benchmarks import certify, clipping, norm, projection, scale, training, training_replay
+    from benchmarks import certify, clipping, norm_methods, projection, scale_costs, training, training_replay
 
 MIB = 1 << 20
 BUSY = 0.5  # load, before the run, for each usable processor
@@ -167,7 +167,7 @@ def show_sweep(title: str, rows: Sequence[Row]) -> None:
     _print(table)
 
 
-def show_norms(rows: Sequence[norm.NormRow]) -> None:
+def show_norms(rows: Sequence[norm_methods.NormRow]) -> None:
     """Print one line for each layer and method."""
     table = _table("library", "network", "convolution", "method", "time", "ratio", "error", "evaluations", "certified")
     for row in rows:
@@ -185,7 +185,7 @@ def show_norms(rows: Sequence[norm.NormRow]) -> None:
     _print(table)
 
 
-def show_norm_summary(summaries: Sequence[norm.NormSummary]) -> None:
+def show_norm_summary(summaries: Sequence[norm_methods.NormSummary]) -> None:
     """Print one line for each group and method."""
     table = _table(
         "library", "group", "method", "x", "time", "ratio", "median", "least", "error", "from", "to", "evaluations",
@@ -334,10 +334,10 @@ def show_certificates(summaries: Sequence[certify.Summary], seconds: float) -> N
 
 
 def show_scale(
-    speeds: Sequence[scale.Speed],
-    blocks: Sequence[scale.BlockCost],
-    overhead: scale.Overhead,
-    simulated: Sequence[scale.Scaling],
+    speeds: Sequence[scale_costs.Speed],
+    blocks: Sequence[scale_costs.BlockCost],
+    overhead: scale_costs.Overhead,
+    simulated: Sequence[scale_costs.Scaling],
 ) -> None:
     """Print the tables of many checkpoints."""
     table = _table(

@@ -15,15 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import convsv_core as convsv
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.baselines import Measured, TwoLines, matrices_at, polyphase
 from benchmarks.command import comparison_options, networks_option, progress
-from benchmarks.comparison import Effort
 from benchmarks.layers import RESNET, find_layers
 from benchmarks.libraries import Function, Library, open_library
 from benchmarks.machine import describe, load_average
 from benchmarks.norm_baselines import gram_bounds, kernel_gram_bound, power_iteration, reshaped_norm, tensor_norm_bound
 from benchmarks.shapes import Shape, select
+from benchmarks.singular_values import Effort
 from benchmarks.timing import alternate, time_once
 from convsv_core.backend import Array
 
@@ -333,9 +333,9 @@ def norm(
                     rows.extend(measure(library, group, shape, effort, quick=quick))
     machine = describe(libraries) | {"load_average": [load_before, load_average()]}
     summaries = summarise(rows)
-    report.show_machine(machine, {})
-    report.show_norms(rows)
-    report.show_norm_summary(summaries)
+    tables.show_machine(machine, {})
+    tables.show_norms(rows)
+    tables.show_norm_summary(summaries)
     if plot is not None:
         draw(plot, rows)
     if json_path is not None:

@@ -23,7 +23,7 @@ from convsv_adapters._checkpoints import Checkpoint, find
 from convsv_adapters._spectra import SpectraTable
 from distributed import Client, LocalCluster
 
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.command import check_output, progress
 from benchmarks.machine import describe, load_average
 from benchmarks.scale_arrays import grid, sharded_jax, show
@@ -186,8 +186,8 @@ def scale(quick: bool, repeats: int, arrays: bool, json_path: Path | None) -> No
             tell("a large grid on a Dask cluster")
             grids = grid(8, (16, 16), 4) if quick else grid()
     machine = describe([]) | {"load_average": [load_before, load_average()]}
-    report.show_machine(machine, {})
-    report.show_scale(speeds, blocks, overhead, simulated)
+    tables.show_machine(machine, {})
+    tables.show_scale(speeds, blocks, overhead, simulated)
     if arrays:
         show(sharded, grids)
     if json_path is not None:
