@@ -100,6 +100,8 @@ class Amount:
         The layer on JAX's devices, and the layer on the Dask cluster.
     reduced : int
         Channels of the layer on the Dask cluster whose singular values are all computed.
+    workers : int
+        Workers of that cluster.
     """
 
     epochs: int
@@ -113,6 +115,7 @@ class Amount:
     sharded: Layer
     grid: Layer
     reduced: int
+    workers: int
 
 
 AMOUNTS = {
@@ -128,9 +131,10 @@ AMOUNTS = {
         sharded=Layer(64, (64, 64)),
         grid=Layer(128, (512, 512)),
         reduced=16,
+        workers=2,
     ),
-    Size.QUICK: Amount(3, (DIGITS,), 2, 200, (16, 64), 0.05, 600, 2, Layer(8, (16, 16)), Layer(8, (16, 16)), 4),
-    Size.TINY: Amount(3, (DIGITS,), 2, 10, (16, 64), 0.001, 60, 1, Layer(4, (8, 8)), Layer(4, (8, 8)), 2),
+    Size.QUICK: Amount(3, (DIGITS,), 2, 200, (16, 64), 0.05, 600, 2, Layer(8, (16, 16)), Layer(8, (16, 16)), 4, 2),
+    Size.TINY: Amount(3, (DIGITS,), 2, 10, (16, 64), 0.001, 60, 1, Layer(4, (8, 8)), Layer(4, (8, 8)), 2, 1),
 }
 
 
@@ -177,7 +181,7 @@ def scale(size: Size, repeats: int, arrays: bool, json_path: Path | None) -> Non
             tell("eight virtual devices of JAX's")
             sharded = scale_arrays.sharded_jax(*amount.sharded)
             tell("a large grid on a Dask cluster")
-            grids = scale_arrays.grid(*amount.grid, amount.reduced)
+            grids = scale_arrays.grid(*amount.grid, amount.reduced, amount.workers)
     machine = describe([], load_before)
     show_machine(machine)
     show_table(speeds, SPEED_COLUMNS, SPEED_EXPLANATION)

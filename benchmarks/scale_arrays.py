@@ -28,7 +28,9 @@ QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 LARGEST_ERROR = 4
 """Largest difference of two computations of the norm, in eps of float32: a guess."""
 
-WORKERS, WORKER_LIMIT_BYTES = 2, 2 << 30
+WORKER_LIMIT_BYTES = 2 << 30
+"""Memory at which the cluster ends a worker: far below the largest symbol, which takes 34 GB."""
+
 DEVICES = 8
 CONV = convsv.Conv("OIHW")
 EPS = float(np.finfo(np.float32).eps)
@@ -88,7 +90,7 @@ class GridRun:
     agrees: bool
 
 
-def grid(channels: int, extents: tuple[int, int], reduced: int) -> list[GridRun]:
+def grid(channels: int, extents: tuple[int, int], reduced: int, workers: int) -> list[GridRun]:
     """Compute the norm and the quantiles of a large grid, and the whole spectrum for `reduced` channels.
 
     Each computation has a fresh cluster, so that each peak is that of one computation.
@@ -103,7 +105,7 @@ def grid(channels: int, extents: tuple[int, int], reduced: int) -> list[GridRun]
         found = float(result)
         return _Verdict([found], "certified bounds of norm_bounds", bool(bounds.lower <= found <= bounds.upper))
 
-    norm = _run("operator norm", kernel, extents, norm_of, judge_norm)
+    norm = _run("operator norm", kernel, extents, workers, norm_of, judge_norm)
 
     def quantiles_of(lazy: Any) -> Any:
         import dask.array as da
@@ -125,8 +127,8 @@ def grid(channels: int, extents: tuple[int, int], reduced: int) -> list[GridRun]
 
     return [
         norm,
-        _run("quantiles", kernel, extents, quantiles_of, judge_quantiles),
-        _run("all singular values", small, extents, values_of, judge_values),
+        _run("quantiles", kernel, extents, workers, quantiles_of, judge_quantiles),
+        _run("all singular values", small, extents, workers, values_of, judge_values),
     ]
 
 
@@ -246,13 +248,14 @@ def _run(
     what: str,
     kernel: HostArray,
     extents: tuple[int, int],
+    workers: int,
     function: Callable[[Any], Any],
     judge: Callable[[Any], _Verdict],
 ) -> GridRun:
     """Apply `function` to a Dask array on a fresh cluster, and check the result by `judge`."""
     import dask.array as da
 
-    with _cluster() as client:
+    with _cluster(workers) as client:
         before = client.run(peak_resident_bytes)
         start = time.perf_counter()
         lazy = function(da.from_array(kernel, chunks=-1))
@@ -263,7 +266,7 @@ def _run(
         what=what,
         channels=len(kernel),
         extents=extents,
-        workers=WORKERS,
+        workers=workers,
         worker_limit_bytes=WORKER_LIMIT_BYTES,
         symbol_bytes=8 * kernel.shape[0] * kernel.shape[1] * math.prod(extents),
         tasks=len(lazy.__dask_graph__()),
@@ -276,12 +279,12 @@ def _run(
 
 
 @contextlib.contextmanager
-def _cluster() -> Iterator[Any]:
+def _cluster(workers: int) -> Iterator[Any]:
     from dask.distributed import Client, LocalCluster
 
     settings = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with (
-        LocalCluster(n_workers=WORKERS, memory_limit=WORKER_LIMIT_BYTES, **settings) as cluster,
+        LocalCluster(n_workers=workers, memory_limit=WORKER_LIMIT_BYTES, **settings) as cluster,
         Client(cluster) as client,
     ):
         yield client

@@ -9,12 +9,14 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import convsv_core as convsv
 
@@ -24,6 +26,12 @@ ERROR_EPS = 20
 pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with threadpool_limits(1):  # threads that wait for a processor spend more of its time than the work
+        yield
 
 
 @pytest.fixture
