@@ -27,7 +27,7 @@ LARGEST_SHARE = 0.05
 """Share of its time that a worker may spend on the engine's behalf: a guess."""
 
 SURVEY_BYTES, LARGE_BYTES = 160_000, 100_000_000
-"""Sizes of the files of the digits network (measured) and of a network of large layers (a guess)."""
+"""Bytes of a checkpoint of the digits network (measured, rounded) and of a network of large layers (a guess)."""
 
 LARGE_SURVEY, LARGE_COMBINE = 1.0, 0.05
 """Seconds of the survey of a network of large layers, and to put the blocks of a layer together: guesses."""

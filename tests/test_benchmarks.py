@@ -53,15 +53,18 @@ def baselines(import_benchmark: Any) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("benchmarks")
-    done = run(
-        "spectrum", "--tiny", "--repeats", "2", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png"
-    )
+    return measure(tmp_path_factory, "spectrum", "--repeats", "2", shows="ratio")
+
+
+def measure(folders: pytest.TempPathFactory, command: str, *options: str, shows: str, plot: bool = True) -> Any:
+    """Run the tiny form of a command, and return its JSON."""
+    folder = folders.mktemp(command)
+    figure = ("--plot", str(folder / "out.png")) if plot else ()
+    done = run(command, "--tiny", *options, "--json", str(folder / "out.json"), *figure)
     assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "ratio" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+    assert not plot or (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert shows in done.stdout
+    return json.loads((folder / "out.json").read_text())
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -194,13 +197,7 @@ def test_networks_are_complete(shapes: ModuleType) -> None:
 
 @pytest.fixture(scope="module")
 def norms(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("norm")
-    options = ("--only", "*16*->16 *", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
-    done = run("norm", "--tiny", *options)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "norm_bounds" in done.stdout
-    rows: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())["rows"]
+    rows: list[dict[str, Any]] = measure(tmp_path_factory, "norm", "--only", "*16*->16 *", shows="norm_bounds")["rows"]
     return rows
 
 
@@ -238,13 +235,7 @@ def test_convolutions_are_alike_and_have_adjoints(import_benchmark: Any, shapes:
 
 @pytest.fixture(scope="module")
 def projections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("project")
-    done = run("project", "--tiny", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
-    assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "just projected" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+    return measure(tmp_path_factory, "project", shows="just projected")
 
 
 def test_clip_is_the_clip_of_the_paper(projections: dict[str, Any]) -> None:
@@ -311,14 +302,7 @@ def test_plain_dykstra_ends_where_project_does(import_benchmark: Any, shapes: Mo
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("torch")
-    folder = tmp_path_factory.mktemp("training")
-    options = ("--case", "all layers", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
-    done = run("training", "--tiny", *options)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "clip of the paper" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+    return measure(tmp_path_factory, "training", "--case", "all layers", shows="clip of the paper")
 
 
 def test_training_overheads_are_of_the_same_turns(training: dict[str, Any]) -> None:
@@ -365,12 +349,7 @@ def test_certify_finds_no_violation(tmp_path: Path) -> None:
 def scaling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("distributed")
     pytest.importorskip("pyarrow")
-    folder = tmp_path_factory.mktemp("scale")
-    done = run("scale", "--tiny", "--json", str(folder / "out.json"))
-    assert done.returncode == 0, done.stderr
-    assert "list scheduling" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+    return measure(tmp_path_factory, "scale", shows="list scheduling", plot=False)
 
 
 def test_workers_agree_bit_for_bit(scaling: dict[str, Any]) -> None:
