@@ -1,4 +1,4 @@
-"""Run what `convsv` is measured against: the two lines of the paper, and the dense matrix.
+"""Run the baselines of `singular_values`: the two lines of the paper, and the SVD of the dense matrix.
 
 The two lines are an FFT of the kernel padded with zeros to the input's extents, and a batched SVD without
 vectors of the matrices at all frequencies. Some convolutions need more, which is not timed: a strided one gets its

@@ -1,4 +1,4 @@
-"""``python -m benchmarks certify``: whether the certified bounds hold, on random layers of every kind."""
+"""``python -m benchmarks certify``: look for a random layer on which certified bounds do not hold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LARGEST_GRID = {1: 24, 2: 10, 3: 5}
 
 EPS = float(np.finfo(np.float64).eps)
 TOLD_EVERY = 100
-"""Layers from one message to the next."""
+"""Layers from one message to the next: a guess."""
 
 QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 """Quantiles of the evaluations, by name."""

@@ -1,4 +1,4 @@
-"""Run what `clip` and `project` are measured against: the paper's clip, and Dykstra's algorithm as it stands."""
+"""Run the baselines of `clip` and `project`: the paper's clip, and Dykstra's algorithm as it stands."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ CLIP_GROUPS: Mapping[Size, Mapping[str, list[Shape]]] = {
 
 CLIP, CHECK = "clip", "check"
 EXCEEDING = {"half exceed": 0.5, "2 % exceed": 0.98}
-"""Cases of `clip`, with the quantile of the norms at the frequencies that is the bound."""
+"""Cases of `clip`; the bound is this quantile of the norms at the frequencies."""
 
 ALL_EXCEED, ALL_SHARE = "all exceed", 0.9
 """The case whose bound is this share of the least norm at a frequency."""
@@ -71,7 +71,7 @@ FEASIBLE = (0.5, 0.9, 0.99)
 """Norms of the kernels that are checked, as shares of the bound."""
 
 PROJECTED, PROJECTED_SHARE = "just projected", 0.5
-"""The case of a kernel that `project` has returned, from this bound in units of its norm before."""
+"""The case of a kernel that `project` has returned; the bound is this share of the norm before."""
 
 PROJECTED_ITERATIONS = 50
 """Iterations of that projection: a guess.

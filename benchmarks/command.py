@@ -1,4 +1,4 @@
-"""What the commands share: their options, the progress on stderr, and the JSON that they write."""
+"""Give the commands their options, show their progress on stderr, and write their JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold what a comparison with a baseline gives: the times of each row, and their sums over groups of rows."""
+"""Hold the results of a comparison with a baseline: the times of each row, and their sums over groups of rows."""
 
 from __future__ import annotations
 

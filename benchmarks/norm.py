@@ -1,4 +1,4 @@
-"""``python -m benchmarks norm``: the certified norm beside other ways to it, time against true relative error."""
+"""``python -m benchmarks norm``: compare the certified norm with other ways to it, in time and true error."""
 
 from __future__ import annotations
 

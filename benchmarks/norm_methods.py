@@ -24,13 +24,13 @@ __all__ = ["AMOUNTS", "OURS", "PAPER", "RTOL", "Amount", "Method", "NormRow", "m
 
 OURS, PAPER, OWN = "norm_bounds", "FFT + SVD", "own n"
 RTOL = 1e-3
-"""Relative gap that `norm_bounds` is asked for."""
+"""Relative gap that `norm_bounds` is asked for: a guess."""
 
 TRUE_RTOL = 1e-6
-"""Relative gap of the bounds in float64 that are taken for the true norm: far below `RTOL`."""
+"""Relative gap of the bounds in float64 that are taken for the true norm: a guess, far below `RTOL`."""
 
 GRID_RTOL = 1e-4
-"""Relative gap of the bounds in float64 on a grid.
+"""Relative gap of the bounds in float64 on a grid: a guess.
 
 A method that sees a grid is evaluated at the frequency of the largest norm there, so that this gap does not count.
 """
@@ -39,10 +39,10 @@ SYMBOL_BYTES = 1 << 28
 """Largest symbol, in complex64, that a method runs on in full: a guess, for speed."""
 
 STEPS = (50, 500)
-"""Steps of power iteration."""
+"""Steps of power iteration: guesses."""
 
 FEW_STEPS = 2
-"""Steps of power iteration that are timed where all of them would take too long."""
+"""Steps of power iteration that are timed where all of them would take too long: a guess."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks project``: clip and project beside the paper's clip and plain algorithms."""
+"""``python -m benchmarks project``: time clip and project beside the paper's clip and plain algorithms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks scale``: many checkpoints on a cluster, and a prediction for many workers."""
+"""``python -m benchmarks scale``: time many checkpoints on a cluster, and predict many workers."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ from benchmarks.shapes import HostArray
 __all__ = ["QUANTILES", "GridRun", "ShardedRun", "grid", "sharded_jax", "show"]
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
+"""Shares of the singular values below each quantile."""
+
 LARGEST_ERROR = 4
 """Largest difference of two computations of the norm, in eps of float32: a guess."""
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks spectrum``: every singular value, ours beside the two lines of the paper."""
+"""``python -m benchmarks spectrum``: time every singular value, ours beside the two lines of the paper."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from benchmarks.tables import Column, duration, figures, or_dash, words
 __all__ = ["Sweep", "SweepRows", "columns", "draw", "make_sweeps"]
 
 CHANNELS, EXTENT = 16, 16
+"""Channels of the sweep over extents, and extent of the sweep over channels."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks training``: the time that a bound on the norms of its convolutions adds to a training step."""
+"""``python -m benchmarks training``: measure the time that a bound on the norms adds to a training step."""
 
 from __future__ import annotations
 
