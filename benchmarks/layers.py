@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.command import Size
 from benchmarks.shapes import RESNET_18, HostArray, Shape, square
-from convsv_core.analysis import read_model
 from convsv_core.layers import Layer, ModelError
+from convsv_core.reports import read_model
 
 __all__ = ["GAUSSIAN", "RESNET", "TRAINED", "FixedShape", "find_layers", "fixed"]
 

@@ -13,9 +13,9 @@ from distributed import Client
 from benchmarks.scale_runs import Clients, Speed
 from benchmarks.simulation import Engine, Job, packed, simulate
 from benchmarks.timing import time_once
-from convsv_core import many, tasks
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ReadOptions
+from convsv_core.reports import many, tasks
 
 __all__ = ["STORE", "BlockCost", "Overhead", "Scaling", "measure_block", "measure_overhead", "predict"]
 
@@ -143,8 +143,8 @@ def _nothing(number: int) -> int:
 def measure_block(channels: int, seconds: float) -> BlockCost:
     """Time a block of a Gaussian 3x3 layer, as a worker computes it, for about so many seconds."""
     kernel = np.random.default_rng(channels).standard_normal((channels, channels, 3, 3)).astype(np.float32)
-    settings = tasks.Settings(ReadOptions(), "numpy", "none", None, None)
-    prepared = tasks.prepare(Layer("layer", kernel, Conv("OIHW"), (256, 256)), settings)
+    options = tasks.TaskOptions(ReadOptions(), "numpy", "none", None, None)
+    prepared = tasks.prepare(Layer("layer", kernel, Conv("OIHW"), (256, 256)), options)
     plan = prepared.operand.plan
     size = max(block.last - block.first for block in tasks.cut(plan))
     part = len(prepared.parts) - 1  # the last part has the frequencies that are not their own conjugates

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset
-from convsv_adapters._checkpoints import Checkpoint, find
-from convsv_adapters._spectra import SpectraTable
+from convsv_adapters.cli.checkpoints import Checkpoint, find
+from convsv_adapters.cli.parquet import SpectraTable
 from distributed import Client, LocalCluster
 
 from benchmarks.timing import in_turns
-from convsv_core import many
+from convsv_core import analyze_many
 from convsv_core.layers import ReadOptions
 
 __all__ = ["Clients", "Speed", "clusters", "make_table", "measure_speed", "train"]
@@ -148,7 +148,7 @@ def make_table(
 ) -> pa.Table:
     """Compute the table; with `kill`, end a worker when so many checkpoints are done."""
     options = ReadOptions({"": extents})
-    reports = many.analyze_many([one.path for one in checkpoints], client, options=options)
+    reports = analyze_many([one.path for one in checkpoints], client, options=options)
     with SpectraTable(folder, {}) as table:
         for number, (checkpoint, found) in enumerate(zip(checkpoints, reports, strict=True)):
             if number == kill:

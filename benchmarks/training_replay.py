@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.timing import in_turns
 from benchmarks.training_setup import Setup
-from benchmarks.training_steps import Snapshot
+from benchmarks.training_steps import Snapshot, geometry
 from examples.paper.resnet import ResNet
 
 __all__ = ["RanksRow", "Replay", "ShapeRow", "by_shape", "load", "on_ranks"]
@@ -176,7 +176,7 @@ def load(layers: Sequence[ConvLayer], snapshot: Snapshot) -> None:
 
 def _label(layer: ConvLayer) -> str:
     outputs, inputs, *taps = layer.weight.shape
-    stride = max(layer.conv.strides)
+    stride = max(geometry(layer).strides)
     return f"{'x'.join(map(str, taps))} {inputs}->{outputs}" + (f" s{stride}" if stride > 1 else "")
 
 

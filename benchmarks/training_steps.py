@@ -35,6 +35,7 @@ __all__ = [
     "Training",
     "TrainingRow",
     "certified_norms",
+    "geometry",
     "make_methods",
     "make_row",
     "measure",
@@ -269,9 +270,15 @@ def measure(
     return found
 
 
+def geometry(layer: ConvLayer) -> convsv.Conv:
+    """Return the geometry of a layer of `ResNet`, all of whose convolutions a `Conv` expresses."""
+    assert layer.conv is not None
+    return layer.conv
+
+
 def certified_norms(layers: Sequence[ConvLayer]) -> list[float]:
     """Return the certified upper bound of each layer's norm with its own padding, for every input size."""
-    return [float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) for layer in layers]
+    return [float(convsv.norm_bounds(layer.weight.detach(), geometry(layer)).upper) for layer in layers]
 
 
 def make_row(case: str, bound: float, method: str, found: MethodTimes, plain: MethodTimes) -> TrainingRow:
@@ -311,7 +318,7 @@ def _clips(layers: Sequence[ConvLayer], bound: float) -> Callable[[], None]:
     for layer in layers:
         outputs, inputs, *taps = layer.weight.shape
         assert layer.input_shape is not None  # the layers were found by a run of the model
-        shape = convolution("", tuple(taps), inputs, outputs, layer.input_shape, layer.conv.strides)
+        shape = convolution("", tuple(taps), inputs, outputs, layer.input_shape, geometry(layer).strides)
         clips.append((layer.weight, shape, PaperClip(library, shape, limit=0.0, sample_seconds=0.0, bound=bound)))
 
     def after() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,7 +13,6 @@ import numpy as np
 
 from convsv_backends._jax_mesh import devices_of_mesh, on_every_device, on_mesh_of, share_out, with_automatic_axes
 from convsv_core.backend import Array, Backend, BlockFunction, Prepare
-from convsv_core.operand import Operand
 from convsv_core.plugins import hookimpl
 
 
@@ -23,8 +21,9 @@ class JaxBackend(Backend):
 
     name = "jax"
     module = "jax"
+    compiles = True
 
-    def owns(self, array: object) -> bool:
+    def owns_array(self, array: object) -> bool:
         """Whether `array` is a JAX array or a tracer."""
         return bool(array_api_compat.is_jax_array(array))
 
@@ -67,17 +66,21 @@ class JaxBackend(Backend):
 
         return np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
 
-    def whole(self, kernel: Array) -> Array:
+    def in_one_piece(self, kernel: Array) -> Array:
         """On every device of its mesh."""
         return on_every_device(kernel)
 
-    def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+    def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Let JAX place the table beside the arrays it meets, which under tracing have no device yet."""
         import jax.numpy as jnp
 
         if not _traced(like):
             return jnp.asarray(array, device=like.sharding if len(like.devices()) == 1 else None)
         return jnp.asarray(array)
+
+    def has_values(self, array: Array) -> bool:
+        """Not for a tracer."""
+        return not _traced(array)
 
     def truth(self, condition: Array) -> bool | None:
         """None for a tracer without a concrete value."""
@@ -94,14 +97,10 @@ class JaxBackend(Backend):
 
         return jax.lax.stop_gradient(array)
 
-    def run(self, function: Callable[..., Any], arrays: tuple[Any, ...], static: tuple[Any, ...]) -> Any:
+    def run(self, function: Callable[..., Any], arrays: tuple[Array, ...], static: tuple[Any, ...]) -> Any:
         """Compile, unless a transformation of the user's is under way: eager JAX compiles each operation alone."""
-        import jax
-
-        _register_operand()
-        leaves = jax.tree.leaves(arrays)
-        with on_mesh_of(leaves):
-            if devices_of_mesh() == 1 and any(_traced(leaf) for leaf in leaves):
+        with on_mesh_of(arrays):
+            if devices_of_mesh() == 1 and any(map(_traced, arrays)):
                 return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
@@ -127,18 +126,18 @@ class JaxBackend(Backend):
         """Use JAX's own loop when traced, so that the program's size does not grow with the grid."""
         if not _traced(like):
             return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
-        return self._loop(function, self.constant(rows, like), max(1, budget // max(1, row_bytes)))
+        return self._loop(function, self.asarray_like(rows, like), max(1, budget // max(1, row_bytes)))
 
     def map_prepared(
         self,
         prepare: Prepare,
         rows: np.ndarray[Any, Any],
-        arrays: tuple[Any, ...],
+        arrays: tuple[Array, ...],
         static: tuple[Any, ...],
         budget: int,
     ) -> Array | tuple[Array, ...]:
         """Share the rows out over the devices of a mesh, each of which prepares for itself and has its own budget."""
-        like = arrays[0].kernel
+        like = arrays[0]
         if devices_of_mesh() == 1 or not _traced(like):
             return super().map_prepared(prepare, rows, arrays, static, budget)
 
@@ -172,7 +171,7 @@ class JaxBackend(Backend):
             return super().repeat(function, state, count, like)
         return jax.lax.fori_loop(0, count, lambda _, carried: function(*carried), state)
 
-    def computing(self, like: Array) -> AbstractContextManager[object]:
+    def computation_context(self, like: Array) -> AbstractContextManager[object]:
         """The default of some accelerators keeps 10 bits or fewer."""
         import jax
 
@@ -205,16 +204,6 @@ def _compiled(function: Callable[..., Any], arrays: int, static: int) -> Callabl
         return with_automatic_axes(function, arguments[:arrays], arguments[arrays:])
 
     return jax.jit(call, static_argnums=tuple(range(arrays, arrays + static)))
-
-
-@functools.cache
-def _register_operand() -> None:
-    """Tell JAX which fields of an operand are arrays."""
-    import jax
-
-    fields = [field.name for field in dataclasses.fields(Operand)]
-    data = ["kernel", "scale", "finite"]
-    jax.tree_util.register_dataclass(Operand, data, [name for name in fields if name not in data])
 
 
 def _traced(array: Array) -> bool:

@@ -15,7 +15,7 @@ from convsv_conformance.cases import Case, Truth
 from convsv_conformance.checks.spectrum import VALUE_FACTOR
 from convsv_conformance.dense import Array
 from convsv_conformance.target import UNITS_IN_LAST_PLACE, Ledger, Target
-from convsv_core.projection import ProjectionMethod
+from convsv_core._projection.projection import ProjectionMethod
 
 METHODS: tuple[ProjectionMethod, ...] = ("dykstra", "alternating", "rescale", "newton-schulz")
 
