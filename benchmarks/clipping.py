@@ -13,6 +13,7 @@ import convsv_core as convsv
 from benchmarks.clip_baselines import PaperClip, paper_clip
 from benchmarks.command import Measured, Size
 from benchmarks.comparison import (
+    CONVOLUTION,
     EPS,
     ERROR,
     Comparison,
@@ -26,7 +27,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.libraries import Library, open_library
 from benchmarks.shapes import GROUPS, RESNET_32, HostArray, Shape, square
-from benchmarks.tables import LAYER, figures, integers, percent, words
+from benchmarks.tables import figures, integers, percent, words
 from benchmarks.timing import alternate, time_once
 from convsv_core.backend import Array
 
@@ -93,8 +94,7 @@ EXPLANATION = (
     "frequencies. error: largest difference of a tap from the paper's clip in float64, in eps(float32) * norm."
 )
 ROW_COLUMNS = (
-    *LAYER,
-    figures("x", lambda row: str(row.multiplicity or "-")),
+    *CONVOLUTION,
     words("question"),
     words("case"),
     figures("above", lambda row: percent(row.share)),

@@ -7,13 +7,14 @@ import enum
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import click
 from rich.console import Console
 
+from benchmarks.comparison import Effort
 from benchmarks.libraries import LIBRARIES, Library, open_library
 from benchmarks.shapes import Shape, select
 
@@ -79,6 +80,10 @@ class Options:
     def open_libraries(self) -> list[Library]:
         """Return each library once, ready for the device."""
         return [open_library(name, self.device) for name in dict.fromkeys(self.backends)]
+
+    def effort(self, default: Effort) -> Effort:
+        """Return the effort of this size, with the number of repeats that was asked for."""
+        return default if self.repeats is None else replace(default, repeats=self.repeats)
 
     def arguments(self) -> dict[str, Any]:
         """Return the options for the JSON."""

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.tables import Column, duration, figures, or_dash, ratio, words
+from benchmarks.tables import LAYER, Column, duration, figures, or_dash, ratio, words
 from benchmarks.timing import WeightedTasks
 
 __all__ = [
+    "CONVOLUTION",
     "EPS",
     "ERROR",
     "Comparison",
@@ -31,6 +32,9 @@ EPS = float(np.finfo(np.float32).eps)
 
 ERROR = figures("error", lambda row: or_dash("{:.2f}".format, row.error_eps))
 """Column of the error of a row, in units of `EPS`."""
+
+CONVOLUTION = (*LAYER, figures("x", lambda row: str(row.multiplicity or "-")))
+"""Columns that say which convolution was measured in which library, and how often the network holds it."""
 
 Row = TypeVar("Row")
 

@@ -109,7 +109,7 @@ def norm(options: Options, networks: Sequence[Path]) -> None:
     The layers are the dense ones of trained networks, Gaussian ones, and those of ResNet-18 with random weights.
     """
     amount = AMOUNTS[options.size]
-    effort = replace(amount.effort, repeats=options.repeats or amount.effort.repeats)
+    effort = options.effort(amount.effort)
     load_before = load_average()
     libraries = options.open_libraries()
     groups = select_groups(find_layers(networks, options.size), options.only)

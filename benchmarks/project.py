@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -45,8 +45,7 @@ def project(options: Options, networks: Sequence[Path]) -> None:
     The layers of clip are those of ResNet-32 and ResNet-50. Every method of project runs on Gaussian kernels and on
     layers of trained networks, beside one clip-and-cut step and Dykstra's algorithm as it stands.
     """
-    default, amount = EFFORTS[options.size], AMOUNTS[options.size]
-    effort = replace(default, repeats=options.repeats or default.repeats)
+    effort, amount = options.effort(EFFORTS[options.size]), AMOUNTS[options.size]
     load_before = load_average()
     libraries = options.open_libraries()
     clipped = select_groups(CLIP_GROUPS[options.size], options.only)

@@ -13,6 +13,7 @@ import numpy as np
 import convsv_core as convsv
 from benchmarks.baselines import TwoLines, polyphase_places, prepare_dense, reference
 from benchmarks.comparison import (
+    CONVOLUTION,
     EPS,
     ERROR,
     Comparison,
@@ -25,7 +26,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.libraries import Library
 from benchmarks.shapes import GROUPS, HostArray, Shape
-from benchmarks.tables import LAYER, duration, figures, integers, or_dash, percent, words
+from benchmarks.tables import duration, figures, integers, or_dash, percent, words
 from benchmarks.timing import alternate, time_once
 from convsv_core.backend import Array
 
@@ -50,8 +51,7 @@ EXPLANATION = (
     "counting the operations of the decompositions alone. x: how often the network holds the convolution."
 )
 ROW_COLUMNS = (
-    *LAYER,
-    figures("x", lambda row: str(row.multiplicity or "-")),
+    *CONVOLUTION,
     *time_columns("baseline"),
     ERROR,
     figures("peak", lambda row: or_dash(percent, row.peak_share)),

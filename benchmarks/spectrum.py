@@ -115,12 +115,9 @@ def spectrum(options: Options, full_seconds: float | None, baseline_threads: int
     and the peak memory of some calls, each in a process of its own.
     """
     amount = AMOUNTS[options.size]
-    effort = replace(
-        amount.effort,
-        repeats=options.repeats or amount.effort.repeats,
-        full_seconds=amount.effort.full_seconds if full_seconds is None else full_seconds,
-        baseline_threads=baseline_threads,
-    )
+    effort = replace(options.effort(amount.effort), baseline_threads=baseline_threads)
+    if full_seconds is not None:
+        effort = replace(effort, full_seconds=full_seconds)
     amount = replace(amount, effort=effort, memory=amount.memory if memory else ())
     load_before = load_average()
     libraries = options.open_libraries()
