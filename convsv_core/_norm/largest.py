@@ -93,7 +93,8 @@ def norm_on_grid(operand: Operand) -> GridNorm:
     with backend.computation_context(operand.kernel):
         found = _searched(constant)
         norm = _norm_at(wide, np.asarray([found.place]))
-    widening = found.upper / float(norm) if float(norm) > 0 else 1.0
+    known = float(backend.stop_gradient(norm))
+    widening = found.upper / known if known > 0 else 1.0
     return GridNorm(operand.xp.astype(norm, operand.real_dtype, copy=False), widening)
 
 
