@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convsv_conformance.cases import TABLE, by_name
 from convsv_conformance.checks import bounds, spectrum
 from convsv_conformance.dense import accurate_singular_values
-from convsv_conformance.suite import FEATURES, KnownFailures, select
+from convsv_conformance.failures import KnownFailures
+from convsv_conformance.features import FEATURES
+from convsv_conformance.suite import Item, select
+from convsv_conformance.table import TABLE, by_name, geometry_of
 from convsv_conformance.target import Failure, Ledger, Target
 
 import convsv_core as convsv
-from convsv_core.plugins import get_backend
+from convsv_core.plugins import get_backend, plugins
 
 PLANTED = '''
 import numpy as np
@@ -39,7 +41,7 @@ def convsv_backend():
     return Planted()
 '''
 
-# What is wrong, and a feature that must show it.
+# Each mistake, and the feature that must show it.
 MISTAKES = {
     "none": ("", ""),
     "an error of 1e-3": (
@@ -130,11 +132,16 @@ def install(directory: Path, source: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def conformance(directory: Path, source: str, *options: str) -> tuple[int, Any, str]:
-    """Exit status, JSON report and output of the suite, run from another directory on the planted backend."""
+def conformance(directory: Path, source: str, features: set[str], *options: str) -> tuple[int, Any, str]:
+    """Run some features of the suite from another directory on the planted backend.
+
+    Returns the exit status, the JSON report and the output.
+    """
     report = directory / "report.json"
+    chosen = [argument for feature in sorted(features) for argument in ("--feature", feature)]
+    fixed = ["--backend", "planted", "--report", str(report)]
     done = subprocess.run(
-        [sys.executable, "-m", "convsv_conformance", "--backend", "planted", "--report", str(report), *options],
+        [sys.executable, "-m", "convsv_conformance", *fixed, *chosen, *options],
         cwd=directory,
         env=install(directory, source),
         capture_output=True,
@@ -161,7 +168,8 @@ def pytest_anywhere(directory: Path, environment: dict[str, str], *options: str)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_planted_mistake_is_caught(tmp_path: Path, name: str) -> None:
     mistake, feature = MISTAKES[name]
-    status, report, output = conformance(tmp_path, PLANTED.format(mistake=mistake), "--dtype", "float32")
+    features = {feature} if feature else {feature for _, feature in MISTAKES.values() if feature}
+    status, report, output = conformance(tmp_path, PLANTED.format(mistake=mistake), features, "--dtype", "float32")
     failing = {cell["feature"] for cell in report["cells"] if cell["failures"]}
     if name == "none":  # the planting itself is no mistake
         assert (status, failing, report["passed"]) == (0, set(), True)
@@ -174,14 +182,14 @@ def test_a_planted_mistake_is_caught(tmp_path: Path, name: str) -> None:
 
 
 def test_a_result_on_the_host_is_caught(tmp_path: Path) -> None:
-    status, report, _ = conformance(tmp_path, ON_THE_HOST, "--dtype", "float32")
+    status, report, _ = conformance(tmp_path, ON_THE_HOST, {"values", "symbol"}, "--dtype", "float32")
     assert status == 1
     assert {"values", "symbol"} <= {cell["feature"] for cell in report["cells"] if cell["failures"]}
 
 
 def test_a_lazy_mistake_is_caught(tmp_path: Path) -> None:
     pytest.importorskip("dask.array")
-    status, report, _ = conformance(tmp_path, ON_DASK, "--dtype", "complex64")
+    status, report, _ = conformance(tmp_path, ON_DASK, {"values", "symbol"}, "--dtype", "complex64")
     assert status == 1
     assert {"values", "symbol"} <= {cell["feature"] for cell in report["cells"] if cell["failures"]}
 
@@ -279,8 +287,8 @@ def test_the_suite_runs_under_pytest_from_anywhere(tmp_path: Path) -> None:
     mistake, _ = MISTAKES["an error of 1e-3"]
     environment = install(tmp_path, PLANTED.format(mistake=mistake))
     chosen = ("--convsv-backend", "planted", "--convsv-dtype", "float16")
-    assert run(*chosen).returncode == pytest.ExitCode.TESTS_FAILED
-    assert run(*chosen, "-k", "zero or one-channel").returncode == pytest.ExitCode.OK
+    assert run(*chosen, "-k", "values/ and 2d or zero").returncode == pytest.ExitCode.TESTS_FAILED
+    assert run(*chosen, "-k", "values/ and zero").returncode == pytest.ExitCode.OK
 
     skipped = run("--convsv-backend", "numpy", "--convsv-dtype", "bfloat16")
     assert "numpy has no bfloat16" in skipped.stdout
@@ -293,7 +301,7 @@ def test_an_entry_that_no_longer_fails_is_an_error(tmp_path: Path) -> None:
     known = tmp_path / "known.txt"
     known.write_text("# comment\n\nvalues/2d/float32: never failed\n")
     options = ("--dtype", "float32", "--known-failures", str(known))
-    status, report, _ = conformance(tmp_path, PLANTED.format(mistake=""), *options)
+    status, report, _ = conformance(tmp_path, PLANTED.format(mistake=""), {"values"}, *options)
     (failure,) = [failure for cell in report["cells"] for failure in cell["failures"]]
     assert status == 1
     assert "no longer fails" in failure
@@ -311,6 +319,47 @@ def test_known_failures_are_matched_and_checked() -> None:
         KnownFailures("values/4d/float32: none", "file")
     with pytest.raises(ValueError, match="line 2: wanted"):
         KnownFailures("# comment\nvalues/2d/float32", "file")
+
+
+def test_a_quick_run_asks_each_feature_of_each_geometry_in_each_dtype() -> None:
+    """A costly feature, a library that takes seconds for a case, and a further device are asked less."""
+    selection = select(["numpy", "torch", "array_api_strict"], depth="quick")
+    first: dict[str, str] = {}
+    asked = {
+        (
+            item.target.backend.name,
+            item.target.device,
+            item.feature.name,
+            geometry_of(item.subject.name),
+            item.target.dtype,
+        )
+        for item in selection.items()
+        if isinstance(item, Item)
+    }
+    wanted = set()
+    for target in selection.targets:
+        if target.device == first.setdefault(target.backend.name, target.device):
+            for feature in FEATURES:
+                if feature.costly or feature.needs or target.dtype not in feature.dtypes:
+                    continue
+                for geometry in {geometry_of(subject.name) for subject in feature.subjects}:
+                    wanted.add((target.backend.name, target.device, feature.name, geometry, target.dtype))
+    assert len(wanted) > 1000
+    assert wanted <= asked
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax", "dask", "array_api_strict"])
+def test_a_quick_run_asks_every_feature_that_a_usual_run_asks(backend: str) -> None:
+    if backend not in plugins().backends:
+        pytest.skip(f"{backend} is not installed")
+    quick, usual = (
+        [item for item in select([backend], depth=depth).items() if isinstance(item, Item)]
+        for depth in ("quick", "usual")
+    )
+    asked, wanted = ({(item.feature.name, item.target) for item in items} for items in (quick, usual))
+    assert asked == wanted
+    assert {item.id for item in quick} <= {item.id for item in usual}
+    assert len(quick) < len(usual)
 
 
 def test_names_are_unique() -> None:

@@ -1,6 +1,6 @@
-"""Random layers of every kind and geometry, and a search for the norms of their symbols.
+"""Draw random layers of every kind and geometry, and search for the norms of their symbols.
 
-The layers are tiny, and the search shares nothing with the library under test.
+The layers are tiny. The search shares no code with the library under test.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 import convsv_core as convsv
 
+__all__ = ["random_layer", "refined_supremum", "symbol_norm"]
+
 Array: TypeAlias = NDArray[Any]
 
 
 def symbol_norm(kernel: Array, conv: convsv.Conv, angles: Array) -> Array:
-    """Norm of the symbol, from its definition, at each row of angles; one loop a tap, nothing from the core."""
+    """Return the norm of the symbol at each row of `angles`, by its definition and without the core."""
     order = [conv.layout.index(letter) for letter in (*conv.spatial, *("IO" if conv.transposed else "OI"))]
     taps = kernel.astype(complex if np.iscomplexobj(kernel) else float).transpose(order)
-    taps = taps.conj() if conv.transposed else taps  # the layer is the transpose: the adjoint of the conjugate
+    taps = taps.conj() if conv.transposed else taps  # a transpose is the adjoint of the conjugate
     *extents, rows, columns = taps.shape
     size = math.prod(conv.strides)
     each = rows // conv.groups
@@ -39,7 +41,7 @@ def symbol_norm(kernel: Array, conv: convsv.Conv, angles: Array) -> Array:
 
 
 def refined_supremum(norm: Callable[[Array], Array], ndim: int, start: Array) -> float:
-    """The largest norm that a fine grid and a pattern search from its best points find."""
+    """Return the largest norm that a fine grid finds, refined by a pattern search from the grid's best points."""
     points = {1: 400, 2: 40, 3: 12}[ndim]
     grid = np.stack(np.meshgrid(*[np.arange(points) * 2 * np.pi / points] * ndim), axis=-1).reshape(-1, ndim)
     values = norm(grid)
@@ -59,7 +61,7 @@ def refined_supremum(norm: Callable[[Array], Array], ndim: int, start: Array) ->
 
 
 def random_layer(rng: np.random.Generator) -> tuple[Array, convsv.Conv]:
-    """A kernel of one of many kinds, of any geometry."""
+    """Return a kernel of one of many kinds, and a description with any geometry."""
     ndim = int(rng.choice([1, 2, 2, 2, 3]))
     taps = tuple(int(k) for k in rng.integers(1, {1: 8, 2: 5, 3: 4}[ndim], ndim))
     groups = int(rng.choice([1, 1, 1, 2]))
