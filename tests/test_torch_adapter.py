@@ -415,7 +415,7 @@ def test_impossible_penalties_are_refused() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("method", ["dykstra", "rescale"])
+@pytest.mark.parametrize("method", [pytest.param("dykstra", marks=pytest.mark.thorough), "rescale"])
 def test_after_training_every_layer_is_within_the_bound(method: str, device: str) -> None:
     model, batch = network().to(device), images().to(device)
     layers = conv_layers(model, batch)

@@ -38,7 +38,7 @@ class Feature:
     needs : tuple of str
         Transformations that a library must have, of `Backend`'s ``jit``, ``grad`` and ``vmap``.
     costly : bool
-        Whether one subject takes a tenth of a second or more on NumPy.
+        Whether one subject takes a tenth of a second or more on NumPy, or several seconds in a compiler.
     """
 
     name: str
@@ -144,6 +144,7 @@ FEATURES: tuple[Feature, ...] = (
         by_name("rectangular", "stride", "transposed-groups", "zero", "orthogonal", "deficient"),
         ("float32",),
         ("jit", "grad"),
+        costly=True,
     ),
     Feature("jit", derivatives.compiled, _COMPILED, ("float32", "float64", "complex64"), ("jit",)),
     Feature(
@@ -152,8 +153,9 @@ FEATURES: tuple[Feature, ...] = (
         by_name("1d", "one-tap"),
         ("float32",),
         ("jit", "grad"),
+        costly=True,
     ),
-    Feature("vmap", derivatives.batched, _COMPILED, ("float32", "float64", "complex64"), ("vmap",)),
+    Feature("vmap", derivatives.batched, _COMPILED, ("float32", "float64", "complex64"), ("vmap",), costly=True),
     Feature("errors", errors.mistakes, errors.MISTAKES, ("float32",)),
 )
 """Every feature, in the order of reports."""
