@@ -12,8 +12,8 @@ import click
 import numpy as np
 
 from benchmarks.shapes import Shape, square
-from convsv_core.analysis import read_model
 from convsv_core.layers import Layer, ModelError
+from convsv_core.reports import read_model
 
 SUFFIXES = (".onnx", ".pth", ".pt", ".safetensors", ".npz")
 TRAINED, GAUSSIAN, RESNET = "trained", "Gaussian", "ResNet-18 at 224"

@@ -16,8 +16,8 @@ import convsv_core
 from benchmarks.libraries import Library
 from benchmarks.shapes import Shape
 from benchmarks.timing import time_once
-from convsv_core.decomposition import CLOSED_FORM_SIDE
-from convsv_core.plan import make_plan
+from convsv_core._geometry.plan import make_plan
+from convsv_core._symbol.small_matrices import CLOSED_FORM_SIDE
 
 
 def describe(libraries: Sequence[Library]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from benchmarks.layers import GAUSSIAN, TRAINED, find_layers, fixed
 from benchmarks.libraries import Library
 from benchmarks.shapes import Shape, square
 from benchmarks.timing import alternate, time_once
+from convsv_core._projection.projection import ProjectionMethod
 from convsv_core.backend import Array
-from convsv_core.projection import ProjectionMethod
 
 METHODS: tuple[ProjectionMethod, ...] = ("dykstra", "alternating", "rescale", "newton-schulz")
 NEAREST, WARM, PLAIN, ONE_STEP = METHODS[0], "dykstra, warm", "plain Dykstra", "clip once"

@@ -66,7 +66,7 @@ SCALE = (
     "for bit; killed: with one of two workers killed half-way."
 )
 BLOCKS = (
-    "one block of frequencies of a 3x3 layer on one thread, as many as convsv_core.tasks.cut gives one task; sent: its "
+    "one block of frequencies of a 3x3 layer on one thread, as many as `analyze_many` gives one task; sent: its "
     "singular values."
 )
 SIMULATED = (

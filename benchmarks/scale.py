@@ -29,9 +29,9 @@ from benchmarks.machine import describe, load_average
 from benchmarks.scale_arrays import grid, sharded_jax, show
 from benchmarks.simulation import Engine, Job, packed, simulate
 from benchmarks.timing import time_once
-from convsv_core import many, tasks
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, ReadOptions
+from convsv_core.reports import many, tasks
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "train_digits.py"
 SAVE_EVERY = 22  # steps: an epoch, so that 59 epochs give 60 checkpoints
@@ -88,7 +88,7 @@ class BlockCost:
     channels : int
         Inputs, and as many outputs.
     frequencies : int
-        That a block has by the rule of `convsv_core.tasks.cut`, on a large grid.
+        That a block has by the rule of `convsv_core.reports.tasks.cut`, on a large grid.
     seconds : float
         Of such a block on one thread, by the time of fewer frequencies.
     per_frequency : float
@@ -319,7 +319,7 @@ def _nothing(number: int) -> int:
 def measure_block(channels: int, seconds: float) -> BlockCost:
     """Time a block of a Gaussian 3x3 layer, as a worker computes it, for about so many seconds."""
     kernel = np.random.default_rng(channels).standard_normal((channels, channels, 3, 3)).astype(np.float32)
-    settings = tasks.Settings(ReadOptions(), "numpy", "none", None, None)
+    settings = tasks.TaskOptions(ReadOptions(), "numpy", "none", None, None)
     prepared = tasks.prepare(Layer("layer", kernel, Conv("OIHW"), (256, 256)), settings)
     plan = prepared.operand.plan
     size = max(block.last - block.first for block in tasks.cut(plan))

@@ -1,10 +1,10 @@
 """Predict the time of a run on any number of workers from the measured times of its tasks: list scheduling.
 
-The tasks of a model are those of `convsv_core.many`: a survey, then the blocks of the layers that it splits, then one
-task a layer that puts the blocks together. Each free worker takes the ready task of the earliest model. The scheduler,
-with the client, serves one task at a time, and the file store passes on so many bytes a second to all readers together.
-What is left out: transfers of blocks between workers, which are 8 bytes a singular value, the start of workers,
-and their differences in speed.
+The tasks of a model are those of `convsv_core.reports.many`: a survey, then the blocks of the layers that it splits,
+then one task a layer that puts the blocks together. Each free worker takes the ready task of the earliest model. The
+scheduler, with the client, serves one task at a time, and the file store passes on so many bytes a second to all
+readers together. What is left out: transfers of blocks between workers, which are 8 bytes a singular value, the start
+of workers, and their differences in speed.
 """
 
 from __future__ import annotations

@@ -11,27 +11,21 @@ the layer's input. Results come back in the caller's array library, on the calle
 """
 
 from convsv_core import penalties
+from convsv_core._norm.bounds import NormBounds, norm_bounds
+from convsv_core._norm.fixed_grid import norm_upper_bound
+from convsv_core._projection.clipping import clip
+from convsv_core._projection.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
+from convsv_core._projection.projection import Projection, ProjectionState, project
+from convsv_core._spectrum.numbers import condition_number, frobenius_norm, log_abs_det, operator_norm, stable_rank
+from convsv_core._spectrum.values import frequency_singular_values, singular_values
+from convsv_core._spectrum.vectors import SVD, svd
+from convsv_core._symbol.matrices import symbol
 from convsv_core.backend import Backend
-from convsv_core.bounds import NormBounds, norm_bounds
-from convsv_core.clipping import clip
 from convsv_core.conv import Conv
-from convsv_core.fixed_grid import norm_upper_bound
-from convsv_core.many import ModelReport, analyze_many
-from convsv_core.models import analyze
-from convsv_core.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
 from convsv_core.plugins import BackendInfo, backends, hookimpl
-from convsv_core.projection import Projection, ProjectionState, project
-from convsv_core.spectrum import (
-    condition_number,
-    frequency_singular_values,
-    frobenius_norm,
-    log_abs_det,
-    operator_norm,
-    singular_values,
-    stable_rank,
-)
-from convsv_core.symbol import symbol
-from convsv_core.vectors import SVD, svd
+from convsv_core.reports.analysis import analyze
+from convsv_core.reports.many import analyze_many
+from convsv_core.reports.report import ModelReport
 
 __all__ = [
     "SVD",

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, TypeAlias
 
-import array_api_compat
 import numpy as np
 
 Array: TypeAlias = Any
@@ -38,11 +37,14 @@ class Backend:
         Import name of the array library.
     lazy : bool
         Whether an array has no values until its user asks for them, so that none can be looked at before.
+    compiles : bool
+        Whether the library compiles its operations anew for each shape, which makes batches of many sizes slow.
     """
 
     name: str = ""
     module: str = ""
     lazy: bool = False
+    compiles: bool = False
 
     # ---- what it owns and has, here and now ------------------------------------------------------
 
@@ -75,6 +77,8 @@ class Backend:
 
     def namespace(self, array: Array) -> ModuleType:
         """The standard-conforming namespace of `array`."""
+        import array_api_compat
+
         namespace: ModuleType = array_api_compat.array_namespace(array)
         return namespace
 
@@ -89,6 +93,8 @@ class Backend:
 
     def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Make a host table, such as angles or indices, an array beside `like`: its library and device."""
+        import array_api_compat
+
         return self.namespace(like).asarray(array, device=array_api_compat.device(like))
 
     def whole(self, kernel: Array) -> Array:
@@ -102,6 +108,10 @@ class Backend:
     def contiguous(self, array: Array) -> Array:
         """`array` laid out in the order of its axes, where that is the user's to say."""
         return array
+
+    def has_values(self, array: Array) -> bool:
+        """Tell whether the numbers of `array` can be read now: not under tracing."""
+        return not self.lazy
 
     def truth(self, condition: Array) -> bool | None:
         """Return a 0-d boolean array as a bool, or None where tracing leaves it without a value."""
@@ -190,7 +200,7 @@ class Backend:
         self,
         prepare: Prepare,
         rows: np.ndarray[Any, Any],
-        arrays: tuple[Any, ...],
+        arrays: tuple[Array, ...],
         static: tuple[Any, ...],
         budget: int,
     ) -> Array | tuple[Array, ...]:
@@ -204,15 +214,15 @@ class Backend:
             ``prepare(*arrays, *static)`` returns the function and its `row_bytes`; of a module's top level.
         rows : numpy.ndarray
             As for `map_blocks`.
-        arrays : tuple
-            An operand, and arrays of the size of its kernel.
+        arrays : tuple of arrays
+            A kernel, and others of at most about its size.
         static : tuple
             Further arguments, hashable.
         budget : int
             As for `map_blocks`.
         """
         function, row_bytes = prepare(*arrays, *static)
-        return self.map_blocks(function, rows, arrays[0].kernel, row_bytes=row_bytes, budget=budget)
+        return self.map_blocks(function, rows, arrays[0], row_bytes=row_bytes, budget=budget)
 
     def single_threaded(self) -> AbstractContextManager[object]:
         """Hold the library, while it is entered, to the caller's thread: where blocks have threads of their own."""
@@ -226,11 +236,11 @@ class Backend:
         """To how many rows a batch of `count`, which differs from call to call, is best filled up."""
         return count
 
-    def run(self, function: Callable[..., Any], arrays: tuple[Any, ...], static: tuple[Any, ...]) -> Any:
+    def run(self, function: Callable[..., Any], arrays: tuple[Array, ...], static: tuple[Any, ...]) -> Any:
         """Call ``function(*arrays, *static)``, a pure function of the array API.
 
-        A library that compiles does so here, once for each of the `static`, which are hashable, and of the
-        shapes. The `arrays` may be operands, which hold arrays.
+        A library that compiles does so here, once for each combination of shapes and of the `static` arguments, which
+        are hashable.
         """
         return function(*arrays, *static)
 

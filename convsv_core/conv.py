@@ -1,46 +1,58 @@
-"""The static description of a convolution: everything about it but the numbers."""
+"""`Conv`, the static description of a convolution, and the checks of integer and real arguments."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeAlias
 
+__all__ = ["PADDING_MODES", "SPATIAL_LETTERS", "Conv", "Padding", "Pads", "PerAxis", "as_float", "as_int", "per_axis"]
+
 PerAxis: TypeAlias = int | tuple[int, ...]
+"""One integer for every spatial axis, or one integer for each of them."""
+
 Pads: TypeAlias = tuple[tuple[int, int], ...]
+"""The numbers of elements added before and after each spatial axis."""
+
 Padding: TypeAlias = Literal["same", "valid"] | int | tuple[int, ...] | Pads
+"""The values that `Conv` accepts as its `padding`."""
 
 SPATIAL_LETTERS = {1: "W", 2: "HW", 3: "DHW"}
+"""The letters of the spatial axes in a layout, by the number of these axes."""
+
 PADDING_MODES = ("circular", "zeros", "reflect", "replicate")
+"""The values that `Conv` accepts as its `padding_mode`; the names are PyTorch's."""
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolutional layer without its weights: static, hashable and comparable.
+    """Describe a convolutional layer without its weights: static, hashable and comparable.
 
-    An instance describes how a kernel array acts. It holds no array, so it is safe as a
-    ``static_argnames`` argument of `jax.jit` and as a dictionary key.
+    An instance says how a kernel array acts on images. It holds no array. So it can be a
+    ``static_argnames`` argument of `jax.jit`, and a dictionary key.
 
     Parameters
     ----------
     layout : str
         One letter for each axis of the kernel array, in the array's order: ``O`` (output channels),
         ``I`` (input channels) and the spatial letters ``W``, ``HW`` or ``DHW``. PyTorch's `Conv2d`
-        is ``"OIHW"``, its `ConvTranspose2d` ``"IOHW"``; Keras and Flax are ``"HWIO"``. There is no
-        default: frameworks disagree, and a wrong guess gives a plausible wrong number.
+        uses ``"OIHW"``, its `ConvTranspose2d` ``"IOHW"``; Keras and Flax use ``"HWIO"``. There is no
+        default, because frameworks disagree and a wrong guess gives a plausible wrong number.
     stride, dilation : int or tuple of int, default 1
-        One value for every spatial axis, or one for each in the order of `layout`. For a transposed
-        convolution these are the framework's own values (a stride of 2 doubles the extents).
+        One value for every spatial axis, or one for each axis in the order of `layout`. A transposed
+        convolution has the values that its framework gives it: a stride of 2 doubles the extents.
     groups : int, default 1
         The channels fall into this many groups that do not mix. The axis ``I`` of the kernel (``O``
         when `transposed`) holds the channels of one group, as in every framework.
     padding : "same", "valid", int, tuple of int, or tuple of pairs, default "same"
-        Elements added before and after each spatial axis. "same" gives ``extent // stride`` outputs;
-        when the total is odd the extra element goes to the end. For a transposed convolution it is
-        the padding of the convolution whose adjoint this is, as in PyTorch.
+        Elements added before and after each spatial axis. "same" gives ``extent // stride`` outputs.
+        Where "same" adds an odd number of elements, the end gets one more than the start. A transposed
+        convolution has the padding of the convolution whose adjoint it is, as in PyTorch.
     padding_mode : "circular", "zeros", "reflect" or "replicate", default "circular"
-        What is added. "circular" with "same" is the operator of the paper.
+        The values of the added elements. "circular" with "same" is the operator of the paper.
     transposed : bool, default False
         Whether the layer is the transpose of the convolution described.
 
@@ -49,8 +61,8 @@ class Conv:
     TypeError
         An argument is of the wrong kind, such as a float for `stride`.
     ValueError
-        A value is impossible: letters repeated or unknown, a zero stride, as many values as there
-        are no axes. The message names the argument, what was passed and what is wanted.
+        A value is impossible: a repeated or unknown letter, a stride of zero, or a number of values
+        other than the number of axes. The message names the argument, what was passed and what is wanted.
 
     Examples
     --------
@@ -72,7 +84,7 @@ class Conv:
     def __post_init__(self) -> None:
         _check_layout(self.layout)
         ndim = self.ndim
-        set_field = object.__setattr__  # the dataclass is frozen; fields are normalised once, here
+        set_field = object.__setattr__  # A frozen dataclass refuses plain assignment to its fields.
         set_field(self, "stride", per_axis("stride", self.stride, ndim, least=1))
         set_field(self, "dilation", per_axis("dilation", self.dilation, ndim, least=1))
         set_field(self, "groups", as_int("groups", self.groups, least=1))
@@ -84,31 +96,32 @@ class Conv:
 
     @property
     def ndim(self) -> int:
-        """Number of spatial axes."""
+        """Return the number of spatial axes."""
         return len(self.layout) - 2
 
     @property
     def spatial(self) -> str:
-        """The spatial letters, in the order that `stride`, `padding` and input shapes follow."""
+        """Return the spatial letters, in the order that `stride`, `padding` and input shapes follow."""
         return "".join(letter for letter in self.layout if letter not in "OI")
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """`stride`, one value an axis."""
+        """Return `stride` as one value for each spatial axis."""
         assert isinstance(self.stride, tuple)
         return self.stride
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """`dilation`, one value an axis."""
+        """Return `dilation` as one value for each spatial axis."""
         assert isinstance(self.dilation, tuple)
         return self.dilation
 
     def pads(self, taps: tuple[int, ...]) -> Pads:
-        """Elements added before and after each axis for a kernel of `taps` taps an axis.
+        """Return the numbers of elements added before and after each axis, for a kernel of `taps` taps.
 
-        "same" is the rule of TensorFlow and JAX, which for a stride of 1 is PyTorch's too: the total is
-        ``max(dilated extent - stride, 0)``, of which the first side gets the smaller half.
+        "same" follows the rule of TensorFlow and JAX: it adds ``max(dilated extent - stride, 0)``
+        elements to an axis, and the smaller half of them at the start. For a stride of 1 this is
+        PyTorch's rule too.
         """
         if self.padding == "valid":
             return ((0, 0),) * self.ndim
@@ -118,11 +131,11 @@ class Conv:
                 for k, dilation, stride in zip(taps, self.dilations, self.strides, strict=True)
             ]
             return tuple((total // 2, total - total // 2) for total in totals)
-        return self.padding  # type: ignore[return-value]  # normalised to pairs at construction
+        return self.padding  # type: ignore[return-value]  # The constructor made pairs of it.
 
 
 def as_int(name: str, value: object, *, least: int) -> int:
-    """`value` as an int no smaller than `least`; booleans and floats are refused."""
+    """Return `value` as an int of at least `least`; raise TypeError for a boolean or a float, ValueError for less."""
     if isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: wanted an integer, not a boolean")
     try:
@@ -134,13 +147,27 @@ def as_int(name: str, value: object, *, least: int) -> int:
     return number
 
 
+def check_positive(name: str, value: object) -> float:
+    """Return `value` as a float; raise ValueError unless it is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name}={value!r}: wanted a positive, finite number")
+    return float(value)
+
+
+def as_float(name: str, value: object) -> float:
+    """Return a real number as a float; raise TypeError for a boolean and for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: wanted a number, not {type(value).__name__}")
+    return float(value)
+
+
 def per_axis(name: str, value: object, ndim: int, *, least: int) -> tuple[int, ...]:
-    """`value` as one int an axis, from an int or an iterable of `ndim` ints."""
+    """Return one int for each axis, each of at least `least`, from an int or an iterable of `ndim` ints."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return (as_int(name, value, least=least),) * ndim
     values = tuple(value)
     if len(values) != ndim:
-        raise ValueError(f"{name}={values}: {len(values)} values for {ndim} spatial axes")
+        raise ValueError(f"{name}={values}: {len(values)} values, wanted one for each of the {ndim} spatial axes")
     return tuple(as_int(f"{name}[{axis}]", item, least=least) for axis, item in enumerate(values))
 
 

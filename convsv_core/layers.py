@@ -1,4 +1,4 @@
-"""What a model reader hands over: one `Layer` for every convolution of a trained network."""
+"""The layers of a network as readers hand them over, and the operators that bound their norms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convsv_core._geometry.padding import (
+    Extents,
+    Operator,
+    UnknownExtents,
+    circular_geometry,
+    lattice,
+    layer_operators,
+)
 from convsv_core.conv import Conv
+
+__all__ = [
+    "Extents",
+    "Layer",
+    "ModelError",
+    "Operator",
+    "ReadOptions",
+    "Stored",
+    "UnknownExtents",
+    "circular_geometry",
+    "join_notes",
+    "lattice",
+    "layer_operators",
+]
 
 
 class ModelError(Exception):
@@ -20,7 +42,7 @@ class Stored:
     Parameters
     ----------
     key : str
-        What `convsv_write_model` knows it by. Layers that share their weights have the same.
+        Identifies the kernel for `convsv_write_model`. Layers that share their weights have one key.
     dtype : str
         "float16", "bfloat16", "float32", "float64", "complex64" or "complex128".
     """
@@ -38,15 +60,15 @@ class Layer:
     name : str
         The layer's name in its model.
     kernel : array or None
-        The weights, or None where they could not be had.
+        The weights, or None where the file does not give them.
     conv : Conv or None
-        Geometry as the model declares it, its own padding included.
+        Geometry as the model declares it, with the layer's own padding. None where it is not known.
     input_shape : tuple of int or None
         Spatial extents of the layer's input, or None where they are unknown.
     note : str
-        What a reader of the report must know: an assumption made, or why a figure is missing.
+        For people only: an assumption that was made, or why a figure is missing.
     stored : Stored or None
-        Where the file stores `kernel`, entry for entry; None where it is computed from what the file stores.
+        Where the file stores `kernel`, entry for entry. None where the kernel is computed from other arrays.
     """
 
     name: str
@@ -59,16 +81,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user says about a model that its file may leave open.
+    """Facts about a model that its file may leave open, given by the user.
 
     Parameters
     ----------
     input_shapes : mapping from input name to tuple of int
-        The shape of each input of the network; the key ``""`` stands for the only, or first, input.
-        Formats without geometry take the trailing entries as every layer's spatial extents.
+        The shape of each input of the network. The key ``""`` stands for the only or first input. Formats without
+        geometry take the trailing entries as the spatial extents of every layer.
     layout : str or None
         Layout of the kernels, for formats that do not fix it.
     """
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     layout: str | None = None
+
+
+def join_notes(*notes: str) -> str:
+    """Return one note that holds several, of which some may be empty."""
+    return "; ".join(filter(None, notes))

@@ -1,67 +1,102 @@
-"""Plugins: array backends and model readers, found by entry point, reported when broken, never raised."""
+"""Plugins: array backends and model readers, found by entry point.
+
+A broken plugin is recorded and reported by `backends`. Its error is never raised.
+"""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
-
-import pluggy
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from convsv_core.backend import Array, Backend
 
 if TYPE_CHECKING:
+    import pluggy
+
     from convsv_core.layers import Layer, ReadOptions
 
-hookspec = pluggy.HookspecMarker("convsv")
-hookimpl = pluggy.HookimplMarker("convsv")
+__all__ = [
+    "ENTRY_POINT_GROUPS",
+    "BackendInfo",
+    "Hooks",
+    "Plugins",
+    "backend_of",
+    "backends",
+    "get_backend",
+    "hookimpl",
+    "on_values",
+    "plugins",
+]
 
 ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models")
+"""The groups of entry points in which plugins are looked for, in this order."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _loading = threading.Lock()
 
 
+@overload
+def hookimpl(function: Hook, /) -> Hook: ...
+@overload
+def hookimpl(**options: Any) -> Callable[[Hook], Hook]: ...
+def hookimpl(function: Any = None, /, **options: Any) -> Any:
+    """Mark a plugin's function as the implementation of the hook in `Hooks` that has its name.
+
+    Use it as ``@hookimpl``, or as ``@hookimpl(tryfirst=True)`` with the options of `pluggy.HookimplMarker`.
+    """
+    import pluggy
+
+    return pluggy.HookimplMarker("convsv")(function, **options)
+
+
 class Hooks:
-    """The hooks that a plugin of `convsv` may implement."""
+    """Declare the hooks that a plugin of `convsv` may implement."""
 
-    @hookspec
     def convsv_backend(self) -> Backend:  # type: ignore[empty-body]
-        """Hand over the `Backend` of one array library. Must not import that library."""
+        """Return the `Backend` of one array library, without importing that library."""
 
-    @hookspec(firstresult=True)
     def convsv_read_model(self, path: Path, options: ReadOptions) -> Sequence[Layer] | None:
-        """Read every convolution of the model at `path`, or return None if the format is another.
+        """Return every convolution of the model at `path`, or None if the file has another format.
 
-        Layers come in the order of the network, from its input on. Raises `ModelError` for a file of
-        this format that cannot be read.
+        The layers are in the order of the network, the input first. Raise `ModelError` for a file of this
+        format that cannot be read.
         """
 
-    @hookspec(firstresult=True)
     def convsv_model_layers(self, model: object, example_input: object) -> Sequence[Layer] | None:
-        """Find every convolution of a model object, or return None if it is of another framework.
+        """Return every convolution of a model object, or None if the model is of another framework.
 
-        Must not import the framework before it knows that `model` is of it. Kernels may be arrays of any
-        library that a backend owns. Layers come in the order of the model.
+        The layers are in the order of the model. Kernels may be arrays of any library that has a backend.
+        Import the framework only after it is clear that `model` is of that framework.
         """
 
-    @hookspec(firstresult=True)
     def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
-        """Write the model at `path` to `target` with other kernels, or return None if the format is another.
+        """Write the model at `path` to `target` with other kernels and return True, or None for another format.
 
-        `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape, whose entries the stored
-        dtype holds exactly. Nothing else may differ from `path`, which stays as it is. Returns True. Raises
-        `ModelError` for a model of this format that cannot be written, `OSError` for a file that cannot.
+        `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape. The stored dtype holds its
+        entries exactly. Write nothing else that differs from `path`, and leave `path` unchanged. Raise `ModelError`
+        for a model of this format that cannot be written, and `OSError` for a file that cannot be written.
         """
 
 
 class BackendInfo(NamedTuple):
-    """One row of `backends()`."""
+    """Hold what `backends` reports about one array library.
+
+    Attributes
+    ----------
+    name : str
+    available : bool
+        Whether the library can be used on this machine.
+    reason : str
+        Why the library cannot be used; "" if it can.
+    devices, dtypes : tuple of str
+        Names of the devices and dtypes; empty if the library cannot be used.
+    """
 
     name: str
     available: bool
@@ -71,7 +106,16 @@ class BackendInfo(NamedTuple):
 
 
 class Plugins(NamedTuple):
-    """The loaded plugins, and the reason for each that could not be loaded."""
+    """Hold the loaded plugins.
+
+    Attributes
+    ----------
+    manager : pluggy.PluginManager
+    backends : dict
+        Backends by name.
+    broken : dict
+        For each entry point that failed, by name, the reason.
+    """
 
     manager: pluggy.PluginManager
     backends: dict[str, Backend]
@@ -79,36 +123,46 @@ class Plugins(NamedTuple):
 
 
 def plugins() -> Plugins:
-    """Every installed plugin; entry points are read once, at first use."""
+    """Return every installed plugin; the entry points are read once, at first use."""
     with _loading:
         return _load()
 
 
 @functools.cache
 def _load() -> Plugins:
+    """Load every installed plugin. The caller holds `_loading`, so that no two threads load at once."""
+    import importlib.metadata
+
+    import pluggy
+
+    specify = pluggy.HookspecMarker("convsv")
+    specify(Hooks.convsv_backend)
+    for hook in (Hooks.convsv_read_model, Hooks.convsv_model_layers, Hooks.convsv_write_model):
+        specify(hook, firstresult=True)
     manager = pluggy.PluginManager("convsv")
     manager.add_hookspecs(Hooks)
+    installed = importlib.metadata.entry_points()
     found: dict[str, Backend] = {}
     broken: dict[str, str] = {}
     for group in ENTRY_POINT_GROUPS:
-        for entry_point in sorted(importlib.metadata.entry_points(group=group), key=lambda e: (e.name, e.value)):
+        for entry_point in sorted(installed.select(group=group), key=lambda e: (e.name, e.value)):
             try:
                 plugin = entry_point.load()
-                if manager.is_registered(plugin):  # the same distribution seen twice on sys.path
+                if manager.is_registered(plugin):  # A distribution may be on sys.path twice.
                     continue
                 manager.register(plugin, name=f"{group}:{entry_point.name}")
                 if group == "convsv.backends":
                     backend = plugin.convsv_backend()
                     found.setdefault(backend.name, backend)
-            except Exception as error:  # a broken plugin is reported by backends() and harms no other
+            except Exception as error:  # Whatever a plugin raises, the other plugins must load.
                 broken[entry_point.name] = f"the plugin {entry_point.value} failed: {_one_line(error)}"
     return Plugins(manager, found, broken)
 
 
 def backends() -> tuple[BackendInfo, ...]:
-    """Report each array library that a plugin brings: whether it can be used here, or why not.
+    """Report whether each array library that has a plugin can be used on this machine, or why not.
 
-    Imports every library to see, so the first call takes seconds.
+    The function imports every library, so the first call takes seconds.
 
     Returns
     -------
@@ -128,7 +182,7 @@ def backends() -> tuple[BackendInfo, ...]:
 
 
 def get_backend(name: str) -> Backend:
-    """Return the backend called `name`; ValueError with the installed ones if there is none."""
+    """Return the backend called `name`; raise ValueError, which lists the installed backends, if there is none."""
     loaded = plugins()
     if name in loaded.backends:
         return loaded.backends[name]
@@ -137,7 +191,10 @@ def get_backend(name: str) -> Backend:
 
 
 def backend_of(array: Array, argument: str = "kernel") -> Backend:
-    """Return the backend that owns `array`; TypeError that says what is installed if none does."""
+    """Return the backend that owns `array`; raise TypeError, which lists the installed libraries, if none does.
+
+    `argument` is the name of the array in the error.
+    """
     loaded = plugins()
     for backend in loaded.backends.values():
         if backend.owns(array):
@@ -150,11 +207,14 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
 
 
 def on_values(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function of a kernel and more, which looks at values to decide how it goes on, get arrays with values."""
+    """Decorator: compute lazy arguments before calling a function whose control flow depends on array values.
+
+    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy.
+    """
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
-        # A task finds the function by its name, and that is this one.
+        # A task on another machine imports the function by its name, and this name is bound to `call`.
         backend = backend_of(arguments[0] if arguments else options.get("kernel"))
         if backend.lazy:
             return backend.run_on_values(call, *arguments, **options)
@@ -164,14 +224,16 @@ def on_values(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _inspect(backend: Backend) -> BackendInfo:
+    """Return what `backends` reports about one backend."""
     try:
         reason = backend.unavailable()
         if not reason:
             return BackendInfo(backend.name, True, "", backend.devices(), backend.dtypes())
-    except Exception as error:  # as above: the fault of one plugin is that plugin's row
+    except Exception as error:  # Whatever a plugin raises, the other plugins are reported.
         reason = f"the plugin failed: {_one_line(error)}"
     return BackendInfo(backend.name, False, reason, (), ())
 
 
 def _one_line(error: BaseException) -> str:
+    """Return the error's type and message without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())

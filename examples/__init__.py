@@ -1,1 +1,3 @@
-"""Examples of `convsv`, run from a checkout and not installed."""
+"""Examples of `convsv`. They run from a checkout and are not installed."""
+
+__all__: list[str] = []

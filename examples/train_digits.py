@@ -1,18 +1,18 @@
 """Train the small network that ships with convsv, on scikit-learn's digits, and write it as ONNX.
 
-The images are 8 x 8 pixels of the ten digits: 1797 of them, a quarter held out for the test. The network
-has one of each convolution that ``convsv spectrum`` has to report: a plain one, a depthwise and a
+The 1797 images of the ten digits have 8 x 8 pixels each; a quarter of them is held out for the test. The
+network has every kind of convolution that ``convsv spectrum`` has to report: a plain one, a depthwise and a
 pointwise one in a residual block, a dilated one, a strided one, and a grouped and a pointwise one in a
-second residual block. It has no normalisation, so the kernels in a checkpoint are applied as they stand.
+second residual block. It has no normalisation, so the layers apply the kernels of a checkpoint unchanged.
 
-It needs PyTorch, scikit-learn, onnx, click and safetensors, and less than a minute. The first command
+The script needs PyTorch, scikit-learn, onnx, click and safetensors, and takes less than a minute. The first command
 writes the model that the package ships; the second writes elsewhere and keeps checkpoints::
 
     python examples/train_digits.py
     python examples/train_digits.py digits.onnx --save-every 100 --run-dir run
 
-Two runs with the same options on the same machine, with one thread, write the same bytes. The hyperparameters
-are fixed and the last step's weights are kept: the test images take no part in choosing anything.
+With one thread, two runs with the same options on the same machine write the same bytes. The hyperparameters
+are fixed, and the weights of the last step are kept: nothing is chosen by the test images.
 """
 
 from __future__ import annotations
@@ -36,17 +36,23 @@ __all__ = ["DEFAULT_OUTPUT", "DigitsNet", "Split", "accuracy", "load_split", "ma
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "adapters" / "convsv_adapters" / "data" / "digits.onnx"
 OPSET = 17
-IR_VERSION = 8  # what opset 17 came with, so that any runtime that knows the opset reads the file
+IR_VERSION = 8
+"""ONNX 1.12 introduced this version with `OPSET`, so a runtime that knows the operator set reads the file."""
+
 BATCH_SIZE = 64
 PEAK_LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 1e-2
-# ONNX against torch, in eps of the largest logit: the same sums in another order, through eight layers.
-# Rounding gives 1 to 2; a wrong weight or attribute gives millions.
+"""Constants of the training. A guess."""
+
 TOLERANCE_FACTOR = 16
+"""The largest difference between ONNX's and torch's logits, in eps of the largest logit.
+
+Measured: sums in another order, through eight layers, differ by 1 to 2. A wrong weight or attribute gives millions.
+"""
 
 
 class Split(NamedTuple):
-    """The digits in two parts: images are float32 (n, 1, 8, 8) in [0, 1], labels int64 (n,)."""
+    """Training and test images of the digits: float32 (n, 1, 8, 8) in [0, 1]. Their labels are int64 (n,)."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -55,7 +61,7 @@ class Split(NamedTuple):
 
 
 def load_split() -> Split:
-    """Return the digits with a quarter of each class held out, the same quarter at every call."""
+    """Return the digits with a quarter of each class held out; every call holds out the same images."""
     digits = load_digits()
     images = (digits.images[:, None] / 16).astype(np.float32)
     labels = digits.target.astype(np.int64)
@@ -87,7 +93,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits; `to_onnx` spells out the same graph."""
+        """Return the logits. `to_onnx` writes the same graph by hand: keep both in step."""
         x = F.relu(self.stem(images))
         x = F.relu(x + self.block1["pointwise"](F.relu(self.block1["depthwise"](x))))
         x = F.relu(self.dilated(x))
@@ -97,7 +103,7 @@ class DigitsNet(nn.Module):
 
 
 def save_checkpoint(model: nn.Module, run_dir: Path, step: int) -> None:
-    """Write the state dict as ``run_dir/step_000123.safetensors``, the step also in the file's metadata."""
+    """Write the state dict as ``run_dir/step_000123.safetensors``, with the step in the file's metadata too."""
     save_file(model.state_dict(), run_dir / f"step_{step:06d}.safetensors", metadata={"step": str(step)})
 
 
@@ -106,8 +112,8 @@ def train(
 ) -> DigitsNet:
     """Train a `DigitsNet` on the training part and return it in evaluation mode.
 
-    With `save_every` the state dict goes to `run_dir` at step 0, at every `save_every`-th step of the
-    optimiser and at the last one.
+    With `save_every`, the state dict is written to `run_dir` at step 0, after every `save_every`-th step of the
+    optimiser, and after the last step.
     """
     torch.manual_seed(seed)
     model = DigitsNet()
@@ -122,7 +128,7 @@ def train(
     for epoch in range(1, epochs + 1):
         total_loss = 0.0
         for rows in torch.randperm(len(images)).split(BATCH_SIZE):
-            # A shift of up to one pixel, the same for a batch, stands in for more data.
+            # Each batch is shifted by up to one pixel, in place of more data.
             top, left = torch.randint(3, (2,)).tolist()
             shifted = F.pad(images[rows], (1, 1, 1, 1))[:, :, top : top + 8, left : left + 8]
             loss = F.cross_entropy(model(shifted), labels[rows])
@@ -140,7 +146,7 @@ def train(
 
 
 def to_onnx(model: DigitsNet, *, doc_string: str, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Return the network as an ONNX model with a symbolic batch and the torch module names.
+    """Return the network as an ONNX model with a symbolic batch size, whose nodes have the names of torch's modules.
 
     Raises ``onnx.checker.ValidationError`` or ``onnx.shape_inference.InferenceError`` on a malformed graph.
     """
@@ -207,9 +213,9 @@ def to_onnx(model: DigitsNet, *, doc_string: str, metadata: dict[str, str]) -> o
 
 
 def check_against_torch(proto: onnx.ModelProto, images: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest error of onnxruntime's logits in units of eps times the largest logit.
+    """Return the largest error of onnxruntime's logits, in units of eps times the largest logit.
 
-    Raises ``click.ClickException`` if that is above ``TOLERANCE_FACTOR``.
+    Raises ``click.ClickException`` if the error is above ``TOLERANCE_FACTOR``.
     """
     import onnxruntime
 
@@ -225,7 +231,7 @@ def check_against_torch(proto: onnx.ModelProto, images: np.ndarray, expected: np
 
 
 @click.command(
-    help="Train a CNN on scikit-learn's digits; write it to OUTPUT as ONNX (default: the package's own file)."
+    help="Train a CNN on scikit-learn's digits, and write it to OUTPUT as ONNX (default: the package's own file)."
 )
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path), default=DEFAULT_OUTPUT)
 @click.option("--epochs", type=click.IntRange(min=1), default=60, show_default=True)
@@ -235,12 +241,12 @@ def check_against_torch(proto: onnx.ModelProto, images: np.ndarray, expected: np
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
-    help="Threads for torch; 1 gives the same bytes at every run, 0 leaves torch's own choice.",
+    help="Threads for torch: 1 gives the same bytes in every run, 0 leaves the choice to torch.",
 )
 @click.option("--save-every", type=click.IntRange(min=1), metavar="N", help="Keep a checkpoint every N steps.")
-@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Where checkpoints go.")
+@click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for the checkpoints.")
 def main(output: Path, epochs: int, seed: int, threads: int, save_every: int | None, run_dir: Path | None) -> None:
-    """Train, test, write and verify."""
+    """Train and test the network, compare ONNX with torch, and write the file."""
     if (save_every is None) != (run_dir is None):
         raise click.UsageError("--save-every and --run-dir go together: give both or neither")
     torch.use_deterministic_algorithms(True)

@@ -12,10 +12,11 @@ import onnxruntime
 import pytest
 from convsv_conformance.dense import dense_matrix
 
-from convsv_core.analysis import CURVE_POINTS, analyse, describe, read_model
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer
 from convsv_core.plugins import backends, get_backend
+from convsv_core.reports import layer_reports, read_model
+from convsv_core.reports.analysis import CURVE_POINTS, describe
 
 BACKENDS = [row.name for row in backends() if row.available]
 DIGITS = Path(str(importlib.resources.files("convsv_adapters") / "data" / "digits.onnx"))
@@ -24,7 +25,7 @@ rng = np.random.default_rng(0)
 
 
 def report_of(layer, backend="numpy", **options):
-    (report,) = analyse([layer], get_backend(backend), **options)
+    (report,) = layer_reports([layer], get_backend(backend), **options)
     return report
 
 
@@ -147,7 +148,14 @@ def test_bounds_without_extents_and_of_what_has_none():
     assert 9 <= report.norm_upper <= 9 * 1.01
     report = report_of(Layer("layer", kernel, reflect, None, "no extents"), bounds="upper")
     assert report.norm_upper is None
-    assert report.note == "no extents; bounds for its own padding need the layer's extents"
+    assert report.note.startswith("no extents; padding='same' with padding_mode='reflect' repeats pixels")
+    assert report.note.endswith("a bound for the layer's own padding needs the layer's extents")
+    strided = Conv("OIHW", stride=2)
+    report = report_of(Layer("layer", kernel, strided, None), bounds="upper")
+    assert report.norm_upper is None
+    assert report.note == "a bound for the layer's own padding needs the layer's extents"
+    report = report_of(Layer("layer", kernel, Conv("OIHW"), None), bounds="upper")
+    assert 9 <= report.norm_upper <= 9 * 1.01
     report = report_of(Layer("layer", np.ones((1, 1, 5, 5)), reflect, (2, 2)), bounds="upper")
     assert report.operator_norm == pytest.approx(25)
     assert report.norm_upper is None
@@ -179,7 +187,7 @@ def test_a_stride_that_does_not_divide_takes_the_next_multiple():
 )
 def test_a_layer_that_cannot_be_handled_says_why_and_the_others_run(bad, reason):
     good = layer((2, 2, 3, 3), Conv("OIHW"))
-    first, second = analyse([bad, good], get_backend("numpy"))
+    first, second = layer_reports([bad, good], get_backend("numpy"))
     assert reason in first.note
     assert "\n" not in first.note
     assert first.operator_norm is first.condition_number is first.reshaped_norm is first.curve is None

@@ -136,7 +136,7 @@ def test_repeating_paddings_are_refused_without_extents() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_cells_decided_by_cholesky(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large matrices are tested against a limit before their norm is computed; here all of them are."""
-    monkeypatch.setattr("convsv_core.bounds.TESTED_SIDE", 1)
+    monkeypatch.setattr("convsv_core._norm.torus.TESTED_SIDE", 1)
     rng = np.random.default_rng(200 + seed)
     for _ in range(LAYERS_PER_SEED):
         kernel, conv = random_layer(rng)
@@ -151,7 +151,7 @@ def test_cholesky_and_eigenvalues_agree_on_wide_layers(library: str, monkeypatch
     values = np.random.default_rng(0).normal(size=(64, 80, 3, 3))
     kernel, conv = backend.asarray(values), convsv.Conv("OIHW")
     tested = convsv.norm_bounds(kernel, conv)
-    monkeypatch.setattr("convsv_core.bounds.TESTED_SIDE", 1000)
+    monkeypatch.setattr("convsv_core._norm.torus.TESTED_SIDE", 1000)
     computed = convsv.norm_bounds(kernel, conv)
     assert tested.converged
     assert computed.converged

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import convsv_core as convsv
-from convsv_core import excess, leading
-from convsv_core.leading import PAIRS, expected_share, leading_pairs
+from convsv_core._projection import excess, leading
+from convsv_core._projection.leading import PAIRS, expected_share, leading_pairs
 from convsv_core.plugins import get_backend
 
 SIDE, COUNT = 24, 40
@@ -40,8 +40,8 @@ def test_what_is_above_the_limit_is_found(library: str, shape: tuple[int, int], 
     values = np.asarray(above + [0.5] * (SIDE - len(above)))
     matrices = with_values(values, *shape)
     array, limit = backend.asarray(matrices), backend.asarray(np.asarray(1.0))
-    assert leading_pairs(backend, array, limit)[2].all()
-    found, traces = (backend.to_numpy(x) for x in excess._excess_leading(backend, array, limit, None))
+    assert leading_pairs(backend, array, limit).sure.all()
+    found, traces = (backend.to_numpy(x) for x in excess._excess_leading(backend, array, limit))
     np.testing.assert_allclose(found, excess_of(matrices, 1.0), atol=16 * EPS * values.max(), rtol=0)
     np.testing.assert_allclose(traces, 2 * sum(x - 1 for x in above), atol=16 * EPS * values.max(), rtol=0)
 
@@ -58,8 +58,8 @@ def test_what_is_above_the_limit_is_found(library: str, shape: tuple[int, int], 
 def test_what_is_not_found_is_decomposed(values: np.ndarray) -> None:
     backend, matrices, limit = get_backend("numpy"), with_values(values), np.asarray(1.0)
     assert expected_share(backend, matrices, limit) == 0
-    assert not leading_pairs(backend, matrices, limit)[2].all()
-    found, _ = excess._excess_leading(backend, matrices, limit, None)
+    assert not leading_pairs(backend, matrices, limit).sure.all()
+    found, _ = excess._excess_leading(backend, matrices, limit)
     np.testing.assert_allclose(found, excess_of(matrices, 1.0), atol=16 * EPS * values.max(), rtol=0)
 
 
@@ -76,7 +76,7 @@ def test_a_start_that_does_not_hold_the_leading_vector_is_found_out() -> None:
     squares, _, sure = leading_pairs(backend, matrix, limit)
     assert squares.max() < 1.0, "the starting columns hold it after all"
     assert not sure.any()
-    found, _ = excess._excess_leading(backend, matrix, limit, None)
+    found, _ = excess._excess_leading(backend, matrix, limit)
     np.testing.assert_allclose(found, excess_of(matrix, float(limit)), atol=16 * EPS, rtol=0)
 
 
@@ -85,7 +85,7 @@ def test_zero_matrices_and_huge_ones() -> None:
     matrices = with_values(np.r_[2.0, np.full(SIDE - 1, 0.1)])
     matrices[0], matrices[1, 1] = 0, 0
     with np.errstate(all="raise", under="ignore"):
-        found, _ = excess._excess_leading(backend, matrices, np.asarray(1.0), None)
+        found, _ = excess._excess_leading(backend, matrices, np.asarray(1.0))
     np.testing.assert_allclose(found, excess_of(matrices, 1.0), atol=16 * EPS, rtol=0)
 
 

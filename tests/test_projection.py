@@ -15,7 +15,8 @@ from convsv_conformance.random_layers import random_layer
 from convsv_conformance.target import Failure, Ledger, Target
 
 import convsv_core as convsv
-from convsv_core import Conv, certificate, excess, projection
+from convsv_core import Conv
+from convsv_core._projection import certificate, dykstra, excess, projection
 from convsv_core.plugins import get_backend
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
@@ -156,7 +157,7 @@ def test_a_small_working_set_is_feasible_and_honest(monkeypatch: pytest.MonkeyPa
     kernel = random_kernel(4, 4, 3, 3)
     bound = 0.5 * float(convsv.operator_norm(kernel, (12, 12), CONV))
     whole = convsv.project(kernel, (12, 12), CONV, bound)
-    monkeypatch.setattr(projection, "DUAL_BYTES", 3 * 4 * 4 * 16 * 8)
+    monkeypatch.setattr(dykstra, "DUAL_BYTES", 3 * 4 * 4 * 16 * 8)
     found = convsv.project(kernel, (12, 12), CONV, bound, max_iterations=200)
     assert found.state is not None
     assert float(found.norm) <= bound
@@ -188,7 +189,7 @@ def test_a_state_of_another_layer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"state.*another input shape"):
         convsv.project(kernel, (3, 3), CONV, bound / 2, state=state)
     assert state is not None
-    few = projection.ProjectionState(state.frequencies[:1], state.dual[:1])
+    few = convsv.ProjectionState(state.frequencies[:1], state.dual[:1])
     with pytest.raises(ValueError, match=r"state.*with steps, wanted all"):
         convsv.project(kernel, (8, 8), CONV, bound, steps=2, state=few)
 
@@ -307,8 +308,8 @@ def test_the_excess_by_products_is_as_accurate_as_stated(shape: tuple[int, int])
         matrices = ((u * s[:, None, :]) @ vh).astype("complex128")
         for limit in (0.9, 0.1, 1e-3):
             bound = np.asarray(limit)
-            exact, exact_trace = excess.EXCESSES["svd"](backend, matrices[:, None], bound, None)
-            found, trace = excess.EXCESSES["products"](backend, matrices[:, None], bound, None)
+            exact, exact_trace = excess._excess_svd(backend, matrices[:, None], bound)
+            found, trace = excess._excess_products(backend, matrices[:, None], bound)
             error = np.linalg.norm(found - exact, axis=(-2, -1))
             assert np.max(error / np.linalg.norm(matrices[:, None], axis=(-2, -1))) <= check.PRODUCTS_ERROR
             assert trace.shape == exact_trace.shape

@@ -1,4 +1,4 @@
-"""Reading formats that hold named arrays: PyTorch checkpoints, safetensors and npz."""
+"""Tests of the formats that hold named arrays: PyTorch checkpoints, safetensors and npz."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from convsv_adapters.parameters import is_kernel, layers_from_arrays, put_together
 
-from convsv_core.analysis import read_model
 from convsv_core.layers import ModelError, ReadOptions
+from convsv_core.reports import read_model
 
 rng = np.random.default_rng(0)
 
@@ -168,8 +168,17 @@ def test_dtypes(tmp_path, dtype, save):
     np.testing.assert_array_equal(layer.kernel, kernel.to(torch.float64).numpy())
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_half_precision_complex_numbers_keep_their_imaginary_parts(tmp_path):
+    kernel = torch.randn(4, 3, 3, 3, dtype=torch.complex64).to(torch.complex32)
+    torch.save({"w": kernel}, tmp_path / "m.pt")
+    (layer,) = read_model(tmp_path / "m.pt", ReadOptions())
+    np.testing.assert_array_equal(layer.kernel, kernel.to(torch.complex64).numpy())
+    assert layer.stored is None
+
+
 class Payload:
-    """Pickles as a call that would leave a file behind."""
+    """An object whose pickle is a call that leaves a file behind."""
 
     def __init__(self, path):
         self.path = path
@@ -314,8 +323,9 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, librar
 def test_importing_the_readers_imports_no_library():
     code = """
 import sys
-import convsv_core.analysis
-import convsv_adapters.onnx, convsv_adapters.state_dict, convsv_adapters.safetensors, convsv_adapters.npz
+import convsv_core.reports.analysis
+import convsv_adapters.formats.onnx.reader, convsv_adapters.formats.state_dict
+import convsv_adapters.formats.safetensors, convsv_adapters.formats.npz
 loaded = {"onnx", "onnxruntime", "torch", "safetensors", "jax", "matplotlib"} & set(sys.modules)
 assert not loaded, loaded
 """

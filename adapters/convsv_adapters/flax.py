@@ -1,4 +1,4 @@
-"""The convolutions of flax models, nnx and linen: their geometry, and the extents that tracing shows.
+"""The convolutions of flax models, nnx and linen: their geometry, and the extents of their inputs.
 
 >>> from flax import linen
 >>> import jax.numpy as jnp
@@ -8,7 +8,8 @@
 layers_0/kernel HWIO (1, 1) (32, 32)
 layers_2/kernel HWIO (2, 2) (32, 32)
 
-`convsv_adapters.optax` bounds and penalises them in training.
+`convsv_adapters.optax` bounds and penalises them in training. `analyze` takes a linen module that is bound to its
+variables: ``model.bind(variables)``.
 """
 
 from __future__ import annotations
@@ -19,22 +20,12 @@ from typing import Any
 import jax
 from flax import linen, nnx
 
-import convsv_core
-from convsv_adapters._jax_layers import (
-    LAYOUTS,
-    USERS_CLASS,
-    ConvLayer,
-    joined,
-    make_conv,
-    make_transposed_conv,
-    model_layer,
-    per_axis,
-    trace,
-)
-from convsv_adapters._operators import Extents
-from convsv_core import Conv
-from convsv_core.analysis import LayerReport
-from convsv_core.layers import Layer
+from convsv_adapters._jax.geometry import FoundConv, make_conv, make_traced_layer, make_transposed_conv, per_axis
+from convsv_adapters._jax.tracing import trace
+from convsv_adapters._layers import ConvLayer, model_layer
+from convsv_core import Conv, analyze
+from convsv_core.conv import SPATIAL_LETTERS
+from convsv_core.layers import Extents, Layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
 
@@ -48,31 +39,30 @@ def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) 
     Parameters
     ----------
     model : flax.nnx.Module or flax.linen.Module
-        A linen module may be bound to variables, as by ``model.bind(variables)``; otherwise its shapes are those of its
-        `init`.
+        A linen module may be bound to variables, as by ``model.bind(variables)``. Otherwise the shapes are those that
+        its `init` makes.
     example_input : array, jax.ShapeDtypeStruct, tuple, list or mapping, optional
-        What the model is called with: an argument, positional arguments or keyword arguments. The model is not run:
-        shapes are traced, of an nnx model in evaluation mode. linen's layers come to be in the call, so that
-        it has to be given for these.
+        The argument of the model, its positional arguments or its keyword arguments. The model is not run: its shapes
+        are traced, an nnx model's in evaluation mode. A linen module needs it, since its layers are made in the call.
 
     Returns
     -------
     list of ConvLayer
-        Those of nnx in the order of `nnx.iter_graph`, those of linen in the order of the calls; a module that is used
-        at several places is one layer. `path` is that in ``nnx.state(model, nnx.Param)`` or ``variables["params"]``.
+        In the order of `nnx.iter_graph`, or for linen in the order of the calls. A module that is used at several
+        places is one layer. `path` is the path in ``nnx.state(model, nnx.Param)`` or ``variables["params"]``.
 
     Raises
     ------
     TypeError
         `model` is of another class.
     ValueError
-        `model` is linen's, and there is no `example_input`.
+        `model` is a linen module, and there is no `example_input`.
 
     Notes
     -----
-    A mask, dilation of the input together with a stride, kernels of `linen.ConvLocal` or those stacked by `nn.scan` are
-    reported with a note in place of the geometry. A transposed convolution whose taps are not flipped stands for the
-    reflected one, which has the same singular values.
+    A layer with a mask or a dilated input, a `linen.ConvLocal` and kernels that `nn.scan` stacks have no geometry;
+    `note` says why. A transposed convolution whose taps are not flipped gets the geometry of the reflected one, which
+    has the same singular values.
 
     Examples
     --------
@@ -91,25 +81,8 @@ def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) 
     )
 
 
-def analyze(model: nnx.Module | linen.Module, example_input: object = None, **options: Any) -> list[LayerReport]:
-    """Report the singular values of every convolution, as `convsv spectrum` does for a file.
-
-    Parameters
-    ----------
-    model, example_input
-        As for `conv_layers`; a linen module has to be bound: ``model.bind(variables)``.
-    **options
-        `backend`, `dtype` and `device` of `convsv_core.analyze`, which this calls.
-
-    Returns
-    -------
-    list of LayerReport
-    """
-    return convsv_core.analyze(model, example_input, **options)
-
-
 def model_layers(model: nnx.Module | linen.Module, example_input: object) -> list[Layer]:
-    """The convolutions with their kernels, as a report of the core takes them."""
+    """Return the convolutions with their kernels, as a report of the core takes them."""
     found = conv_layers(model, example_input)
     if isinstance(model, nnx.Module):
         modules = {_name(path): node for path, node in nnx.iter_graph(model) if isinstance(node, NNX_CONVOLUTIONS)}
@@ -144,14 +117,15 @@ def _nnx_layers(model: nnx.Module, example_input: object) -> list[ConvLayer]:
         if isinstance(node, NNX_CONVOLUTIONS):
             name = _name(path)
             extents = tuple(seen.get(name, ()))
-            note = "" if example_input is None or extents else "not reached by the traced call"
             kernel_path = "/".join([*map(str, path), "kernel"])
-            found.append(_conv_layer(name, kernel_path, node, tuple(node.kernel.shape), extents, note))
+            found.append(
+                _conv_layer(name, kernel_path, node, tuple(node.kernel.shape), extents, example_input is not None)
+            )
     return found
 
 
 def _note_extents(module: nnx.Module, seen: dict[Extents, None]) -> None:
-    """Let a module, which is a copy of the user's, note the extents of each input."""
+    """Let a copy of a user's module add the extents of its inputs to `seen` when it is called."""
     own = type(module)
     ndim = len(module.kernel_size)
 
@@ -172,8 +146,8 @@ def _name(path: tuple[object, ...]) -> str:
 def _linen_layers(model: linen.Module, example_input: object) -> list[ConvLayer]:
     if example_input is None:
         raise ValueError(
-            "example_input is None: wanted what the model is called with, since the layers of a linen module come to "
-            "be in the call"
+            "example_input is None: wanted the arguments of the model, since the layers of a linen module are made in "
+            "the call"
         )
     modules: dict[tuple[str, ...], linen.Module] = {}
     seen: dict[tuple[str, ...], dict[Extents, None]] = {}
@@ -202,7 +176,7 @@ def _linen_layers(model: linen.Module, example_input: object) -> list[ConvLayer]
 
     trace(call, variables, example_input)
     return [
-        _conv_layer(_name(path), "/".join([*path, "kernel"]), module, shapes[path], tuple(seen[path]), "")
+        _conv_layer(_name(path), "/".join([*path, "kernel"]), module, shapes[path], tuple(seen[path]), True)
         for path, module in modules.items()
     ]
 
@@ -221,28 +195,27 @@ def _kernel_size(module: Any) -> Extents:
 
 
 def _conv_layer(
-    name: str, path: str, module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...], note: str
+    name: str, path: str, module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...], traced: bool
 ) -> ConvLayer:
-    conv, why = _geometry(module, shape, extents)
-    users = "" if type(module).__module__.startswith("flax.") else USERS_CLASS
-    return ConvLayer(name, path, shape, conv, extents, joined(note, users, why))
+    found = _geometry(module, shape, extents)
+    return make_traced_layer(
+        module, "flax", found, name=name, path=path, kernel_shape=shape, input_shapes=extents, traced=traced
+    )
 
 
-def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...]) -> tuple[Conv | None, str]:
-    """What the module does as a `Conv`, or None; and a note."""
+def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...]) -> FoundConv:
     taps = _kernel_size(module)
     ndim = len(taps)
     if isinstance(module, linen.ConvLocal):
-        return None, "its kernel differs from place to place"
-    if ndim not in LAYOUTS:
-        return None, f"it has {ndim} spatial axes: wanted 1 to 3"
+        return FoundConv(None, "its kernel differs from place to place")
+    if ndim not in SPATIAL_LETTERS:
+        return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")
     if len(shape) != ndim + 2:
-        return (
-            None,
-            f"its kernel has the shape {shape}: wanted {ndim + 2} axes; those of nn.scan or nn.vmap are stacked",
+        return FoundConv(
+            None, f"its kernel has the shape {shape}: wanted {ndim + 2} axes; nn.scan and nn.vmap stack kernels"
         )
     if module.mask is not None:
-        return None, "a mask multiplies its kernel in the forward pass"
+        return FoundConv(None, "a mask multiplies its kernel in the forward pass")
     stride, dilation = per_axis(module.strides, ndim), per_axis(module.kernel_dilation, ndim)
     if isinstance(module, linen.ConvTranspose | nnx.ConvTranspose):
         return _transposed(module, taps, stride, dilation)
@@ -250,9 +223,9 @@ def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...])
     if (own is not None and own is not jax.lax.conv_general_dilated) or getattr(
         module, "conv_general_dilated_cls", None
     ):
-        return None, "its convolution is a function of the user's"
+        return FoundConv(None, "its convolution is a function of the user's")
     if set(per_axis(module.input_dilation, ndim)) != {1}:
-        return None, f"its input is dilated by {per_axis(module.input_dilation, ndim)}"
+        return FoundConv(None, f"its input is dilated by {per_axis(module.input_dilation, ndim)}")
     mode = "zeros"
     padding: Any = module.padding
     spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
@@ -264,7 +237,7 @@ def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...])
     elif not isinstance(padding, str):
         padding = _pairs(padding, ndim)
     return make_conv(
-        f"{LAYOUTS[ndim]}IO",
+        f"{SPATIAL_LETTERS[ndim]}IO",
         taps,
         stride=stride,
         dilation=dilation,
@@ -275,12 +248,12 @@ def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...])
     )
 
 
-def _transposed(module: Any, taps: Extents, stride: Extents, dilation: Extents) -> tuple[Conv, str]:
+def _transposed(module: Any, taps: Extents, stride: Extents, dilation: Extents) -> FoundConv:
     ndim = len(taps)
     adjoint = module.transpose_kernel
-    layout = f"{LAYOUTS[ndim]}{'OI' if adjoint else 'IO'}"
+    layout = f"{SPATIAL_LETTERS[ndim]}{'OI' if adjoint else 'IO'}"
     if module.padding == "CIRCULAR":
-        return Conv(layout, stride=stride, dilation=dilation, transposed=True), ""
+        return FoundConv(Conv(layout, stride=stride, dilation=dilation, transposed=True))
     sides: Any = module.padding
     if isinstance(sides, str):
         sides = tuple(
@@ -292,7 +265,7 @@ def _transposed(module: Any, taps: Extents, stride: Extents, dilation: Extents) 
 
 
 def _transposed_sides(span: int, stride: int, padding: str) -> tuple[int, int]:
-    """Elements that `jax.lax.conv_transpose` adds before and after, for "SAME" and "VALID"."""
+    """Return the elements that `jax.lax.conv_transpose` adds before and after, for "SAME" and "VALID"."""
     if padding.upper() == "SAME":
         total = span + stride - 2
         before = span - 1 if stride > span - 1 else -(-total // 2)
@@ -303,6 +276,6 @@ def _transposed_sides(span: int, stride: int, padding: str) -> tuple[int, int]:
 
 
 def _pairs(padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
-    """Padding in ints or pairs, as flax takes it, as one pair an axis."""
+    """Return flax's padding, which is ints or pairs, as one pair for each axis."""
     sides = (padding,) * ndim if isinstance(padding, int) else tuple(padding)
     return tuple((int(side), int(side)) if isinstance(side, int) else (int(side[0]), int(side[1])) for side in sides)

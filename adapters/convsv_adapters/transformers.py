@@ -10,39 +10,30 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from convsv_adapters.torch import StepProjection
+from convsv_adapters.torch._callback import CallbackProjection
 
 __all__ = ["OperatorNormProjection"]
 
 
-class OperatorNormProjection(TrainerCallback):  # type: ignore[misc]
-    """Project a model's convolutions onto those of norm at most a bound, after each optimizer step.
+class OperatorNormProjection(CallbackProjection, TrainerCallback):  # type: ignore[misc]
+    """Project a model's convolutions onto the kernels of norm at most a bound, after optimizer steps of the Trainer.
 
     Parameters
     ----------
-    bound : float
-        Largest operator norm, not negative.
-    every : int, default 1
-        Project after every so many optimizer steps, and once more at the end of training.
+    bound, every, **options
+        As for `convsv_adapters.torch.project_after_step`. There is one more projection at the end of training.
     log : bool, default True
-        Add each projected layer's certified norm to what the Trainer logs, as ``operator_norm/NAME``.
-    **options
-        As for `convsv_adapters.torch.project_after_step`.
+        Add each projected layer's certified norm to the entries of the log, as ``operator_norm/NAME``.
 
     Attributes
     ----------
     projection : StepProjection or None
-        Of the training that runs, or ran last.
+        The projection of the running or last training.
 
     Notes
     -----
-    Under `DistributedDataParallel` the ranks share the work. FSDP1 and DeepSpeed's ZeRO-3 are refused by a
-    TypeError.
+    Under `DistributedDataParallel` the ranks share the work. FSDP1 and DeepSpeed's ZeRO-3 get a TypeError.
     """
-
-    def __init__(self, bound: float, every: int = 1, *, log: bool = True, **options: Any) -> None:
-        self.bound, self.every, self.log, self.options = bound, every, log, options
-        self.projection: StepProjection | None = None
 
     def on_train_begin(
         self,
@@ -53,13 +44,11 @@ class OperatorNormProjection(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Find the layers."""
-        options = {"process_group": torch.distributed.group.WORLD} if args.world_size > 1 else {}
-        self.projection = StepProjection(model, self.bound, self.every, **{**options, **self.options})
+        self.begin(model, **({"process_group": torch.distributed.group.WORLD} if args.world_size > 1 else {}))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Project, where it is due."""
-        assert self.projection is not None
-        self.projection.step()
+        """Project if it is due."""
+        self.running.step()
 
     def on_log(
         self,
@@ -70,9 +59,9 @@ class OperatorNormProjection(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Add the norms to the log's entry."""
-        if not self.log or self.projection is None or logs is None:
+        if logs is None:
             return
-        norms = {f"operator_norm/{name}": norm for name, norm in self.projection.norms.items()}
+        norms = self.logged_norms()
         logs.update(norms)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(norms)
@@ -80,7 +69,5 @@ class OperatorNormProjection(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Project the final weights, where the last step was not one to project after."""
-        assert self.projection is not None
-        if self.projection.steps % self.every:
-            self.projection.project()
+        """Project the final weights, unless the last step did so."""
+        self.running.finish()

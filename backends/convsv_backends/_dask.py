@@ -8,18 +8,17 @@ The scheduler is the user's: threads, processes or a cluster of `dask.distribute
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
 
+from convsv_core._symbol.operand import check_dtype
 from convsv_core.backend import Array, Backend, BlockFunction, Prepare, split_rows
-from convsv_core.operand import Operand, check_dtype
 from convsv_core.plugins import backend_of, get_backend, hookimpl
 
 
@@ -88,7 +87,7 @@ class DaskBackend(Backend):
         self,
         prepare: Prepare,
         rows: np.ndarray[Any, Any],
-        arrays: tuple[Any, ...],
+        arrays: tuple[Array, ...],
         static: tuple[Any, ...],
         budget: int,
     ) -> Array | tuple[Array, ...]:
@@ -96,9 +95,8 @@ class DaskBackend(Backend):
         import dask
         import dask.array as da
 
-        operand, *others = arrays
-        lazy = [self.whole(array) for array in (operand.kernel, operand.scale, *others)]
-        bind = functools.partial(_bind, prepare, _without_arrays(operand), static)
+        lazy = [self.whole(array) for array in arrays]
+        bind = functools.partial(_bind, prepare, static)
         row_bytes, samples, several = _look_ahead(bind, lazy, rows)
 
         blocks = [len(block) for block in split_rows(rows, max(1, budget // max(1, row_bytes)))]
@@ -143,23 +141,27 @@ class DaskBackend(Backend):
 # ---- what tasks do ----------------------------------------------------------------------------------
 
 
-def _bind(
-    prepare: Prepare, operand: Operand, static: tuple[Any, ...], kernel: Array, scale: Array, *others: Array
-) -> tuple[BlockFunction, int, Backend, Array]:
-    """The function of blocks and its `row_bytes`, in the library of a chunk, which comes last with its backend."""
+class _Bound(NamedTuple):
+    """A function of blocks and its `row_bytes`, and a kernel in the library of the chunks with its backend."""
+
+    function: BlockFunction
+    row_bytes: int
+    backend: Backend
+    kernel: Array
+
+
+def _bind(prepare: Prepare, static: tuple[Any, ...], kernel: Array, *others: Array) -> _Bound:
+    """Make the function of blocks, in the library of the chunks."""
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
-    scale, *rest = (xp.asarray(array) for array in (scale, *others))  # a reduction may have left a scalar
-    operand = dataclasses.replace(operand, backend=backend, xp=xp, kernel=kernel, scale=scale)
-    function, row_bytes = prepare(operand, *rest, *static)
-    return function, row_bytes, backend, kernel
+    arrays = (kernel, *(xp.asarray(array) for array in others))  # a reduction may have left a scalar
+    return _Bound(*prepare(*arrays, *static), backend, kernel)
 
 
-def _apply(rows: np.ndarray[Any, Any], bound: tuple[BlockFunction, int, Backend, Array]) -> Any:
-    """The results of a block. The scheduler runs many at a time, so that none is to start threads of its own."""
-    function, _, backend, kernel = bound
-    with backend.single_threaded():
-        return function(backend.constant(rows, kernel))
+def _apply(rows: np.ndarray[Any, Any], bound: _Bound) -> Any:
+    """Return the results of a block, without threads of its own: the scheduler runs many blocks at a time."""
+    with bound.backend.single_threaded():
+        return bound.function(bound.backend.constant(rows, bound.kernel))
 
 
 def _pick(results: tuple[Array, ...], index: int) -> Array:
@@ -181,22 +183,21 @@ def _chunk_backend(array: Array) -> Backend:
     return backend_of(array._meta, "a chunk of the Dask array")
 
 
-def _without_arrays(operand: Operand) -> Any:
-    """What of an operand a task is to be told beside its arrays: the plan and the dtypes."""
-    return dataclasses.replace(operand, **dict.fromkeys(("backend", "xp", "kernel", "scale", "finite")))  # type: ignore[arg-type]
+class _Foresight(NamedTuple):
+    """What a task will give: its `row_bytes`, results like those of two rows, and whether they were a tuple."""
+
+    row_bytes: int
+    samples: tuple[Array, ...]
+    several: bool
 
 
-def _look_ahead(
-    bind: Callable[..., tuple[BlockFunction, int, Backend, Array]], lazy: list[Array], rows: np.ndarray[Any, Any]
-) -> tuple[int, tuple[Array, ...], bool]:
-    """`row_bytes`, results like those of two rows, and whether they were a tuple: found out with arrays of zeros."""
+def _look_ahead(bind: Callable[..., _Bound], lazy: list[Array], rows: np.ndarray[Any, Any]) -> _Foresight:
+    """Find out what tasks will give, by one with arrays of ones."""
     backend = _chunk_backend(lazy[0])
-    zeros = [backend.constant(np.zeros(array.shape, array.dtype), array._meta) for array in lazy]
-    zeros[1] = zeros[1] + 1  # the scale
-    bound = bind(*zeros)
+    bound = bind(*(backend.constant(np.ones(array.shape, array.dtype), array._meta) for array in lazy))
     results = _apply(rows[:2], bound)
     several = isinstance(results, tuple)
-    return bound[1], results if several else (results,), several
+    return _Foresight(bound.row_bytes, results if several else (results,), several)
 
 
 def _of_blocks(

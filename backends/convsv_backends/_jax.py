@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,7 +13,6 @@ import numpy as np
 
 from convsv_backends._jax_mesh import devices_of_mesh, on_every_device, on_mesh_of, share_out, with_automatic_axes
 from convsv_core.backend import Array, Backend, BlockFunction, Prepare
-from convsv_core.operand import Operand
 from convsv_core.plugins import hookimpl
 
 
@@ -23,6 +21,7 @@ class JaxBackend(Backend):
 
     name = "jax"
     module = "jax"
+    compiles = True
 
     def owns(self, array: object) -> bool:
         """Whether `array` is a JAX array or a tracer."""
@@ -79,6 +78,10 @@ class JaxBackend(Backend):
             return jnp.asarray(array, device=like.sharding if len(like.devices()) == 1 else None)
         return jnp.asarray(array)
 
+    def has_values(self, array: Array) -> bool:
+        """Not for a tracer."""
+        return not _traced(array)
+
     def truth(self, condition: Array) -> bool | None:
         """None for a tracer without a concrete value."""
         import jax
@@ -94,14 +97,10 @@ class JaxBackend(Backend):
 
         return jax.lax.stop_gradient(array)
 
-    def run(self, function: Callable[..., Any], arrays: tuple[Any, ...], static: tuple[Any, ...]) -> Any:
+    def run(self, function: Callable[..., Any], arrays: tuple[Array, ...], static: tuple[Any, ...]) -> Any:
         """Compile, unless a transformation of the user's is under way: eager JAX compiles each operation alone."""
-        import jax
-
-        _register_operand()
-        leaves = jax.tree.leaves(arrays)
-        with on_mesh_of(leaves):
-            if devices_of_mesh() == 1 and any(_traced(leaf) for leaf in leaves):
+        with on_mesh_of(arrays):
+            if devices_of_mesh() == 1 and any(map(_traced, arrays)):
                 return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
@@ -133,12 +132,12 @@ class JaxBackend(Backend):
         self,
         prepare: Prepare,
         rows: np.ndarray[Any, Any],
-        arrays: tuple[Any, ...],
+        arrays: tuple[Array, ...],
         static: tuple[Any, ...],
         budget: int,
     ) -> Array | tuple[Array, ...]:
         """Share the rows out over the devices of a mesh, each of which prepares for itself and has its own budget."""
-        like = arrays[0].kernel
+        like = arrays[0]
         if devices_of_mesh() == 1 or not _traced(like):
             return super().map_prepared(prepare, rows, arrays, static, budget)
 
@@ -205,16 +204,6 @@ def _compiled(function: Callable[..., Any], arrays: int, static: int) -> Callabl
         return with_automatic_axes(function, arguments[:arrays], arguments[arrays:])
 
     return jax.jit(call, static_argnums=tuple(range(arrays, arrays + static)))
-
-
-@functools.cache
-def _register_operand() -> None:
-    """Tell JAX which fields of an operand are arrays."""
-    import jax
-
-    fields = [field.name for field in dataclasses.fields(Operand)]
-    data = ["kernel", "scale", "finite"]
-    jax.tree_util.register_dataclass(Operand, data, [name for name in fields if name not in data])
 
 
 def _traced(array: Array) -> bool:

@@ -1,11 +1,11 @@
-"""Frequencies over the devices of a mesh: each decomposes its share, and what is gathered are results.
+"""Frequencies shared out over the devices of a JAX mesh; only results are gathered.
 
-XLA's partitioner does not know how to split a decomposition, which to it is a call of a library. So the rows of
-frequencies are split by `jax.shard_map`, in which each device makes and decomposes the symbol at its own, from a
-kernel that all of them have.
+To XLA's partitioner a decomposition is an opaque call of a library, which it cannot split. So `jax.shard_map`
+splits the rows of frequencies. Every device has the whole kernel, and computes and decomposes the symbol at its
+own frequencies.
 
-The mesh is the one that the kernel lies on, or that of `jax.set_mesh`. A mesh of which an axis is manual belongs to a
-`shard_map` of the user's: there each device works for itself.
+The mesh is the mesh on which the kernel lies, or the mesh of `jax.set_mesh`. If an axis of the mesh is manual,
+the call is inside a `shard_map` of the user. Then each device works for itself.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import numpy as np
 
 from convsv_core.backend import Array
 
+__all__ = ["devices_of_mesh", "on_every_device", "on_mesh_of", "share_out", "with_automatic_axes"]
+
 
 def on_mesh_of(arrays: Sequence[Array]) -> AbstractContextManager[object]:
-    """Enter the mesh that one of `arrays` lies on, unless the user has entered one."""
+    """Return a context manager that enters the mesh of one of `arrays`, unless the user has entered a mesh."""
     import jax
 
     if not _has_meshes() or not jax.sharding.get_abstract_mesh().empty:
@@ -32,7 +34,10 @@ def on_mesh_of(arrays: Sequence[Array]) -> AbstractContextManager[object]:
 
 
 def on_every_device(array: Array) -> Array:
-    """A copy of the whole of `array` on every device of its mesh: one gathering, where each use of it would be one."""
+    """Return `array` with a whole copy on every device of its mesh.
+
+    This gathers the array once. Otherwise every use of it would gather it again.
+    """
     import jax
 
     if not _has_meshes():
@@ -45,13 +50,16 @@ def on_every_device(array: Array) -> Array:
         move = jax.sharding.reshard if isinstance(array, jax.core.Tracer) else jax.device_put
         return move(array, jax.sharding.NamedSharding(sharding.mesh, everywhere))
     if isinstance(array, jax.core.Tracer) and devices_of_mesh() > 1:
-        # Compiled, since the tracer of a gradient alone may stand for an array on one device.
+        # The call is compiled, because the tracer of a gradient may stand for an array on one device.
         return jax.jit(jax.lax.with_sharding_constraint, static_argnums=1)(array, everywhere)
     return array
 
 
 def _known_sharding(array: Array) -> Any | None:
-    """How `array` lies on a mesh of several devices. A tracer tells where the axes are explicit."""
+    """Return the sharding of `array` on a mesh of several devices, or None if there is none or it is unknown.
+
+    The sharding of a tracer is known where the axes of the mesh are explicit.
+    """
     import jax
 
     sharding = jax.typeof(array).sharding if isinstance(array, jax.core.Tracer) else array.sharding
@@ -60,9 +68,10 @@ def _known_sharding(array: Array) -> Any | None:
 
 
 def with_automatic_axes(function: Callable[..., Any], arrays: tuple[Any, ...], static: tuple[Any, ...]) -> Any:
-    """Call ``function(*arrays, *static)`` where XLA chooses how arrays lie on the mesh; every device gets the results.
+    """Call ``function(*arrays, *static)`` and let XLA choose how arrays lie on the mesh.
 
-    On explicit axes, which are what `jax.make_mesh` makes, each operation would have to be told.
+    Every device gets the whole results. On explicit axes, which `jax.make_mesh` makes, every operation would
+    have to state the sharding of its result.
     """
     import jax
 
@@ -84,7 +93,10 @@ def with_automatic_axes(function: Callable[..., Any], arrays: tuple[Any, ...], s
 
 
 def devices_of_mesh() -> int:
-    """Devices among which rows can be shared out: 1 where there is no mesh, or one that is in use otherwise."""
+    """Return the number of devices over which rows can be shared out.
+
+    It is 1 without a mesh, and inside a `shard_map` of the user.
+    """
     import jax
 
     if not _has_meshes():
@@ -94,10 +106,10 @@ def devices_of_mesh() -> int:
 
 
 def share_out(function: Callable[[Array, Any], Any], rows: np.ndarray[Any, Any], arrays: Any) -> Any:
-    """Results of ``function(rows, arrays)`` for each row, of which the devices of the mesh compute equal shares.
+    """Return ``function(rows, arrays)``, with equal shares of the rows computed by the devices of the mesh.
 
-    Some rows are computed twice where the devices do not divide their number, and all of them by every device where
-    there are fewer rows than devices.
+    If the number of devices does not divide the number of rows, some devices compute the last row again. If there
+    are fewer rows than devices, every device computes all rows.
     """
     import jax
 
@@ -112,12 +124,14 @@ def share_out(function: Callable[[Array, Any], Any], rows: np.ndarray[Any, Any],
 
 
 def _is_manual(mesh: Any) -> bool:
+    """Return whether a `shard_map` of the user is using the mesh."""
     import jax
 
     return jax.sharding.AxisType.Manual in mesh.axis_types
 
 
 def _has_meshes() -> bool:
+    """Return whether this version of JAX has the functions that are used here: JAX 0.8 and later have them."""
     import jax
 
-    return hasattr(jax, "set_mesh") and hasattr(jax, "shard_map")  # since JAX 0.8
+    return hasattr(jax, "set_mesh") and hasattr(jax, "shard_map")

@@ -1,7 +1,7 @@
-"""Blocks of frequencies over threads, while the library's own threading is held to one thread a call.
+"""Blocks of frequencies computed by several threads, while the library's own threading is limited to one thread.
 
-The decompositions of small matrices that this project asks for gain nothing from the threads inside LAPACK, and
-on some sizes lose most of their time to them; one matrix a thread gains nearly all that there is.
+Decompositions of small matrices gain nothing from the threads inside LAPACK. On some sizes most of the time is
+lost to them. With whole blocks for each thread, nearly all of the processors' time is used.
 """
 
 from __future__ import annotations
@@ -17,23 +17,32 @@ from typing import Any
 
 from convsv_core.backend import Array, BlockFunction, split_rows
 
+__all__ = ["SharedLimit", "map_in_threads", "usable_processors", "worth_threads"]
+
 SMALL_BYTES = 1 << 22
-"""Work of fewer bytes than this is done by the caller's thread: starting others would cost more."""
+"""Smallest work, in bytes of working memory, that is given to several threads.
+
+Less work is done by the caller's thread, because handing it over would cost more time. A guess.
+"""
 
 BLOCKS_PER_THREAD = 4
-"""Enough for the threads to end at about one time; fewer where blocks would be of less than `SMALL_BYTES`."""
+"""Number of blocks for each thread, so that all threads end at about the same time. A guess.
+
+There are fewer blocks where a block would otherwise have less than `SMALL_BYTES`.
+"""
 
 
 class SharedLimit:
-    """A limit that is one for the whole process, held while any thread needs it.
+    """Hold a limit on the threads of a whole process while any thread needs it.
 
-    The first thread in sets the limit and the last one out restores it, whichever threads they are: with a
-    context of its own for each, the limit would outlive the calls or end too early.
+    The first thread to enter sets the limit. The last one to leave restores the user's own. If each thread set and
+    restored the limit by itself, it would outlive the calls or end too early.
 
     Parameters
     ----------
     limit : callable
-        Sets the limit. Returns how many threads the user's own limit left, and a function that restores it.
+        Sets the limit. Returns the number of threads that the user's own limit allows, and a function that
+        restores it.
     """
 
     def __init__(self, limit: Callable[[], tuple[int, Callable[[], object]]]) -> None:
@@ -62,7 +71,10 @@ class SharedLimit:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the limit, and leave the thread that does so no others: those around it have their own work."""
+        """Return a context manager that holds the limit and tells this thread to use no other threads.
+
+        It is for a thread that works beside others which have work of their own.
+        """
         before = getattr(self._alone, "is_set", False)
         with self:
             self._alone.is_set = True
@@ -73,14 +85,14 @@ class SharedLimit:
 
 
 def usable_processors() -> int:
-    """Processors that this process may run on."""
+    """Return the number of processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def worth_threads(rows: Any, row_bytes: int, least: int = SMALL_BYTES) -> bool:
-    """Whether there is enough work, in bytes, for more than one thread."""
+    """Return whether the rows together have at least `least` bytes of work, which is enough for several threads."""
     return len(rows) > 1 and len(rows) * row_bytes >= least
 
 
@@ -93,9 +105,20 @@ def map_in_threads(
     budget: int,
     initializer: Callable[[], object] | None = None,
 ) -> list[Array | tuple[Array, ...]]:
-    """Results of `function` on consecutive blocks of `rows`, in order; the threads share `budget` bytes.
+    """Return the results of `function` on consecutive blocks of `rows`, in order.
 
-    The caller's thread is one of them, unless each has to be prepared by an `initializer`.
+    Parameters
+    ----------
+    function : callable
+        Takes a block of `rows`.
+    rows : array
+        One row for each item of work.
+    threads : int
+        The number of threads, one of which is the caller's. With an `initializer` the caller's thread only waits.
+    row_bytes, budget : int
+        Bytes of working memory of one row, and of all blocks that are computed at one time.
+    initializer : callable, optional
+        Prepares each thread when it starts.
     """
     affordable = max(1, budget // threads // max(1, row_bytes))
     count = threads * max(1, min(BLOCKS_PER_THREAD, len(rows) * row_bytes // (SMALL_BYTES * threads)))
@@ -120,10 +143,10 @@ def map_in_threads(
         if not initializer:
             work()
     except BaseException:
-        places = iter(())  # the helpers end with the blocks that they are at
+        places = iter(())  # The helpers stop after their present blocks.
         raise
     finally:
-        # A helper that has not begun finds nothing left to do; it may be waiting for another caller's work.
+        # A helper that has not begun may be busy with another caller's work. It is not waited for: no block is left.
         begun = [task for task in tasks if initializer or not task.cancel()]
         for task in begun:
             task.wait()
@@ -134,10 +157,10 @@ def map_in_threads(
 
 
 class _Task:
-    """A function that a helper runs, unless it is cancelled before.
+    """Hold a function that a helper thread runs, unless it is cancelled first.
 
-    By locks of the interpreter's own: a `concurrent.futures.Future` is left locked for ever, and its thread with it, by
-    a keyboard interrupt at the wrong moment.
+    The locks are the interpreter's own, because a keyboard interrupt at the wrong moment can leave a
+    `concurrent.futures.Future` locked for ever, and its thread too.
     """
 
     def __init__(self, function: Callable[[], object]) -> None:
@@ -147,6 +170,7 @@ class _Task:
         self.error: BaseException | None = None
 
     def run(self, failure: BaseException | None) -> None:
+        """Run the function, or record `failure` if the thread could not be prepared; do nothing if cancelled."""
         if not self.cancel():
             return
         try:
@@ -159,17 +183,20 @@ class _Task:
             self._running.release()
 
     def cancel(self) -> bool:
-        """Whether it has not begun, and now never will by anybody else."""
+        """Return whether the task had not begun. If it had not, no other thread can begin it any more."""
         return self._begun.acquire(blocking=False)
 
     def wait(self) -> None:
-        """Until it has ended; it must have begun, or be going to."""
+        """Wait until the task has ended. The task must not have been cancelled."""
         with self._running:
             pass
 
 
 class _Helpers:
-    """Threads that are kept, since starting them takes longer than many a call; they end with the process."""
+    """Keep threads for later calls, because many a call is shorter than the start of a thread.
+
+    The threads end with the process.
+    """
 
     def __init__(self, count: int, initializer: Callable[[], object] | None) -> None:
         self.count = count
@@ -178,11 +205,13 @@ class _Helpers:
             threading.Thread(target=self._serve, args=(initializer,), name="convsv", daemon=True).start()
 
     def submit(self, function: Callable[[], object]) -> _Task:
+        """Queue a function for the next free thread and return its task."""
         task = _Task(function)
         self._tasks.put(task)
         return task
 
     def _serve(self, initializer: Callable[[], object] | None) -> None:
+        """Prepare the thread, and then run tasks for ever."""
         failure: BaseException | None = None
         try:
             if initializer is not None:
@@ -196,4 +225,4 @@ class _Helpers:
 _helpers = functools.cache(_Helpers)
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # A child process has no thread of its parent.

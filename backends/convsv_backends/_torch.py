@@ -59,6 +59,12 @@ class TorchBackend(Backend):
         """In C order."""
         return array.contiguous()
 
+    def has_values(self, array: Array) -> bool:
+        """Not while `torch.compile` traces, for tensors that `torch.func` transforms, or on the meta device."""
+        import torch
+
+        return not torch.compiler.is_compiling() and array.device.type != "meta" and _has_memory(array)
+
     def truth(self, condition: Array) -> bool | None:
         """None while `torch.compile` traces or `torch.func.vmap` maps."""
         import torch

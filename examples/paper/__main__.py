@@ -9,10 +9,12 @@ from examples.paper.frameworks import frameworks
 from examples.paper.robustness import robustness
 from examples.paper.spectra import spectra
 
+__all__ = ["paper"]
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def paper() -> None:
-    """Experiments of Sedghi, Gupta and Long (ICLR 2019), on digits or CIFAR-10, in minutes."""
+    """Run experiments of Sedghi, Gupta and Long (ICLR 2019) on digits or CIFAR-10, in minutes."""
 
 
 paper.add_command(robustness)

@@ -1,4 +1,4 @@
-"""What projecting every 1, 10 and 100 steps costs, and what it does to the norms in between and to test error."""
+"""The experiment on the cost of projections: their time, the norms between them, and the test error."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from examples.paper.data import Images, load
 from examples.paper.results import experiment_options, mean_and_deviation, method_option, write
 from examples.paper.training import Recipe, accuracy, circular_norms, train
 
+__all__ = ["Run", "cost", "draw"]
+
 PERIODS = (1, 10, 100)
+"""Steps from one projection to the next. Chosen as powers of ten."""
+
 BOUND = 1.0
+"""The bound of the operator norms: the one of a layer that enlarges nothing."""
+
 WATCH_EVERY = 5
-"""Steps from one look at the norms to the next; those just before a projection are looked at as well."""
+"""The norms are recorded every so many steps, and at each step that a projection follows. A guess."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,13 @@ class Run:
     every : int or None
         Steps from one projection to the next; None for no bound.
     test_error : float
+        Share of the test images that get a wrong label.
     seconds, projection_seconds : float
-        Of the processor: all steps without the projections, and these.
+        Processor time of all steps without the projections, and of the projections.
     steps : list of int
-        At which the norms were looked at, before a projection.
+        The steps at which the norms were recorded, before a projection.
     norms : list of float
-        Largest of a layer's circular convolution then.
+        The largest operator norm among the layers' circular convolutions at each of `steps`.
     """
 
     every: int | None
@@ -54,12 +61,12 @@ class Run:
 def cost(
     quick: bool, cifar10: Path | None, seeds: int, epochs: int | None, output: Path, threads: int, method: str
 ) -> None:
-    """Projecting to a bound of 1 every 1, 10 and 100 steps: its time, the norms in between, test error."""
+    """Project to a bound of 1 every 1, 10 and 100 steps: time, norms before projections, test error."""
     images = load(cifar10, 128 if quick else None)
     recipe = Recipe(widths=(4, 8), epochs=1, batch=8) if quick else Recipe()
     recipe = replace(recipe, epochs=epochs or recipe.epochs, method=method)
     runs = []
-    for seed, every in itertools.product(range(seeds), (*PERIODS, None)):  # in turns, as a machine has moods
+    for seed, every in itertools.product(range(seeds), (*PERIODS, None)):  # in turns: a machine's speed drifts
         runs.append(_run(images, replace(recipe, seed=seed), every))
         click.echo(
             f"seed {seed}, {_label(every)}: test error {runs[-1].test_error:.2%}, "
@@ -88,7 +95,7 @@ def _run(images: Images, recipe: Recipe, every: int | None) -> Run:
 
 
 def _show(runs: Sequence[Run]) -> None:
-    """Print mean and standard deviation over the seeds."""
+    """Print the mean and the standard deviation over the seeds."""
     click.echo(f"{'':24} {'added, %':>16} {'test error, %':>16} {'norm before, largest':>22} {'median':>7}")
     for every in (*PERIODS, None):
         some = [run for run in runs if run.every == every]
@@ -96,14 +103,14 @@ def _show(runs: Sequence[Run]) -> None:
             "{:7.1f} +- {:5.1f}".format(*(100 * value for value in mean_and_deviation(values)))
             for values in ([run.projection_seconds / run.seconds for run in some], [run.test_error for run in some])
         )
-        # The first projection meets the random weights.
+        # Norms up to the first projection are left out: they are near those of the random initial weights.
         norms = [norm for run in some for step, norm in zip(run.steps, run.norms, strict=True) if step > (every or 0)]
         largest, median = (max(norms), float(np.median(norms))) if norms else (np.nan, np.nan)
         click.echo(f"{_label(every):24} {added:>16} {error:>16} {largest:22.3f} {median:7.3f}")
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """The largest norm before projections over the steps of the first seed; cost and test error of all."""
+    """Draw the largest norm before projections over the steps, for the first seed; then cost and test error."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     kinds = [*PERIODS, None]

@@ -1,4 +1,4 @@
-"""The images that the experiments train on: scikit-learn's digits, or CIFAR-10 from a folder of the user's."""
+"""The images that the experiments train on: scikit-learn's digits, or CIFAR-10 from a folder that the user names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Images", "load", "read_cifar10"]
 
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 RECORD = 1 + CHANNELS * SIDE * SIDE
-"""Bytes of an image of CIFAR-10's binary version: its label, then red, green and blue, row by row."""
+"""Bytes of an image in CIFAR-10's binary version: the label, then red, green and blue, each row by row."""
 
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE = "test_batch.bin"
 
 
 class Images(NamedTuple):
-    """Two parts: images are float32 (n, channels, height, width) in [0, 1], labels int64 (n,)."""
+    """Training and test images: float32 (n, channels, height, width) in [0, 1]. Their labels are int64 (n,)."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -32,7 +32,10 @@ class Images(NamedTuple):
 
 
 def load(cifar10: Path | None, most: int | None = None) -> Images:
-    """Return CIFAR-10 where there is a folder, else the digits; of each part at most the first `most` images."""
+    """Return CIFAR-10 from the folder `cifar10`, or the digits if it is None.
+
+    At most the first `most` images of the training part, and of the test part, are returned.
+    """
     if cifar10 is None:
         parts = load_split()
     else:
@@ -42,7 +45,7 @@ def load(cifar10: Path | None, most: int | None = None) -> Images:
 
 
 def read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one file of CIFAR-10's binary version, which unlike the Python version holds no pickles.
+    """Read one file of CIFAR-10's binary version, which holds no pickles, unlike the Python version.
 
     Returns
     -------

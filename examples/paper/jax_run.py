@@ -1,4 +1,4 @@
-"""`examples.paper.frameworks` in JAX, with equinox and optax."""
+"""The training of `examples.paper.frameworks` in JAX, with equinox and optax."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from convsv_adapters.optax import operator_norm_bound
 
 from examples.paper.training import MOMENTUM
 
+__all__ = ["run"]
+
 if TYPE_CHECKING:
     from examples.paper.frameworks import Problem
 
 STEPS = 10
-"""Of each projection, which begins from the dual variables of the last one."""
+"""Iterations of each projection, which starts from the dual variables of the previous one. A guess."""
 
 
 class Block(eqx.Module):
-    """A residual block, as `examples.paper.resnet` has it: of one image."""
+    """A residual block of `examples.paper.resnet`, for one image."""
 
     first: eqx.nn.Conv2d
     second: eqx.nn.Conv2d
     stride: int = eqx.field(static=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The block's output."""
+        """Return the block's output."""
         y = self.second(jax.nn.relu(self.first(x)))
         shortcut = x[:, :: self.stride, :: self.stride]
         return jax.nn.relu(y + jnp.pad(shortcut, ((0, y.shape[0] - x.shape[0]), (0, 0), (0, 0))))
 
 
 class ResNet(eqx.Module):
-    """`examples.paper.resnet.ResNet` without batch normalisation: of one image."""
+    """`examples.paper.resnet.ResNet` without batch normalisation, for one image."""
 
     stem: eqx.nn.Conv2d
     blocks: list[Block]
     head: eqx.nn.Linear
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """The logits."""
+        """Return the logits."""
         x = jax.nn.relu(self.stem(image))
         for block in self.blocks:
             x = block(x)
@@ -52,7 +54,7 @@ class ResNet(eqx.Module):
 
 
 def run(problem: Problem) -> dict[str, np.ndarray]:
-    """Train, and return the kernel of every convolution, OIHW, by its name."""
+    """Train, and return each convolution's kernel (OIHW) by its name."""
     recipe = problem.recipe
     model = _model(problem)
     optimizer = optax.sgd(recipe.learning_rate, momentum=MOMENTUM)
@@ -79,7 +81,7 @@ def run(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def _model(problem: Problem) -> ResNet:
-    """The network with the weights that the problem begins with, whose names are these attributes."""
+    """Return the network with the problem's initial weights, whose names are paths of attributes."""
     widths = problem.recipe.widths
     key = jax.random.key(0)
 
@@ -107,7 +109,7 @@ def _model(problem: Problem) -> ResNet:
 
 
 def _at(model: ResNet, path: str) -> eqx.Module:
-    """The part of a model that a name as ``blocks.0.first`` means."""
+    """Return the part of a model that a name such as ``blocks.0.first`` stands for."""
     for part in path.split("."):
         model = model[int(part)] if part.isdigit() else getattr(model, part)
     return model

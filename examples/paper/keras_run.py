@@ -1,4 +1,4 @@
-"""`examples.paper.frameworks` in Keras, on the backend that KERAS_BACKEND names."""
+"""The training of `examples.paper.frameworks` in Keras, on the backend that KERAS_BACKEND names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from keras import layers, ops
 
 from examples.paper.training import MOMENTUM
 
+__all__ = ["run"]
+
 if TYPE_CHECKING:
     from examples.paper.frameworks import Problem
 
 CHANNELS_LAST = (2, 3, 1, 0)
-"""The axes of a kernel in PyTorch's order, OIHW, as Keras has them: HWIO."""
+"""The transposition of a kernel from PyTorch's layout, OIHW, to Keras's, HWIO."""
 
 
 def run(problem: Problem) -> dict[str, np.ndarray]:
-    """Train, and return the kernel of every convolution, OIHW, by its name."""
+    """Train, and return each convolution's kernel (OIHW) by its name."""
     recipe = problem.recipe
     images = np.ascontiguousarray(np.moveaxis(problem.images, 1, -1))
     model = _model(problem, images.shape[1:])
@@ -37,15 +39,16 @@ def run(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def _model(problem: Problem, shape: tuple[int, ...]) -> keras.Model:
-    """`examples.paper.resnet.ResNet` without batch normalisation, with the weights that the problem begins with."""
+    """Return `examples.paper.resnet.ResNet` without batch normalisation, with the problem's initial weights."""
     widths = problem.recipe.widths
     image = keras.Input(shape)
     extents = {layer.name: layer.extents for layer in problem.layers}
 
     def conv(name: str, outputs: int, stride: int) -> keras.Layer:
-        """One pixel of zeros on each side: Keras's "same" would put both on one side where there is a stride.
+        """Return a convolution with one pixel of zeros on each side.
 
-        So the layer's own input is larger than the one whose circular operator is bounded.
+        Keras's "same" would put both pixels on one side where there is a stride. The padded input is larger than the
+        input whose circular operator is bounded, so the constraint is given the extents of the latter.
         """
         bound, method = problem.recipe.bound, problem.recipe.method
         constraint = bound and OperatorNorm(bound, method, strides=stride, input_shape=extents[name])

@@ -1,4 +1,4 @@
-"""The residual networks of He et al. for small images, with batch normalisation or without."""
+"""Residual networks of He et al. for small images, with batch normalisation or without."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 __all__ = ["RESNET_32", "ResNet"]
 
 RESNET_32 = {"widths": (16, 32, 64), "blocks": 5}
-"""Arguments of the network that the paper trains on CIFAR-10."""
+"""Arguments of the network that the paper trains on CIFAR-10: `widths` and `blocks` of `ResNet`."""
 
 
 class ResNet(nn.Module):
     """Stages of residual blocks, global average pooling and a linear head.
 
     Each stage but the first begins with a stride of 2. A shortcut has no parameters: it takes every other pixel
-    and fills up with channels of zeros. Source: He et al., *Deep Residual Learning for Image Recognition*, CVPR
+    and appends channels of zeros. Source: He et al., *Deep Residual Learning for Image Recognition*, CVPR
     2016, section 4.2.
 
     Parameters
@@ -26,10 +26,10 @@ class ResNet(nn.Module):
     widths : sequence of int
         Channels of each stage.
     blocks : int
-        Residual blocks of each stage, of two convolutions.
+        Residual blocks of each stage. A block has two convolutions.
     channels, classes : int
     batch_norm : bool, default True
-        Without it the convolutions have biases.
+        Whether batch normalisation follows each convolution; if not, the convolutions have biases.
     """
 
     def __init__(

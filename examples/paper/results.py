@@ -1,4 +1,4 @@
-"""What the commands share: their options, and writing numbers and figure."""
+"""Options that the commands share, and the writing of their numbers and figures."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from convsv_core.projection import METHODS
+from convsv_core._projection.projection import METHODS
 
 __all__ = ["experiment_options", "mean_and_deviation", "method_option", "write"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DISTRIBUTIONS = ("convsv", "numpy", "torch")
+"""Distributions whose versions every result states."""
 
 
 def experiment_options(command: Command) -> Command:
     """Add the options of every experiment."""
     options = (
-        click.option("--quick", is_flag=True, help="A few steps of a tiny network, to see that it runs."),
+        click.option("--quick", is_flag=True, help="Try the experiment: a few steps of a tiny network."),
         click.option(
             "--cifar10",
             type=click.Path(path_type=Path, exists=True, file_okay=False),
-            help="Folder of CIFAR-10's binary version (data_batch_1.bin ...), in place of the digits.",
+            help="Train on CIFAR-10, from the folder of its binary version (data_batch_1.bin ...), not on the digits.",
         ),
         click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each kind."),
-        click.option("--epochs", type=click.IntRange(min=1), help="Of each run."),
+        click.option("--epochs", type=click.IntRange(min=1), help="Epochs of each run."),
         click.option(
             "--output",
             type=click.Path(path_type=Path, file_okay=False),
             default=Path("paper-results"),
             show_default=True,
-            help="Folder for the figure and the numbers, made if it is not there.",
+            help="Folder for the figure and the numbers, made if it does not exist.",
         ),
         click.option(
             "--threads",
@@ -45,7 +46,7 @@ def experiment_options(command: Command) -> Command:
             default=1,
             show_default=True,
             callback=lambda ctx, param, value: torch.set_num_threads(value) or value,
-            help="Of PyTorch; a small network gains nothing from more.",
+            help="Threads of PyTorch; a small network gains nothing from more than one.",
         ),
     )
     for option in reversed(options):
@@ -58,7 +59,7 @@ method_option = click.option(
     type=click.Choice(METHODS),
     default="dykstra",
     show_default=True,
-    help="How kernels are brought within the bound: dykstra, to the nearest one.",
+    help="How to bring kernels within the bound; dykstra finds the nearest kernel.",
 )
 
 
@@ -73,9 +74,9 @@ def write(
     output : Path
     figure : Figure
     arguments, content : mapping
-        What the experiment was asked, and found.
+        The options of the experiment, and its results.
     *more : str
-        Distributions, besides PyTorch, whose versions matter.
+        Distributions besides `DISTRIBUTIONS` whose versions are stated.
     """
     output.mkdir(parents=True, exist_ok=True)
     figure.savefig(output / f"{name}.png", dpi=80)
@@ -86,5 +87,5 @@ def write(
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and standard deviation of the sample, which is 0 for one value."""
+    """Return the mean and the standard deviation of a sample; the deviation of one value is 0."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

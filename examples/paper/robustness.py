@@ -1,4 +1,4 @@
-"""The bound, test error, and accuracy under attack: with batch normalisation and without, over learning rates."""
+"""The experiment on robustness: test error and accuracy under attack, by bound and learning rate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from examples.paper.data import Images, load
 from examples.paper.results import experiment_options, mean_and_deviation, method_option, write
 from examples.paper.training import Recipe, accuracy, attacked, circular_norms, train
 
+__all__ = ["Run", "draw", "robustness"]
+
 BOUNDS = (0.5, 1.0, None)
+"""Bounds of the operator norms; None for no bound. Chosen by hand."""
+
 LEARNING_RATES = (0.02, 0.1, 0.5)
+"""The initial learning rates. A guess: the default of `Recipe`, and five times as much and as little."""
+
 ATTACKS = (0.05, 0.1, 0.2)
+"""Sizes of the attack, where pixels lie between 0 and 1. A guess."""
+
 DRAWN = 0.1
-"""Size of the attack in the figure and the table, in the unit of pixels between 0 and 1."""
+"""The one of `ATTACKS` in the figure and the table."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,11 @@ class Run:
     Attributes
     ----------
     test_error : float
-        Share of the test images.
+        Share of the test images that get a wrong label.
     attacked : dict of str to float
-        Accuracy on the test images moved by so much.
+        Accuracy on the test images after an attack, by the attack's size.
     norm : float or None
-        Largest of a layer's circular convolution after training; None where that diverged.
+        The largest operator norm among the layers' circular convolutions after training; None if it diverged.
     """
 
     bound: float | None
@@ -61,7 +69,7 @@ def robustness(
     method: str,
     every: int,
 ) -> None:
-    """Bounds of 0.5, 1 and none: test error, and accuracy under a gradient-sign attack."""
+    """Train with bounds of 0.5, 1 and none: test error, and accuracy under a gradient-sign attack."""
     images = load(cifar10, 128 if quick else None)
     recipe = Recipe(widths=(4, 8), epochs=epochs or 1, every=every) if quick else Recipe(every=every)
     recipe = replace(recipe, epochs=epochs or recipe.epochs, method=method)
@@ -99,7 +107,7 @@ def _run(images: Images, recipe: Recipe) -> Run:
 
 
 def _show(runs: Sequence[Run]) -> None:
-    """Print mean and standard deviation over the seeds."""
+    """Print the mean and the standard deviation over the seeds."""
     click.echo(f"{'':8} {'bound':6} {'rate':5} {'test error, %':>15} {f'under {DRAWN}, %':>15} {'norm':>7}")
     for (batch_norm, bound, rate), some in _groups(runs):
         error, attack = (
@@ -113,7 +121,7 @@ def _show(runs: Sequence[Run]) -> None:
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Test error and accuracy under attack over the learning rate, mean and standard deviation over the seeds."""
+    """Draw test error and accuracy under attack over the learning rate: mean and deviation over the seeds."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     for column, batch_norm in enumerate((True, False)):
@@ -129,7 +137,7 @@ def draw(runs: Sequence[Run]) -> Figure:
 
 
 def _lines(axes: Axes, runs: Sequence[Run], values: Sequence[float]) -> None:
-    """One line for each bound."""
+    """Draw one line for each bound."""
     pairs = list(zip(runs, values, strict=True))
     rates = sorted({run.learning_rate for run in runs})
     for number, bound in enumerate(BOUNDS):
@@ -138,7 +146,7 @@ def _lines(axes: Axes, runs: Sequence[Run], values: Sequence[float]) -> None:
             for rate in rates
         ]
         means, deviations = zip(*points, strict=True)
-        shifted = [rate * 1.05 ** (number - 1) for rate in rates]  # so that error bars do not hide each other
+        shifted = [rate * 1.05 ** (number - 1) for rate in rates]  # shifted so that error bars do not hide each other
         axes.errorbar(shifted, means, yerr=deviations, fmt="o-", capsize=3, label=_label(bound))
     axes.set_xscale("log")
     axes.set_xticks(rates, [str(rate) for rate in rates])
@@ -147,7 +155,7 @@ def _lines(axes: Axes, runs: Sequence[Run], values: Sequence[float]) -> None:
 
 
 def _groups(runs: Sequence[Run]) -> Iterable[tuple[tuple[bool, float | None, float], list[Run]]]:
-    """The runs that differ in their seed alone."""
+    """Return the runs in groups that differ only in their seed."""
     groups: dict[tuple[bool, float | None, float], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.batch_norm, run.bound, run.learning_rate), []).append(run)

@@ -1,4 +1,4 @@
-"""Every singular value of every layer, before training and after, with a bound and without."""
+"""The experiment on spectra: every singular value of every layer, before training and after it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from examples.paper.data import load
 from examples.paper.results import experiment_options, write
 from examples.paper.training import Recipe, accuracy, circular_conv, make_model, train
 
+__all__ = ["draw", "spectra"]
+
 BOUND = 1.0
+"""The bound of the operator norms: the one of a layer that enlarges nothing."""
+
 QUANTILES = tuple(np.linspace(0, 1, 11).tolist())
+"""The quantiles of the singular values that the JSON states: the deciles."""
+
 BEFORE, FREE, BOUNDED = "before training", "after, no bound", f"after, bound {BOUND}"
 
 
 @click.command()
 @experiment_options
 def spectra(quick: bool, cifar10: Path | None, seeds: int, epochs: int | None, output: Path, threads: int) -> None:
-    """All layers' singular values before training, and after it with a bound of 1 and without."""
+    """Compute all singular values before training, and after it with a bound of 1 and without."""
     images = load(cifar10, 128 if quick else None)
     recipe = Recipe(widths=(4, 8), epochs=1) if quick else Recipe()
     recipe = replace(recipe, epochs=epochs or recipe.epochs, every=1 if quick else 10)
@@ -51,7 +57,7 @@ def spectra(quick: bool, cifar10: Path | None, seeds: int, epochs: int | None, o
 
 
 def _values(layers: Sequence[ConvLayer]) -> dict[str, np.ndarray]:
-    """All singular values of each layer's circular convolution, descending."""
+    """Return all singular values of each layer's circular convolution, in descending order."""
     return {
         layer.name: singular_values(layer.weight.detach(), layer.input_shape, circular_conv(layer)).numpy()
         for layer in layers
@@ -69,7 +75,7 @@ def _numbers(values: np.ndarray) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print norm, median and least singular value of each layer, means over the seeds."""
+    """Print the norm, the median and the least singular value of each layer, averaged over the seeds."""
     click.echo(f"{'layer':18} {'when':20} {'values':>6} {'norm':>8} {'median':>8} {'least':>8}")
     for layer in dict.fromkeys(row["layer"] for row in rows):
         for when in (BEFORE, FREE, BOUNDED):
@@ -79,7 +85,7 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw(found: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """One panel a layer: the singular values in descending order, of the first seed."""
+    """Draw the singular values of each layer in descending order, for the first seed, with one panel a layer."""
     names = list(found[BEFORE])
     columns = 4
     figure = Figure(figsize=(11, 2.4 * -(-len(names) // columns)), layout="constrained")

@@ -1,4 +1,4 @@
-"""`examples.paper.frameworks` in PyTorch."""
+"""The training of `examples.paper.frameworks` in PyTorch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch.nn import functional as F
 from examples.paper.resnet import ResNet
 from examples.paper.training import MOMENTUM
 
+__all__ = ["run"]
+
 if TYPE_CHECKING:
     from examples.paper.frameworks import Problem
 
 
 def run(problem: Problem) -> dict[str, np.ndarray]:
-    """Train, and return the kernel of every convolution, OIHW, by its name."""
+    """Train, and return each convolution's kernel (OIHW) by its name."""
     recipe = problem.recipe
     images, labels = torch.from_numpy(problem.images), torch.from_numpy(problem.labels)
     model = ResNet(recipe.widths, recipe.blocks, channels=images.shape[1], batch_norm=False)

@@ -1,6 +1,6 @@
-"""array-api-strict for `convsv`: the array API standard and nothing beside it.
+"""Backend for array-api-strict, which implements the array API standard and nothing else.
 
-The library has simulated devices that refuse to mix, so it also shows that nothing is moved to the host.
+The library has simulated devices whose arrays refuse to mix. So it also shows that nothing is moved to the host.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import numpy as np
 
 from convsv_core import Backend, hookimpl
 
+__all__ = ["StrictBackend", "convsv_backend"]
+
 
 class StrictBackend(Backend):
-    """array-api-strict arrays, on its CPU and on one of its simulated devices."""
+    """Backend for array-api-strict arrays on the library's CPU and on one of its simulated devices."""
 
     name = "array_api_strict"
     module = "array_api_strict"
@@ -22,7 +24,7 @@ class StrictBackend(Backend):
         return ("CPU_DEVICE", "device1")
 
     def dtypes(self, device: str | None = None) -> tuple[str, ...]:
-        # complex128 follows from float64 here; the cases of one precision on the second device will do
+        # The second device runs the cases of float32 only: the first device covers the other dtypes.
         return tuple(name for name in super().dtypes(device) if device != "device1" or name == "float32")
 
     def asarray(self, array: Any, *, dtype: str | None = None, device: str | None = None) -> Any:

@@ -1,0 +1,138 @@
+"""The geometry of convolutions of JAX's frameworks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+from convsv_adapters._layers import ConvLayer, make_layer
+from convsv_core import Conv
+from convsv_core.layers import Extents
+
+__all__ = ["FoundConv", "Sides", "make_conv", "make_traced_layer", "make_transposed_conv", "per_axis"]
+
+Sides: TypeAlias = tuple[tuple[int, int], ...]
+"""The numbers of elements added before and after each spatial axis."""
+
+
+class FoundConv(NamedTuple):
+    """A layer's geometry, or None where a `Conv` cannot express it, with a note for people."""
+
+    conv: Conv | None
+    note: str = ""
+
+
+def make_traced_layer(
+    module: object,
+    framework: str,
+    found: FoundConv,
+    *,
+    name: str,
+    path: str,
+    kernel_shape: tuple[int, ...],
+    input_shapes: tuple[Extents, ...],
+    traced: bool,
+    computed: bool = False,
+) -> ConvLayer:
+    """Return the layer of a module of a framework, whose own classes alone have a forward pass that is known.
+
+    Parameters
+    ----------
+    module : object
+    framework : str
+        Top-level package of the framework.
+    found : FoundConv
+    name, path, kernel_shape, input_shapes
+        As in `ConvLayer`.
+    traced : bool
+        Whether a call of the model was traced.
+    computed : bool, default False
+        Whether the forward pass computes the kernel.
+    """
+    return make_layer(
+        found.note,
+        reached=not traced or bool(input_shapes),
+        unknown_forward=not type(module).__module__.startswith(f"{framework}."),
+        name=name,
+        path=path,
+        kernel_shape=kernel_shape,
+        conv=found.conv,
+        input_shapes=input_shapes,
+        computed_in_forward=computed,
+    )
+
+
+def make_conv(
+    layout: str,
+    taps: Extents,
+    *,
+    stride: Extents,
+    dilation: Extents,
+    groups: int,
+    padding: str | Sides,
+    padding_mode: str,
+    input_shapes: Iterable[Extents],
+) -> FoundConv:
+    """Return the geometry of a convolution whose padding JAX resolves.
+
+    "SAME" and "SAME_LOWER" depend on the extents. Without any, extents that the stride divides are assumed. With
+    several that differ in their padding, the padding of the first is taken, and a note says so.
+    """
+    plain = Conv(layout, stride=stride, dilation=dilation, groups=groups, padding_mode=padding_mode)
+    resolved: dict[Sides, None] = {}
+    spans = tuple(d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True))
+    for extents in list(input_shapes) or [stride]:
+        resolved[_sides(padding, extents, spans, stride)] = None
+    first, *others = resolved
+    note = f"its padding depends on the extents; the padding for the first is used, {first}" if others else ""
+    if isinstance(padding, str) and first == plain.pads(taps):
+        return FoundConv(plain, note)
+    return FoundConv(dataclasses.replace(plain, padding=first), note)
+
+
+def _sides(padding: str | Sides, extents: Extents, spans: Extents, stride: Extents) -> Sides:
+    """Return the elements added before and after each axis."""
+    if not isinstance(padding, str):
+        return padding
+    return tuple((int(a), int(b)) for a, b in jax.lax.padtype_to_pads(extents, spans, stride, padding))
+
+
+def make_transposed_conv(
+    layout: str, taps: Extents, *, stride: Extents, dilation: Extents, groups: int, sides: Sides, adjoint: bool = False
+) -> FoundConv:
+    """Return the geometry of a convolution over an input with zeros between its elements.
+
+    Parameters
+    ----------
+    layout : str
+        I is the axis of the layer's input channels.
+    taps, stride, dilation, groups
+        `stride` is the dilation of the input.
+    sides : tuple of pairs
+        Elements added before and after each axis of the dilated input.
+    adjoint : bool, default False
+        Whether the taps are flipped first, so that the layer is the transpose of the convolution with the kernel. If
+        not, it is the transpose of the convolution with the reversed taps. That has the singular values of the
+        reflected convolution, which has the kernel, and the sides exchanged.
+    """
+    pairs = []
+    for k, d, (before, after) in zip(taps, dilation, sides, strict=True):
+        reach = d * (k - 1)
+        pairs.append((reach - before, reach - after) if adjoint else (reach - after, reach - before))
+    note = "its padding goes beyond the reach of the kernel" if min(min(pair) for pair in pairs) < 0 else ""
+    padding = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "transposed": True}
+    return FoundConv(Conv(layout, padding=padding, padding_mode="zeros", **options), note)
+
+
+def per_axis(value: Any, ndim: int) -> Extents:
+    """Return one int for each axis, from None (for 1), from an int for all axes, or from ints."""
+    if value is None:
+        return (1,) * ndim
+    if isinstance(value, int | np.integer):
+        return (int(value),) * ndim
+    return tuple(int(one) for one in value)

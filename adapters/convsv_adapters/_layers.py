@@ -1,0 +1,241 @@
+"""The convolutions of a model, in the same form for every framework, and their operators and penalties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convsv_core import Conv, norm_upper_bound, penalties
+from convsv_core.layers import (
+    Extents,
+    Layer,
+    Operator,
+    UnknownExtents,
+    circular_geometry,
+    lattice,
+    layer_operators,
+)
+from convsv_core.training import METHODS, ProjectionMethod
+
+__all__ = [
+    "ConvLayer",
+    "call_arguments",
+    "check_bound",
+    "check_method",
+    "check_penalty",
+    "geometry_of",
+    "layer_penalty",
+    "make_layer",
+    "model_layer",
+    "needs_extents",
+    "operators_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvLayer:
+    """One convolution kernel of a model: static, hashable and comparable.
+
+    Two layers are equal if all of their attributes are, and they are in one module. Code decides by the attributes
+    alone; `note` is for people.
+
+    Attributes
+    ----------
+    name : str
+        Path in the model: in PyTorch the first name in `torch.nn.Module.named_modules`, in Keras the path of the
+        kernel's variable, in JAX's frameworks the path of the layer, with slashes.
+    kernel_shape : tuple of int
+        Shape of the kernel, with the axes that ``conv.layout`` names.
+    conv : Conv or None
+        Geometry of the layer, with its own padding. None where a `Conv` cannot express it; `note` says why.
+    input_shapes : tuple of tuple of int
+        All spatial extents that the layer's input had in the forward pass, in order of appearance. Empty where there
+        was no pass, or where the pass did not reach the layer.
+    note : str
+        For people only: an assumption that was made, or why a figure is missing.
+    path : str
+        JAX's frameworks: the path of the kernel in the tree of parameters. Elsewhere "".
+    module : torch.nn.Module or keras.layers.Layer or None
+        The layer itself. None in JAX's frameworks, where layers are static.
+    variable : keras.Variable or None
+        Keras: the variable that holds the kernel.
+    part : str
+        Keras: "kernel", "depthwise" or "pointwise", with which Keras's arguments for the kernel begin, as in
+        ``depthwise_constraint``. A separable layer has two kernels, which are two of these.
+    reached : bool
+        False if there was a forward pass that did not reach the layer.
+    computed_in_forward : bool
+        True if the forward pass computes the kernel anew from other parameters, so that a new kernel cannot be stored.
+    unknown_forward : bool
+        True for a user's class, whose forward pass may do more to kernel and padding than the framework's class does.
+    """
+
+    name: str
+    kernel_shape: tuple[int, ...]
+    conv: Conv | None
+    input_shapes: tuple[Extents, ...] = ()
+    note: str = ""
+    path: str = ""
+    module: Any = None
+    variable: Any = field(default=None, compare=False, repr=False)
+    part: str = "kernel"
+    reached: bool = True
+    computed_in_forward: bool = False
+    unknown_forward: bool = False
+    read: Callable[[ConvLayer], Any] | None = field(default=None, compare=False, repr=False)
+    """The framework's function that returns the layer's kernel."""
+
+    @property
+    def input_shape(self) -> Extents | None:
+        """The first of `input_shapes`, or None."""
+        return self.input_shapes[0] if self.input_shapes else None
+
+    @property
+    def largest_input_shape(self) -> Extents | None:
+        """The one of `input_shapes` with the most pixels, or None."""
+        return max(self.input_shapes, key=math.prod, default=None)
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel with the axes that ``conv.layout`` names; a parametrised kernel is computed on each access.
+
+        AttributeError in JAX's frameworks, where the kernel is in the tree of parameters.
+        """
+        if self.read is None:
+            raise AttributeError(f"the layer {self.name!r} holds no kernel: wanted the leaf {self.path!r} of the model")
+        return self.read(self)
+
+    @property
+    def weight(self) -> Any:
+        """`kernel`, by PyTorch's name."""
+        return self.kernel
+
+    @property
+    def layer(self) -> Any:
+        """`module`, by Keras's name."""
+        return self.module
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether Keras's kernel is depthwise: its axis of input channels is part of the axis O of `kernel`."""
+        return self.part == "depthwise"
+
+
+def make_layer(*remarks: str, reached: bool = True, unknown_forward: bool = False, **attributes: Any) -> ConvLayer:
+    """Return a `ConvLayer` whose note puts its facts into words, before the remarks that are not empty."""
+    facts = (
+        "" if reached else "not reached by the forward pass",
+        "a subclass with a forward pass of its own: what it does to kernel and padding is not known"
+        if unknown_forward
+        else "",
+    )
+    note = "; ".join(filter(None, (*facts, *remarks)))
+    return ConvLayer(note=note, reached=reached, unknown_forward=unknown_forward, **attributes)
+
+
+def model_layer(layer: ConvLayer, kernel: Any) -> Layer:
+    """Return the layer as a report of the core takes it, with the largest of its extents."""
+    note, extents = layer.note, layer.largest_input_shape
+    if (count := len(layer.input_shapes)) > 1:
+        note = "; ".join(filter(None, (note, f"takes {count} different extents, of which the largest is used")))
+    if extents is None and not note:
+        note = "extents unknown: wanted an example_input"
+    return Layer(layer.name, kernel, layer.conv, extents, note)
+
+
+def call_arguments(example_input: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments of a model from an argument, positional or keyword arguments."""
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (tuple(example_input) if isinstance(example_input, tuple | list) else (example_input,)), {}
+
+
+def geometry_of(layer: ConvLayer) -> Conv:
+    """Return the layer's `conv`; raise ValueError if it has none."""
+    if layer.conv is None:
+        raise ValueError(f"the layer {layer.name!r} has no geometry: {layer.note}; wanted layers without it")
+    return layer.conv
+
+
+def operators_of(layer: ConvLayer, circular: bool) -> tuple[Operator, ...]:
+    """Return the operators whose norms bound the norm of a layer: see `convsv_core.layers.layer_operators`.
+
+    Raises
+    ------
+    ValueError
+        The layer has no geometry, or extents are needed that are not known. The message names the layer.
+    """
+    conv = geometry_of(layer)
+    try:
+        return layer_operators(layer.kernel_shape, conv, layer.input_shapes, circular=circular)
+    except UnknownExtents as error:
+        raise ValueError(needs_extents(layer.name, str(error))) from None
+
+
+def needs_extents(name: str, reason: str) -> str:
+    """Return the message of an error about a layer whose extents are needed."""
+    return f"the extents of the layer {name!r} are not known: {reason}; wanted an example_input that reaches it"
+
+
+def check_bound(bound: object, *, positive: bool) -> float:
+    """Return a bound as a float; raise ValueError unless it is finite and not negative, and positive if `positive`."""
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 <= bound < math.inf:
+        raise ValueError(f"bound={bound!r}: wanted a finite number that is not negative")
+    if positive and not bound:
+        raise ValueError(f"bound={bound!r}: wanted a positive number")
+    return float(bound)
+
+
+def check_method(method: Any) -> ProjectionMethod:
+    """Return a method; raise ValueError unless `convsv_core.project` has it."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
+    return method
+
+
+def check_penalty(kind: object) -> None:
+    """Raise ValueError unless `kind` names a penalty."""
+    if kind not in penalties.__all__:
+        raise ValueError(f"kind={kind!r}: wanted one of {', '.join(penalties.__all__)}")
+
+
+def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str, Any]) -> Any:
+    """Return a penalty on the singular values of one layer.
+
+    The operator is the circular one at the largest of the layer's extents. Without extents, "norm_hinge" and
+    "squared_norm" are of the upper bound for every input size, and "orthogonality" is of the infinite lattice.
+
+    Parameters
+    ----------
+    layer : ConvLayer
+    kernel : array
+        The layer's kernel, of ``layer.kernel_shape``.
+    kind : str
+        A function of `convsv_core.penalties`.
+    options : mapping
+        Arguments of this function.
+
+    Raises
+    ------
+    ValueError
+        The layer has no geometry, or the penalty needs extents that are not known.
+    TypeError
+        `options` are not the arguments of the penalty.
+    """
+    conv = geometry_of(layer)
+    if (largest := layer.largest_input_shape) is not None:
+        extents, circular = circular_geometry(conv, largest)
+        return getattr(penalties, kind)(kernel, extents, circular, **options)
+    conv = lattice(conv)
+    if kind == "orthogonality":
+        return penalties.orthogonality(kernel, None, conv, **options)
+    if kind == "squared_norm":
+        return norm_upper_bound(kernel, conv, **options) ** 2
+    if kind == "norm_hinge":
+        if set(options) != {"bound"}:
+            raise TypeError(f"options={dict(options)}: norm_hinge takes a bound")
+        excess = norm_upper_bound(kernel, conv) - options["bound"]
+        return (excess * (excess > 0)) ** 2
+    raise ValueError(needs_extents(layer.name, f"kind={kind!r} is of one input size"))

@@ -1,0 +1,73 @@
+"""Files that are written as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["replacing", "write_whole"]
+
+
+def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
+    """Write a file so that another program sees the old content or the new content, never a part.
+
+    A device such as /dev/null is written to directly. For `beside` see `replacing`.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    with replacing(path, beside=beside) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, like: Path | None = None, beside: Path | None = None) -> Iterator[Path]:
+    """Yield the path of a new file, which replaces the file at `path` when the block ends without an error.
+
+    After an error the new file is removed, and the file at `path` is as before. If `path` is a symbolic link, the
+    link stays and the file that it leads to is replaced.
+
+    Parameters
+    ----------
+    path : Path
+        The file to replace or to make.
+    like : Path, optional
+        The example for the permissions of a file that does not exist yet, and for the suffix of the new file's
+        temporary name. Without it, the permissions are the system's default and the suffix is that of `path`.
+    beside : Path, optional
+        A path in the same file system. The new file lies in its folder until it is complete; by default it lies in
+        the folder of `path`.
+
+    Raises
+    ------
+    OSError
+        A file cannot be made, written or replaced.
+    """
+    target = path.resolve()
+    example = target if target.exists() else like
+    place = beside.resolve() if beside is not None else target
+    partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part{(like or target).suffix}")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if example else 0o666))
+    try:
+        yield partial
+        _to_disk(partial)
+        if example is not None:
+            partial.chmod(stat.S_IMODE(example.stat().st_mode))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    if os.name == "posix":
+        _to_disk(target.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""The group of commands, which imports the module of a command when the command is called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+__all__ = ["COMMANDS", "convsv"]
+
+COMMANDS = {
+    "backends": "List the array libraries, and say why one cannot be used.",
+    "conformance": "Check backends against the dense matrix of the operator.",
+    "norm": "Certify the norm of every convolution for every input size.",
+    "project": "Project every convolution onto the kernels of bounded norm.",
+    "spectrum": "Compute the singular values of every convolution.",
+}
+"""The first line of each command's help. The module `convsv_adapters.cli.NAME` holds the command as `command`."""
+
+
+class LazyGroup(click.Group):
+    """A group whose help needs no module of its commands."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with, and import its module."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = importlib.import_module(f"convsv_adapters.cli.{name}").command
+        return name, command, rest
+
+
+@click.group(
+    cls=LazyGroup,
+    commands={name: click.Command(name, help=line) for name, line in COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="convsv")
+def convsv() -> None:
+    """Exact singular values of convolutional layers."""

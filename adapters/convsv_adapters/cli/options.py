@@ -1,0 +1,222 @@
+"""The options that several commands take, and the checks of their values."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+import numpy as np
+
+from convsv_adapters.formats.errors import one_line
+from convsv_core.backend import Backend
+from convsv_core.conv import Conv
+from convsv_core.layers import ReadOptions
+from convsv_core.plugins import get_backend
+
+__all__ = [
+    "MODEL",
+    "PLOT_FORMATS",
+    "Check",
+    "ModelOptions",
+    "add_options",
+    "model_options",
+    "number",
+    "output_file",
+]
+
+Check: TypeAlias = Callable[[click.Context, click.Parameter, Any], Any]
+"""A callback of click, which returns the checked value of an option or raises `click.BadParameter`."""
+
+MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
+"""The type of an argument that names a model."""
+
+PLOT_FORMATS = (".png", ".pdf", ".svg")
+"""The endings of the figures that can be written."""
+
+
+def number(*, zero: bool) -> Check:
+    """Make a check for finite numbers that are positive, or also 0 where `zero` is true."""
+    wanted = "a number that is not negative" if zero else "a positive number"
+
+    def check(ctx: click.Context, param: click.Parameter, value: float) -> float:
+        if not 0 <= value < math.inf or (value == 0 and not zero):  # click.FloatRange lets NaN pass
+            raise click.BadParameter(f"{value}: wanted {wanted}")
+        return value
+
+    return check
+
+
+def output_file(*suffixes: str, folder: bool = False) -> Check:
+    """Make a check for a path that can be written, so that a wrong one is refused before minutes of work.
+
+    Parameters
+    ----------
+    *suffixes : str
+        The endings that the name may have. Any ending will do if none is given.
+    folder : bool, default False
+        Whether the path is a folder of Parquet files, and not a file.
+    """
+
+    def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is None or str(value) == "-":
+            return value
+        if value.is_dir() and not folder:
+            raise click.BadParameter(f"{value} is a directory")
+        if value.exists() and not value.is_dir() and folder:
+            raise click.BadParameter(f"{value} is a file; the table is a folder of Parquet files: give another name")
+        if not value.absolute().parent.is_dir():
+            raise click.BadParameter(f"{value}: there is no directory {value.parent}")
+        if suffixes and value.suffix.lower() not in suffixes:
+            raise click.BadParameter(f"{value}: wanted a name that ends in {', '.join(suffixes)}")
+        return value
+
+    return check
+
+
+def add_options(command: Callable[..., Any], options: Sequence[Callable[[Any], Any]]) -> Callable[..., Any]:
+    """Return the command with these options of click, which its help lists in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+# ---- the options of every command that reads a network ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options that say how to read a network, and with which array library to compute.
+
+    Attributes
+    ----------
+    read_options : ReadOptions
+    backend_name : str
+    device : str or None
+        The default device of the array library if None.
+    dtype : str or None
+        float64 for kernels that are stored so, and float32 for others, if None.
+    """
+
+    read_options: ReadOptions
+    backend_name: str
+    device: str | None
+    dtype: str | None
+
+    def backend(self) -> Backend:
+        """Return the backend. An unknown backend, device or dtype is reported as an error of the command line."""
+        name, device, dtype = self.backend_name, self.device, self.dtype
+        try:
+            backend = get_backend(name)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--backend") from None
+        if reason := backend.unavailable():
+            raise click.ClickException(f"the backend {name} is not available: {reason}")
+        try:
+            backend.asarray(np.zeros(1, np.float32), device=device)
+        except Exception as error:  # each library has an exception of its own for a device that it lacks
+            raise click.BadParameter(f"{name} on {device}: {one_line(error)}", param_hint="--device") from None
+        if dtype is not None and dtype not in (known := backend.dtypes(device)):
+            raise click.BadParameter(f"{name} has {', '.join(known)} here, not {dtype}", param_hint="--dtype")
+        return backend
+
+
+def model_options(
+    sort_keys: Iterable[str], argument: Callable[[Any], Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a decorator that gives a command a model, `options` as `ModelOptions`, `json_path` and `sort`.
+
+    Parameters
+    ----------
+    sort_keys : iterable of str
+        The orders that the command's table can have.
+    argument : callable, optional
+        The click argument in place of that for one model, which is called `model`.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathered(
+            *,
+            input_shapes: Sequence[tuple[str, tuple[int, ...]]],
+            layout: str | None,
+            backend_name: str,
+            device: str | None,
+            dtype: str | None,
+            **others: Any,
+        ) -> Any:
+            names = [name for name, _ in input_shapes]
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise click.UsageError(f"--input-shape is given twice for {min(repeated) or 'the first input'}")
+            read_options = ReadOptions(dict(input_shapes), layout)
+            return command(options=ModelOptions(read_options, backend_name, device, dtype), **others)
+
+        sort = click.option(
+            "--sort",
+            type=click.Choice(list(sort_keys)),
+            default="depth",
+            show_default=True,
+            help="Order of the table: depth begins at the input, name is alphabetical, and the others show the most "
+            "remarkable layers first.",
+        )
+        first = argument or click.argument("model", required=False, type=MODEL)
+        return add_options(gathered, [first, *_MODEL_OPTIONS, sort])
+
+    return decorate
+
+
+def _input_shape(value: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``3,224,224`` or ``name=1,3,224,224``: a name, which may be empty, and a shape."""
+    name, _, numbers = value.rpartition("=")
+    try:
+        shape = tuple(int(extent) for extent in numbers.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise click.BadParameter(f"{value!r}: wanted positive integers as in 3,224,224 or name=1,3,224,224")
+    return name, shape
+
+
+def _check_layout(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        try:
+            Conv(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
+_MODEL_OPTIONS = (
+    click.option(
+        "--input-shape",
+        "input_shapes",
+        type=_input_shape,
+        metavar="SHAPE",
+        multiple=True,
+        help="Shape of the network's input, as 3,224,224 or name=1,3,48,320. Give it once for each input. For files "
+        "that hold only weights: the extents of every layer, or of the layer with this name.",
+    ),
+    click.option(
+        "--layout", callback=_check_layout, help="Layout of the kernels in files whose format does not fix it, as HWIO."
+    ),
+    click.option(
+        "--backend", "backend_name", default="numpy", show_default=True, help="Array library to compute with."
+    ),
+    click.option("--device", help="Device to compute on, as cuda:0."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float64"]),
+        help="Dtype to compute in.  [default: float64 for kernels stored so, else float32]",
+    ),
+    click.option(
+        "--json",
+        "json_path",
+        type=click.Path(path_type=Path, allow_dash=True),
+        callback=output_file(),
+        help="Write the figures to this file, or with - to stdout in place of the table.",
+    ),
+)

@@ -1,0 +1,115 @@
+"""The command `convsv project`."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from convsv_adapters.cli.options import ModelOptions, model_options, number, output_file
+from convsv_adapters.cli.output import GEOMETRY_FIELDS
+from convsv_adapters.cli.request import Request
+from convsv_adapters.cli.table import projection_view
+from convsv_core._projection.projection import METHODS, ProjectionMethod
+from convsv_core.reports import project_layers
+
+__all__ = ["FIELDS", "command"]
+
+FIELDS = (*GEOMETRY_FIELDS, "norm_before", "norm_after", "distance", "iterations", "converged", "note")
+"""The fields of a layer in the JSON."""
+
+
+@click.command("project")
+@model_options(projection_view(1.0, "dykstra").sort_keys)
+@click.option("--bound", type=float, callback=number(zero=True), required=True, help="Largest norm of a layer.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    callback=output_file(),
+    required=True,
+    help="File to write the network to, in its own format.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="dykstra",
+    show_default=True,
+    help="dykstra: the nearest kernel. alternating, newton-schulz: a near kernel. rescale: the kernel times a factor.",
+)
+@click.option(
+    "--rtol",
+    type=float,
+    callback=number(zero=False),
+    default=1e-2,
+    show_default=True,
+    help="dykstra: relative gap of the squared distance to the least one. Other methods: relative excess to stop at.",
+)
+@click.option(
+    "--max-iterations",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="After so many iterations a layer is scaled to the bound.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Project only the layers whose names match, as 'block1.*'. May be given more than once.",
+)
+@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists, even if it is MODEL.")
+def command(
+    model: Path | None,
+    options: ModelOptions,
+    json_path: Path | None,
+    sort: str,
+    bound: float,
+    output: Path,
+    method: ProjectionMethod,
+    rtol: float,
+    max_iterations: int,
+    only: Sequence[str],
+    force: bool,
+) -> None:
+    """Project every convolution onto the kernels of bounded norm.
+
+    MODEL is as for `convsv spectrum`. OUTPUT is the same network in the same format, with other weights and nothing
+    else changed. Each layer's norm, with the layer's own padding and for every input size, is then at most the bound.
+    This is certified for the weights as they are stored. A layer within the bound keeps its weights bit for bit. Where
+    reflected or repeated pixels make the norm depend on the extents, the extents are those of the input shape.
+
+    Nothing is written unless every layer, or every layer that --only selects, is proved to be within the bound.
+    Weights that the file does not store as such cannot be replaced: quantised or normalised weights, and weights that
+    nodes compute.
+
+    The exit status is 0 if OUTPUT was written. It is 1 if a layer stays above the bound or something failed, and 2 if
+    the call was wrong.
+    """
+    if os.path.lexists(output) and not force:
+        raise click.BadParameter(f"{output} exists: give another, or --force to replace it", param_hint="--output")
+    if output.exists() and not output.is_file():
+        raise click.BadParameter(f"{output} is no file", param_hint="--output")
+    request = Request.of(model, options)
+    names = [layer.name for layer in request.layers]
+    if lost := [pattern for pattern in only if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]:
+        raise click.BadParameter(f"no convolution is called {lost[0]!r}", param_hint="--only")
+    reports = request.reports(
+        project_layers,
+        bound,
+        method=method,
+        rtol=rtol,
+        max_iterations=max_iterations,
+        selected=lambda name: not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only),
+    )
+    failed = [report.name for report in reports if report.failed]
+    if not failed:
+        request.write(reports, output)
+    about = {"output": None if failed else str(output), "bound": bound, "method": method}
+    request.publish(reports, FIELDS, projection_view(bound, method), sort, json_path, about=about)
+    if failed:
+        shown = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
+        raise click.ClickException(f"{output} was not written: no norm of at most {bound:g} for {shown}; see the notes")

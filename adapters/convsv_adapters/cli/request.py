@@ -1,0 +1,132 @@
+"""A call for one network: read it, compute reports of its layers, and publish them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+
+from convsv_adapters.cli.files import replacing
+from convsv_adapters.cli.options import ModelOptions
+from convsv_adapters.cli.output import figures_of, one_line_errors, write_results
+from convsv_adapters.cli.progress import tracked
+from convsv_adapters.cli.table import View, show
+from convsv_core.backend import Backend
+from convsv_core.layers import Layer, ModelError
+from convsv_core.reports import ProjectionReport, Row, read_model, write_model
+
+__all__ = ["BUNDLED", "Request"]
+
+BUNDLED = "digits.onnx"
+"""The network that comes with convsv, in the package's folder `data`."""
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A network, and the backend to compute with.
+
+    Attributes
+    ----------
+    model : Path or None
+        The network's file, or None for `BUNDLED`.
+    options : ModelOptions
+    backend : Backend
+    """
+
+    model: Path | None
+    options: ModelOptions
+    backend: Backend
+
+    @classmethod
+    def of(cls, model: Path | None, options: ModelOptions) -> Request:
+        """Make the request, with the backend checked before the model is read."""
+        return cls(model, options, options.backend())
+
+    @property
+    def label(self) -> str:
+        """The network's name in titles."""
+        return self.model.name if self.model is not None else f"{BUNDLED} (comes with convsv)"
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """Every convolution of the network, read from its file. There is at least one."""
+        with one_line_errors(self.model), self._file() as path:
+            layers = read_model(path, self.options.read_options)
+        if not layers:
+            raise click.ClickException(f"{self.label}: no convolution found")
+        return layers
+
+    def reports(self, compute: Callable[..., Iterator[R]], *arguments: Any, **options: Any) -> list[R]:
+        """Compute a report of each layer, with a progress bar.
+
+        `compute` takes the layers, the backend, these arguments and options, and `dtype` and `device`.
+        """
+        rows = compute(
+            self.layers,
+            self.backend,
+            *arguments,
+            dtype=self.options.dtype,
+            device=self.options.device,
+            **options,
+        )
+        return list(tracked(rows, len(self.layers)))
+
+    def write(self, reports: Sequence[ProjectionReport], output: Path) -> None:
+        """Write the network with the projected kernels, and read it again before it takes its place."""
+        layers = self.layers
+        kernels = {
+            layer.stored.key: report.kernel
+            for layer, report in zip(layers, reports, strict=True)
+            if layer.stored is not None and report.kernel is not None
+        }
+        wanted = [kernels.get(layer.stored.key, layer.kernel) if layer.stored else layer.kernel for layer in layers]
+        with one_line_errors(output), self._file() as path, replacing(output, like=path) as partial:
+            write_model(path, kernels, partial)
+            written = [layer.kernel for layer in read_model(partial, self.options.read_options)]
+            for layer, kernel, found in zip(layers, wanted, written, strict=True):
+                if not np.array_equal(np.asarray(kernel), np.asarray(found), equal_nan=kernel is not None):
+                    raise ModelError(
+                        f"{path}: {layer.name} would change with the weights of others: project these by --only"
+                    )
+
+    def publish(
+        self,
+        reports: Sequence[Row],
+        fields: Sequence[str],
+        view: View,
+        sort: str,
+        json_path: Path | None,
+        *,
+        files: Mapping[Path, Callable[[], bytes]] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the JSON with these fields of each report, or print the table, and write other files.
+
+        `about` holds what the JSON says of the whole network besides the model and the backend.
+        """
+        document = {
+            "model": str(self.model) if self.model is not None else BUNDLED,
+            "backend": self.backend.name,
+            **(about or {}),
+            "layers": figures_of(reports, fields),
+        }
+        title = f"{self.label}, with {self.backend.name}"
+        write_results(document, json_path, lambda: show(reports, title, view, sort), files)
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[Path]:
+        if self.model is not None:
+            yield self.model
+        else:
+            bundled = importlib.resources.files("convsv_adapters") / "data" / BUNDLED
+            with importlib.resources.as_file(bundled) as path:
+                yield path

@@ -1,0 +1,32 @@
+"""The errors of the readers: one line that names the file and the reason."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from convsv_core.layers import ModelError
+
+__all__ = ["damaged", "load_library", "one_line"]
+
+
+def load_library(name: str, path: Path, extra: str) -> Any:
+    """Import the library that the format of `path` needs.
+
+    Raises `ModelError` with the command that installs convsv's `extra` if the library is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{path}: reading it needs {error.name}: pip install 'convsv[{extra}]'") from None
+
+
+def damaged(path: Path, kind: str, error: BaseException) -> ModelError:
+    """Return the error for a file that cannot be read as `kind`, such as "an .npz archive"."""
+    return ModelError(f"{path}: not {kind}, or a damaged one: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception on one line, or the name of its type if the message is empty."""
+    return " ".join(str(error).split()) or type(error).__name__

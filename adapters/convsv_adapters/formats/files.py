@@ -1,0 +1,27 @@
+"""The beginning of a file, by which a reader recognises its format."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from pathlib import Path
+
+__all__ = ["first_bytes", "zip_members"]
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """Return the first `count` bytes of a file, or all bytes of a shorter file."""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def zip_members(path: Path) -> list[str]:
+    """Return the names in a zip archive; only the first name if it is truncated, [] if the file is no archive."""
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    with path.open("rb") as file:
+        header = file.read(30)  # a local file header: its signature comes first, the length of the name at byte 26
+        if header[:4] != b"PK\x03\x04" or len(header) < 30:
+            return []
+        return [file.read(int.from_bytes(header[26:28], "little")).decode(errors="replace")]

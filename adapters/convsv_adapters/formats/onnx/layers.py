@@ -1,0 +1,338 @@
+"""From the nodes of an ONNX graph to layers: weights, padding, extents and geometry of each convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convsv_adapters.formats.errors import one_line
+from convsv_adapters.formats.onnx.extents import infer_types, open_inputs
+from convsv_adapters.formats.onnx.graph import Node, Place, Scope, attributes
+from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
+from convsv_adapters.formats.onnx.tensors import STORED_DTYPES
+from convsv_adapters.formats.onnx.types import Dims, Types, dims_of
+from convsv_adapters.parameters import LAYOUTS, HostArray
+from convsv_core.conv import SPATIAL_LETTERS, Conv, Pads
+from convsv_core.layers import Layer, Stored
+
+__all__ = ["convolutions"]
+
+WEIGHT_INPUT = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""The input of each operator that is the kernel, by its index."""
+
+QUANTISED = ("ConvInteger", "QLinearConv")
+
+PAD_MODES = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+"""The padding mode of a `Conv` for each mode of a Pad node."""
+
+
+def convolutions(model: Any, root: Scope, inputs: Types, stored: Mapping[str, Any]) -> list[Layer]:
+    """Return every convolution of a graph and its bodies, in the order of execution.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Where extents have to be found by running the network, nodes are added to it.
+    root : Scope
+        The scope of ``model.graph``.
+    inputs : Types
+        The inputs of the graph.
+    stored : mapping of str to onnx.TensorProto
+        The tensors of the file, by their keys (`Scope.stored`).
+    """
+    types = infer_types(root, inputs)
+    found = [_find(place) for place in root.walk() if "Conv" in place.node.op_type]
+    for item in found:
+        item.dims = _known_dims(types[item.scope], item.source, item.rank)
+    _run_for_the_rest(model, root.folder, found, inputs)
+    return list(_with_unique_names(_layer(item, stored) for item in found))
+
+
+# ---- weights and padding ----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Found:
+    """A convolution on its way to becoming a `Layer`.
+
+    Attributes
+    ----------
+    scope : Scope
+    node : onnx.NodeProto
+    source : str
+        The layer's input: that of the node, or of a Pad node in front of it that counts as padding.
+    kernel : array or None
+    pads : tuple of pairs of int
+        The padding of the Pad node for each spatial axis, zeros without such a node.
+    padding_mode : str
+    notes : list of str
+        Parts of the layer's note.
+    dims : Dims or None
+        The shape of `source`.
+    """
+
+    scope: Scope
+    node: Node
+    source: str
+    kernel: HostArray | None = None
+    pads: Pads = ()
+    padding_mode: str = "zeros"
+    notes: list[str] = field(default_factory=list)
+    dims: Dims | None = None
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.kernel is None else self.kernel.ndim
+
+    @property
+    def extents(self) -> tuple[int, ...] | None:
+        """The spatial extents of the layer's input, or None if one of them is unknown."""
+        spatial = None if self.dims is None else self.dims[2:]
+        return None if spatial is None or None in spatial else tuple(d for d in spatial if d is not None)
+
+
+def _find(place: Place) -> _Found:
+    """Return the convolution of a node, with its kernel and padding."""
+    scope, node = place
+    item = _Found(scope, node, node.input[0])
+    if node.op_type not in WEIGHT_INPUT:
+        item.notes.append(f"{node.op_type} is not supported")
+        return item
+    try:
+        kernel = _kernel(scope, node, item.notes)
+    except (LookupError, OSError, ValueError) as error:
+        item.notes.append(f"no weights: {one_line(error)}")
+        return item
+    if kernel.ndim not in LAYOUTS:
+        item.notes.append(f"a kernel of rank {kernel.ndim} is not supported")
+        return item
+    item.kernel = kernel
+    item.pads = ((0, 0),) * (kernel.ndim - 2)
+    if node.op_type != "ConvTranspose":
+        _fold_pad(item, kernel.ndim)
+    return item
+
+
+def _kernel(scope: Scope, node: Node, notes: list[str]) -> HostArray:
+    """Return the kernel of a node; quantised weights come as float32, with their zero point and scale applied."""
+    names = list(node.input)
+    position = WEIGHT_INPUT[node.op_type]
+    if len(names) <= position or not names[position]:
+        raise LookupError("the node has no weight input")
+    kernel = scope.constant(names[position])
+    if node.op_type not in QUANTISED:
+        return kernel
+
+    def optional(index: int) -> HostArray:
+        """Return an input as one number, or as one number for each output channel; 0 if the node lacks it."""
+        value = scope.constant(names[index]) if len(names) > index and names[index] else np.zeros(())
+        value = value.astype(np.float32)
+        return value.reshape(-1, *(1,) * (kernel.ndim - 1)) if value.size > 1 else value.reshape(())
+
+    if node.op_type == "ConvInteger":
+        notes.append("integer weights without a scale")
+        return kernel.astype(np.float32) - optional(3)
+    notes.append("quantised weights, with their scale")
+    return (kernel.astype(np.float32) - optional(5)) * optional(4)
+
+
+def _fold_pad(item: _Found, rank: int) -> None:
+    """Count a Pad node in front of the convolution as part of its padding, and the node's input as the layer's."""
+    scope, name = item.scope, item.source
+    node = scope.producer(name)
+    while node is not None and node.op_type == "Identity":
+        name = node.input[0]
+        node = scope.producer(name)
+    if node is None or node.op_type != "Pad":
+        return
+    try:
+        pad = _read_pad(scope, node, rank)
+    except (LookupError, ValueError) as error:
+        item.notes.append(f"after a Pad node that was left out: {one_line(error)}")
+        return
+    values = attributes(item.node)
+    auto_pad = values.get("auto_pad", "NOTSET")
+    pads_itself = auto_pad not in ("NOTSET", "VALID") or any(values.get("pads", ()))
+    pads_channels = any(map(any, pad.sides[:2]))
+    crops = min(map(min, pad.sides)) < 0
+    if pads_channels or crops or pad.value != 0 or (pad.mode != "constant" and pads_itself):
+        item.notes.append(f"after a Pad node ({pad.mode}, {pad.sides}) that is no part of a convolution's padding")
+        return
+    if auto_pad.startswith("SAME"):
+        return  # such padding depends on the extents behind the Pad node, so the layer begins there
+    item.source, item.pads, item.padding_mode = node.input[0], pad.sides[2:], PAD_MODES[pad.mode]
+
+
+class _Pad(NamedTuple):
+    """The padding of a Pad node: the entries added before and after each axis, and the rule that makes them."""
+
+    sides: Pads
+    mode: str
+    value: float
+
+
+def _read_pad(scope: Scope, node: Node, rank: int) -> _Pad:
+    """Read a Pad node of any operator set.
+
+    Raises `LookupError` if an input is computed at run time, `ValueError` if it does not fit a tensor of `rank`.
+    """
+    values = attributes(node)
+    mode = values.get("mode", "constant")
+    inputs = [*node.input, "", "", ""]
+    flat = values.get("pads", values.get("paddings", ()))
+    if inputs[1]:
+        flat = tuple(int(pad) for pad in scope.constant(inputs[1]))
+    value = float(values.get("value", 0.0))
+    if inputs[2] and mode == "constant":
+        value = float(np.reshape(scope.constant(inputs[2]), ()))
+    axes = [int(axis) % rank for axis in scope.constant(inputs[3])] if inputs[3] else list(range(rank))
+    if len(flat) != 2 * len(axes) or mode not in PAD_MODES:
+        raise ValueError(f"{len(flat)} pads in mode {mode!r} for a tensor of rank {rank}")
+    sides = dict(zip(axes, _pairs(flat), strict=True))
+    return _Pad(tuple(sides.get(axis, (0, 0)) for axis in range(rank)), mode, value)
+
+
+# ---- the extents -----------------------------------------------------------------------------------------
+
+
+def _known_dims(types: Types, name: str, rank: int | None) -> Dims | None:
+    dims = dims_of(types[name]) if name in types else None
+    return dims if dims is not None and len(dims) == rank else None
+
+
+def _run_for_the_rest(model: Any, folder: Path, found: list[_Found], inputs: Types) -> None:
+    """Find by running the network the extents that shape inference left unknown, or note why they stay unknown."""
+    rest = [item for item in found if item.rank is not None and item.extents is None]
+    if not rest:
+        return
+    reason = ""
+    if unpinned := open_inputs(inputs):
+        reason = f"extents unknown: give the shape of the input, {' and '.join(unpinned)}"
+    else:
+        wanted = [Wanted(item.scope, item.source, item.rank or 0) for item in rest]
+        try:
+            shapes = run_for_shapes(model, folder, inputs, wanted)
+        except ModuleNotFoundError:
+            reason = "extents unknown to shape inference, and onnxruntime is not installed"
+        except RuntimeError as error:
+            reason = f"extents unknown to shape inference, and running fails: {one_line(error)}"
+    if reason:
+        for item in rest:
+            item.notes.append(reason)
+        return
+    for item, seen in zip(rest, shapes, strict=True):
+        if seen:
+            item.dims = max(seen, key=math.prod)
+        else:
+            item.notes.append("extents unknown: it is in a branch that is not taken for an input of ones")
+        if len(seen) > 1:
+            item.notes.append(f"takes {len(seen)} different extents in a loop, of which the largest is used")
+
+
+# ---- the geometry ------------------------------------------------------------------------------------------
+
+
+def _layer(item: _Found, stored: Mapping[str, Any]) -> Layer:
+    name = item.scope.prefix + (item.node.name or item.node.output[0])
+    conv = None
+    if item.kernel is not None:
+        try:
+            conv = _conv(item, item.kernel)
+        except (TypeError, ValueError) as error:
+            item.notes.append(f"its geometry is not valid: {one_line(error)}")
+    return Layer(name, item.kernel, conv, item.extents, "; ".join(item.notes), _stored(item, stored))
+
+
+def _stored(item: _Found, stored: Mapping[str, Any]) -> Stored | None:
+    """Return where the file stores the kernel; None if it is computed, or of a dtype that is not written."""
+    if item.kernel is None or item.node.op_type in QUANTISED:
+        return None
+    found = item.scope.stored(item.node.input[WEIGHT_INPUT[item.node.op_type]])
+    if found is None or found.key not in stored or found.tensor.data_type not in STORED_DTYPES:
+        return None
+    return Stored(found.key, STORED_DTYPES[found.tensor.data_type])
+
+
+def _conv(item: _Found, kernel: HostArray) -> Conv:
+    values, taps = attributes(item.node), kernel.shape[2:]
+    stride = values.get("strides", (1,) * len(taps))
+    dilation = values.get("dilations", (1,) * len(taps))
+    transposed = item.node.op_type == "ConvTranspose"
+    reach = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
+    own = (_transposed_pads if transposed else _forward_pads)(item, stride, reach)
+    return Conv(
+        f"IO{SPATIAL_LETTERS[len(taps)]}" if transposed else LAYOUTS[kernel.ndim],
+        stride=stride,
+        dilation=dilation,
+        groups=values.get("group", 1),
+        padding=tuple((a + c, b + d) for (a, b), (c, d) in zip(own, item.pads, strict=True)),
+        padding_mode=item.padding_mode,
+        transposed=transposed,
+    )
+
+
+def _forward_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> list[tuple[int, int]]:
+    """Return the padding of a Conv node for each axis, given the pixels that a dilated kernel reaches across."""
+    values = attributes(item.node)
+    auto_pad = values.get("auto_pad", "NOTSET")
+    if not auto_pad.startswith("SAME"):
+        return _explicit_pads(values, auto_pad, len(reach))
+    totals = []
+    for s, r, extent in zip(stride, reach, item.extents or stride, strict=True):
+        outputs = -(-extent // s)
+        totals.append(max((outputs - 1) * s + r - extent, 0))
+    return _halves(totals, auto_pad)
+
+
+def _transposed_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> list[tuple[int, int]]:
+    """Return the padding of the convolution whose transpose a ConvTranspose node is.
+
+    Output padding counts as less padding at the end of an axis.
+    """
+    values, ndim = attributes(item.node), len(reach)
+    auto_pad = values.get("auto_pad", "NOTSET")
+    extra = values.get("output_padding", (0,) * ndim)
+    wanted = values.get("output_shape", ())
+    if wanted or auto_pad.startswith("SAME"):
+        extents = item.extents or (1,) * ndim
+        if not wanted or item.extents is None:
+            wanted = tuple(n * s for n, s in zip(extents, stride, strict=True))
+        sizes = zip(extents, stride, extra, reach, wanted[-ndim:], strict=True)
+        totals = [s * (n - 1) + e + r - w for n, s, e, r, w in sizes]
+        pads = _halves(totals, auto_pad)
+    else:
+        pads = _explicit_pads(values, auto_pad, ndim)
+    pads = [(before, after - e) for (before, after), e in zip(pads, extra, strict=True)]
+    if min(map(min, pads)) < 0:
+        item.notes.append("its output padding goes beyond the reach of the kernel")
+    return [(max(before, 0), max(after, 0)) for before, after in pads]
+
+
+def _explicit_pads(values: Mapping[str, Any], auto_pad: str, ndim: int) -> list[tuple[int, int]]:
+    """Return the padding that a node's attributes state; VALID means none."""
+    return [(0, 0)] * ndim if auto_pad == "VALID" else _pairs(values.get("pads", (0,) * 2 * ndim))
+
+
+def _pairs(flat: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the padding of each axis, from ONNX's list: first all entries before an axis, then all entries after."""
+    half = len(flat) // 2
+    return list(zip(flat[:half], flat[half:], strict=True))
+
+
+def _halves(totals: list[int], auto_pad: str) -> list[tuple[int, int]]:
+    """Split the padding of each axis; of an odd number SAME_UPPER adds the larger part at the end."""
+    halves = [(total // 2, total - total // 2) for total in totals]
+    return halves if auto_pad == "SAME_UPPER" else [(after, before) for before, after in halves]
+
+
+def _with_unique_names(layers: Iterator[Layer]) -> Iterator[Layer]:
+    """Yield layers with names that tell them apart: ONNX lets nodes share a name."""
+    seen: dict[str, int] = {}
+    for layer in layers:
+        count = seen[layer.name] = seen.get(layer.name, 0) + 1
+        yield layer if count == 1 else replace(layer, name=f"{layer.name}#{count}")

@@ -1,0 +1,106 @@
+"""Reader and writer of ONNX models. Importing this module does not import onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convsv_adapters.formats.errors import load_library
+from convsv_adapters.formats.files import first_bytes
+from convsv_adapters.parameters import HostArray
+from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.plugins import hookimpl
+
+__all__ = ["convsv_read_model", "convsv_write_model"]
+
+VERSION_TAG = 0x08
+FIELD_TAGS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72}
+"""The first bytes of fields of a serialised ModelProto, from the format's definition.
+
+It begins with `VERSION_TAG` and its IR version, a byte below `TOO_NEW`; one of `FIELD_TAGS` comes next.
+"""
+
+TOO_NEW = 0x40
+"""A bound of IR versions, for recognising a model by its content. A guess: the largest known version is below 16."""
+
+
+@hookimpl
+def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
+    """Read the convolutions of an ONNX model with their geometry and extents, in the order of execution."""
+    if not _is_onnx(path):
+        return None
+    if options.layout is not None:
+        raise ModelError(f"{path}: ONNX fixes the layout of its kernels; drop {options.layout!r}")
+    load_library("onnx", path, "cli")
+    import onnx.inliner
+
+    from convsv_adapters.formats.onnx.extents import pin_inputs
+    from convsv_adapters.formats.onnx.graph import Scope
+    from convsv_adapters.formats.onnx.layers import convolutions
+    from convsv_adapters.formats.onnx.tensors import check_external_data
+
+    model = _load(path)
+    root = Scope(model.graph, model.opset_import, path.parent)
+    stored = root.stored_tensors()
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+        root = Scope(model.graph, model.opset_import, path.parent)
+    check_external_data(root.tensors(), path)
+    return convolutions(model, root, pin_inputs(root, options.input_shapes, path), stored)
+
+
+@hookimpl
+def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> bool | None:
+    """Write an ONNX model with other kernels, in the initialisers and Constant nodes that hold them."""
+    if not _is_onnx(path):
+        return None
+    from convsv_adapters.formats.onnx.graph import Scope
+    from convsv_adapters.formats.onnx.tensors import is_external, put_array
+
+    model = _load(path)
+    root = Scope(model.graph, model.opset_import, path.parent)
+    if any(map(is_external, root.tensors())):
+        raise ModelError(
+            f"{path}: some of its numbers are in other files, which are not written: save it as one file first "
+            "(onnx.save_model with save_as_external_data=False)"
+        )
+    stored = root.stored_tensors()
+    for key, kernel in kernels.items():
+        put_array(stored[key], kernel)
+    target.write_bytes(model.SerializeToString())
+    return True
+
+
+def _is_onnx(path: Path) -> bool:
+    if path.suffix.lower() == ".onnx":
+        return True
+    head = first_bytes(path, 3)
+    return len(head) == 3 and head[0] == VERSION_TAG and 0 < head[1] < TOO_NEW and head[2] in FIELD_TAGS
+
+
+def _load(path: Path) -> Any:
+    """Parse a model without loading its external data; ModelError for a file that is no model, or a newer one."""
+    import google.protobuf.message  # type: ignore[import-untyped]
+    import onnx
+    import onnx.defs
+
+    try:
+        model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    except google.protobuf.message.DecodeError:
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one") from None
+    if not model.graph.node:
+        raise ModelError(f"{path}: not an ONNX model: it holds no graph")
+    if model.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{path}: too new: its IR version is {model.ir_version}, and onnx {onnx.__version__} reads up to "
+            f"{onnx.IR_VERSION}"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            raise ModelError(
+                f"{path}: too new: it uses operator set {opset.version}, and onnx {onnx.__version__} knows "
+                f"up to {newest}"
+            )
+    return model

@@ -1,0 +1,208 @@
+"""The convolutions of Keras models: their kernels, their geometry, and the extents of their inputs in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from convsv_adapters._layers import ConvLayer, make_layer, model_layer
+from convsv_core import Conv
+from convsv_core.conv import SPATIAL_LETTERS
+from convsv_core.layers import Extents, Layer
+
+__all__ = ["conv_layers", "kernel_shape", "model_layers"]
+
+if keras.backend.backend() not in ("torch", "jax", "numpy"):
+    raise ImportError(
+        f"Keras runs on its backend {keras.backend.backend()!r}: convsv_adapters.keras takes the arrays of torch, jax "
+        f"and numpy; set the environment variable KERAS_BACKEND to one of these before keras is imported"
+    )
+
+CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+EVERY_KIND = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+
+
+def kernel_shape(shape: tuple[int, ...], depthwise: bool) -> tuple[int, ...]:
+    """Return the shape of a kernel with the axes I and O, from the variable's: (C, multiplier) for a depthwise one."""
+    return (*shape[:-2], 1, shape[-2] * shape[-1]) if depthwise else shape
+
+
+def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list[ConvLayer]:
+    """Find every convolution kernel of a Keras model, with its geometry and the true extents of its inputs.
+
+    Parameters
+    ----------
+    model : keras.Model or keras.layers.Layer
+        Built. Layers are found in nested models, and shared layers once.
+    example_input : array, keras.KerasTensor, tuple of int, or a list or mapping of the first two, optional
+        The argument of the model, or the shape of its one array. Keras traces the shapes alone; on the NumPy backend,
+        by a call with arbitrary numbers.
+
+    Returns
+    -------
+    list of ConvLayer
+        In the order of the model. `Conv1D` to `Conv3D`, `DepthwiseConv1D` and `2D`, `SeparableConv1D` and `2D` with two
+        kernels each, and `Conv1DTranspose` to `Conv3DTranspose`.
+
+    Raises
+    ------
+    TypeError
+        `model` is of another class.
+    ValueError
+        A layer is not built.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.SeparableConv2D(8, 3, strides=2)])
+    >>> for layer in conv_layers(model, (1, 32, 32, 3)):
+    ...     print(layer.part, layer.conv.groups, layer.kernel_shape, layer.input_shape)
+    depthwise 3 (3, 3, 1, 3) (32, 32)
+    pointwise 1 (1, 1, 3, 8) (15, 15)
+    """
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(
+            f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a keras.Model or a "
+            f"keras.layers.Layer"
+        )
+    layers = list(dict.fromkeys(_every_layer(model)))
+    traced = example_input is not None
+    seen = _extents(model, layers, example_input) if traced else {}
+    return [
+        found
+        for layer in layers
+        if isinstance(layer, EVERY_KIND)
+        for found in _kernels(layer, tuple(seen.get(id(layer), ())), reached=not traced or id(layer) in seen)
+    ]
+
+
+def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer]:
+    """Return the convolutions with their kernels, as a report of the core takes them."""
+    return [model_layer(layer, layer.kernel) for layer in conv_layers(model, example_input)]
+
+
+def _every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    yield model
+    for layer in getattr(model, "_layers", ()):
+        if isinstance(layer, keras.layers.Layer):
+            yield from _every_layer(layer)
+
+
+def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, reached: bool) -> Iterator[ConvLayer]:
+    """Yield the kernels of a convolution: two if it is separable."""
+    if not layer.built:
+        raise ValueError(
+            f"the layer {layer.name!r} is not built, and has no kernel: wanted a model that was built or called"
+        )
+    rank = len(layer.kernel_size)
+    letters = SPATIAL_LETTERS[rank]
+    strides, dilation = _per_axis(layer.strides, rank), _per_axis(layer.dilation_rate, rank)
+    note = "the low-rank adaptation of the kernel is left out" if getattr(layer, "lora_enabled", False) else ""
+    geometry: dict[str, Any] = {"stride": strides, "dilation": dilation, "padding_mode": "zeros"}
+
+    def found(part: str, variable: Any, conv: Conv) -> ConvLayer:
+        return make_layer(
+            note,
+            name=variable.path,
+            kernel_shape=kernel_shape(tuple(variable.shape), part == "depthwise"),
+            conv=conv,
+            input_shapes=input_shapes,
+            module=layer,
+            variable=variable,
+            part=part,
+            reached=reached,
+            read=_kernel,
+        )
+
+    if isinstance(layer, TRANSPOSED):
+        yield found("kernel", layer.kernel, Conv(f"{letters}OI", padding=layer.padding, transposed=True, **geometry))
+        return
+    sides = _sides(layer.padding, tuple(layer.kernel_size), strides, dilation, input_shapes)
+    if isinstance(layer, CONVOLUTIONS):
+        variable = layer._kernel if hasattr(layer, "_kernel") else layer.kernel
+        yield found("kernel", variable, Conv(f"{letters}IO", groups=layer.groups, padding=sides, **geometry))
+        return
+    separable = isinstance(layer, SEPARABLE)
+    variable = layer.depthwise_kernel if separable else layer.kernel
+    conv = Conv(f"{letters}IO", groups=int(variable.shape[-2]), padding=sides, **geometry)
+    yield found("depthwise", variable, conv)
+    if separable:
+        input_shapes = tuple(_outputs(n, tuple(layer.kernel_size), conv) for n in input_shapes)
+        yield found("pointwise", layer.pointwise_kernel, Conv(f"{letters}IO", padding="valid", padding_mode="zeros"))
+
+
+def _kernel(layer: ConvLayer) -> Any:
+    return keras.ops.reshape(keras.ops.convert_to_tensor(layer.variable), layer.kernel_shape)
+
+
+def _sides(padding: str, taps: Extents, strides: Extents, dilation: Extents, shapes: tuple[Extents, ...]) -> Any:
+    """Return the elements added on each side. With "same" they depend on the extents; the first extents are taken."""
+    spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
+    if padding == "causal":
+        return tuple((span - 1, 0) for span in spans)
+    if padding != "same" or not shapes:
+        return padding
+    totals = [max((-(-n // s) - 1) * s + span - n, 0) for n, s, span in zip(shapes[0], strides, spans, strict=True)]
+    return tuple((total // 2, total - total // 2) for total in totals)
+
+
+def _outputs(extents: Extents, taps: Extents, conv: Conv) -> Extents:
+    """Return the extents of a convolution's output."""
+    geometry = zip(extents, conv.pads(taps), taps, conv.dilations, conv.strides, strict=True)
+    return tuple((n + sum(pad) - d * (k - 1) - 1) // s + 1 for n, pad, k, d, s in geometry)
+
+
+def _per_axis(value: Any, rank: int) -> Extents:
+    return (int(value),) * rank if isinstance(value, int) else tuple(int(one) for one in value)
+
+
+def _extents(
+    model: keras.layers.Layer, layers: list[keras.layers.Layer], example_input: object
+) -> dict[int, dict[Extents, None]]:
+    """Return the spatial extents of the layers' inputs, by the layers' `id`, from a call with shapes alone."""
+    seen: dict[int, dict[Extents, None]] = {}
+    watched = [layer for layer in layers if isinstance(layer, EVERY_KIND)]
+
+    def watching(layer: keras.layers.Layer) -> Any:
+        call = layer.call
+
+        def watch(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            shape = tuple(inputs.shape)
+            extents = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
+            seen.setdefault(id(layer), {})[tuple(int(n) for n in extents)] = None
+            return call(inputs, *args, **kwargs)
+
+        return watch
+
+    try:
+        for layer in watched:
+            object.__setattr__(layer, "call", watching(layer))
+        _Call(model).compute_output_spec(_symbolic(example_input))
+    finally:
+        for layer in watched:
+            layer.__dict__.pop("call", None)
+    return seen
+
+
+class _Call(keras.layers.Layer):  # type: ignore[misc]
+    """A layer whose call is the call of a model: Keras traces shapes for calls of layers only."""
+
+    def __init__(self, model: keras.layers.Layer) -> None:
+        super().__init__()
+        self._model = [lambda: model]  # a list of functions, into which Keras does not look for layers
+
+    def call(self, inputs: Any) -> Any:
+        return self._model[0]()(inputs, training=False)
+
+
+def _symbolic(example_input: object) -> Any:
+    """Return symbolic tensors of the shapes and dtypes of an example input."""
+    if isinstance(example_input, tuple) and all(isinstance(n, int) for n in example_input):
+        return keras.KerasTensor(example_input)
+    return keras.tree.map_structure(
+        lambda one: keras.KerasTensor(tuple(one.shape), keras.backend.standardize_dtype(one.dtype)), example_input
+    )

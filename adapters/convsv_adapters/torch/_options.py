@@ -1,0 +1,111 @@
+"""The options of a projection after optimizer steps, checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from torch import nn
+
+from convsv_adapters._layers import ConvLayer, check_bound, check_method
+from convsv_adapters.torch._layers import conv_layers
+from convsv_core.conv import as_int
+from convsv_core.layers import Extents
+from convsv_core.training import ProjectionMethod
+
+__all__ = ["StepOptions"]
+
+
+@dataclass(frozen=True, eq=False)
+class StepOptions:
+    """The options of a projection after optimizer steps.
+
+    Parameters
+    ----------
+    bound : float
+        Largest operator norm, finite and not negative.
+    every : int, default 1
+        Project after every `every`-th step.
+    method : {"rescale", "dykstra", "alternating", "newton-schulz"}, default "rescale"
+        As for `convsv_core.project`. "rescale" multiplies a layer above the bound by one number, and costs a few per
+        cent of a training step. "dykstra" moves the layer to the nearest kernel within the bound, from the dual
+        variables of the step before, and costs many times more. "alternating" lies between them; with
+        ``max_iterations=1`` it is the paper's step before a rescaling.
+    headroom : float, default 0.01
+        Share of the bound, from 0 to less than 1. A layer that was above the bound is left this share below it. The
+        last certificate then holds until the weights may have moved so far again, and a step computes nothing but the
+        size of the change. With 0, a layer at its bound is certified anew after every step.
+    circular : bool, default False
+        Bound the circular convolution at the layer's extents, as in the paper, in place of the layer with its own
+        padding for every input size. Extents that the stride does not divide are rounded up to multiples. The circular
+        convolution is less work for small images. With other padding, the norm of the layer can exceed the bound a
+        little.
+    example_input : tensor, tuple, list or mapping, optional
+        As for `conv_layers`. Extents are needed for `circular`, for padding that repeats pixels (reflect, replicate),
+        and for lazy modules.
+    input_shapes : mapping from str to tuple of int, optional
+        Extents by the layer's name, in place of the extents of the forward pass.
+    layers : iterable of ConvLayer, optional
+        The layers to project: a part of the result of `conv_layers`.
+    process_group : torch.distributed.ProcessGroup, optional
+        Ranks that hold the same weights, to share the work. By default the group of the model if it is a
+        `DistributedDataParallel`; without either, each process projects all layers.
+    rtol : float, default 1e-2
+        As for `convsv_core.project`. The bound holds in any case; a larger value leaves the kernel further from the
+        nearest one. A guess: the next step's projection begins from the dual variables of this one.
+    max_iterations : int, default 10
+        As for `convsv_core.project`. A guess, for the same reason.
+    steps : int, optional
+        As for `convsv_core.project`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is of the wrong kind, or impossible.
+    """
+
+    bound: float
+    every: int = 1
+    _: KW_ONLY
+    method: ProjectionMethod = "rescale"
+    headroom: float = 0.01
+    circular: bool = False
+    example_input: object = None
+    input_shapes: Mapping[str, Extents] | None = None
+    layers: Iterable[ConvLayer] | None = None
+    process_group: Any = None
+    rtol: float = 1e-2
+    max_iterations: int = 10
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        headroom = self.headroom
+        if isinstance(headroom, bool) or not isinstance(headroom, int | float) or not 0 <= headroom < 1:
+            raise ValueError(f"headroom={headroom!r}: wanted a number from 0 to less than 1, a share of the bound")
+        check_method(self.method)
+        set_field = object.__setattr__  # the dataclass is frozen; numbers are normalised once, here
+        set_field(self, "bound", check_bound(self.bound, positive=False))
+        set_field(self, "every", as_int("every", self.every, least=1))
+        set_field(self, "headroom", float(headroom))
+
+    @property
+    def project_arguments(self) -> dict[str, Any]:
+        """The arguments of `convsv_core.project` besides the kernel, its operator and the state."""
+        names = ("method", "rtol", "max_iterations", "steps")
+        return {name: getattr(self, name) for name in names}
+
+    def find_layers(self, model: nn.Module) -> list[ConvLayer]:
+        """Return the layers of a model that are to be projected, with the extents of `input_shapes`."""
+        layers = conv_layers(model, self.example_input) if self.layers is None else list(self.layers)
+        if not layers:
+            raise ValueError("model has no convolution to project")
+        given = self.input_shapes or {}
+        names = {layer.name for layer in layers}
+        if unknown := sorted(set(given) - names):
+            raise ValueError(f"input_shapes names {unknown[0]!r}: wanted names of layers, such as {sorted(names)[0]!r}")
+        return [
+            dataclasses.replace(layer, input_shapes=(tuple(given[layer.name]),)) if layer.name in given else layer
+            for layer in layers
+        ]

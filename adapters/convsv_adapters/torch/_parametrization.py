@@ -1,0 +1,155 @@
+"""A parametrization of a convolution's weight by its operator norm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import convsv_core
+from convsv_adapters._layers import check_bound, geometry_of
+from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
+from convsv_core import Conv, norm_upper_bound
+from convsv_core.layers import Extents, circular_geometry
+
+__all__ = ["OperatorNorm", "operator_norm"]
+
+Mode = Literal["bound", "normalise"]
+"""How a weight is scaled: see `OperatorNorm`."""
+
+
+class OperatorNorm(nn.Module):  # type: ignore[misc]
+    """Parametrization of a convolution's weight by its operator norm, for `torch.nn.utils.parametrize`.
+
+    The norm is computed from the weight alone, at each forward pass. There are no buffers, no iterations that continue
+    from one pass to the next, and no difference between training and evaluation.
+
+    Parameters
+    ----------
+    conv : Conv
+        Geometry of the layer, with its own padding.
+    input_shape : tuple of int, optional
+        Spatial extents of the layer's input, for the norm of `convsv_core.operator_norm`. Without it, the norm is the
+        upper bound for every input size of `convsv_core.norm_upper_bound`.
+    bound : float, default 1.0
+        Positive and finite.
+    mode : {"bound", "normalise"}, default "bound"
+        "bound": multiply the weight by ``min(1, bound / norm)``. "normalise": by ``bound / norm``.
+    rtol : float, default 0.1
+        Without `input_shape`, the relative gap between the upper bound and the norm: see
+        `convsv_core.norm_upper_bound`.
+
+    Raises
+    ------
+    ValueError
+        `bound` is not positive, or there is no such `mode`.
+
+    Notes
+    -----
+    Differentiable. The zero weight stays zero. Autocast is off for the norm. The result has the weight's dtype, and
+    is within the bound to the rounding of this dtype. An assignment to the weight stores the assigned value, which
+    reads back scaled. `torch.compile` breaks its graph at the norm.
+
+    Examples
+    --------
+    >>> layer = nn.Conv2d(8, 8, 3, padding=1)
+    >>> norm = OperatorNorm(Conv("OIHW", padding=1, padding_mode="zeros"), bound=0.5)
+    >>> _ = parametrize.register_parametrization(layer, "weight", norm)
+    >>> bool(convsv_core.norm_bounds(layer.weight, norm.conv).lower <= 0.5)
+    True
+    """
+
+    def __init__(
+        self,
+        conv: Conv,
+        input_shape: Extents | None = None,
+        bound: float = 1.0,
+        mode: Mode = "bound",
+        *,
+        rtol: float = 0.1,
+    ) -> None:
+        super().__init__()
+        bound = check_bound(bound, positive=True)
+        if mode not in ("bound", "normalise"):
+            raise ValueError(f"mode={mode!r}: wanted 'bound' or 'normalise'")
+        self.conv, self.input_shape, self.bound, self.mode, self.rtol = conv, input_shape, bound, mode, rtol
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def norm(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the norm of a weight, or its upper bound: a 0-d tensor, differentiable."""
+        with without_autocast(weight):
+            if self.input_shape is None:
+                return norm_upper_bound(weight, self.conv, rtol=self.rtol)
+            return convsv_core.operator_norm(weight, self.input_shape, self.conv)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the scaled weight."""
+        norm = self.norm(weight)
+        divisor = norm / self.bound
+        if self.mode == "bound":
+            divisor = torch.clamp(divisor, min=1.0)
+        else:
+            divisor = torch.where(norm > 0, divisor, torch.ones_like(divisor))
+        with without_autocast(weight):
+            return (weight / divisor).to(weight.dtype)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the tensor to store when `weight` is assigned: the assigned tensor."""
+        return weight
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for the module's repr."""
+        return f"{self.conv}, input_shape={self.input_shape}, bound={self.bound}, mode={self.mode!r}"
+
+
+def operator_norm(
+    module: nn.Module,
+    input_shape: Extents | None = None,
+    bound: float = 1.0,
+    mode: Mode = "bound",
+    *,
+    circular: bool = False,
+    rtol: float = 0.1,
+) -> nn.Module:
+    """Parametrise a convolution's weight by its operator norm, which `torch.nn.utils.spectral_norm` does not find.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A convolution of PyTorch. Its attributes give the geometry.
+    input_shape, bound, mode, rtol
+        As for `OperatorNorm`. With an `input_shape` and padding that is not circular, each pass finds the norm by an
+        iteration.
+    circular : bool, default False
+        With an `input_shape`, take the norm of the circular convolution, as in the paper, which has a closed form.
+
+    Returns
+    -------
+    torch.nn.Module
+        `module`; `torch.nn.utils.parametrize.remove_parametrizations` undoes it.
+
+    Raises
+    ------
+    TypeError
+        `module` is no convolution.
+    NotImplementedError
+        Its padding repeats pixels, and there is no `input_shape`.
+
+    Examples
+    --------
+    >>> layer = operator_norm(nn.Conv2d(8, 8, 3, padding=1), bound=0.5)
+    >>> list(layer.state_dict())
+    ['bias', 'parametrizations.weight.original']
+    """
+    if not isinstance(module, CONVOLUTIONS):
+        raise TypeError(f"module is a {type(module).__qualname__}: wanted a convolution, such as torch.nn.Conv2d")
+    (layer,) = conv_layers(module)
+    conv = geometry_of(layer)
+    if circular:
+        if input_shape is None:
+            raise ValueError("circular=True: wanted an input_shape for the circular convolution")
+        input_shape, conv = circular_geometry(conv, tuple(input_shape))
+    parametrize.register_parametrization(module, "weight", OperatorNorm(conv, input_shape, bound, mode, rtol=rtol))
+    return module

@@ -1,0 +1,70 @@
+"""A penalty on the singular values of a model's convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from convsv_adapters._layers import ConvLayer, check_penalty, layer_penalty
+from convsv_adapters.torch._layers import conv_layers, without_autocast
+
+__all__ = ["penalty"]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def penalty(
+    model: nn.Module,
+    kind: str = "norm_hinge",
+    *,
+    example_input: object = None,
+    layers: Iterable[ConvLayer] | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Sum a penalty on the singular values over a model's convolutions, to add to a loss.
+
+    The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    kind : str, default "norm_hinge"
+        A function of `convsv_core.penalties`.
+    example_input : tensor, tuple, list or mapping, optional
+        As for `conv_layers`, which each call of the penalty then calls. In a training loop, call `conv_layers` once and
+        pass its result as `layers`.
+    layers : iterable of ConvLayer, optional
+        The result of `conv_layers`, or a part of it.
+    **options
+        Arguments of the penalty, such as ``bound=1.0``.
+
+    Returns
+    -------
+    0-d tensor
+        Differentiable. `torch.compile` breaks its graph at the penalty. For layers without extents, "norm_hinge" and
+        "squared_norm" take the upper bound for every input size, and "orthogonality" takes the infinite lattice.
+
+    Raises
+    ------
+    ValueError
+        There is no such `kind`, the model has no convolution, or the penalty needs extents that are not known.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    >>> layers = conv_layers(model, torch.zeros(1, 3, 16, 16))
+    >>> loss = penalty(model, "norm_hinge", layers=layers, bound=0.1)
+    >>> loss.backward()
+    """
+    check_penalty(kind)
+    chosen = conv_layers(model, example_input) if layers is None else list(layers)
+    if not chosen:
+        raise ValueError("model has no convolution")
+    parts = []
+    for layer in chosen:
+        weight = layer.weight
+        with without_autocast(weight):
+            parts.append(layer_penalty(layer, weight, kind, options))
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()

@@ -1,0 +1,267 @@
+"""Projection of a model's convolutions after optimizer steps, in one process or shared among several."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from convsv_adapters._layers import ConvLayer
+from convsv_adapters.torch._exchange import is_sharded, make_exchange, refuse_flat_parameters, write_shard
+from convsv_adapters.torch._layers import conv_layers, without_autocast
+from convsv_adapters.torch._options import StepOptions
+from convsv_adapters.torch._targets import (
+    ProjectedWeight,
+    is_simple,
+    make_targets,
+    projected,
+    rescaled,
+    still_certified,
+    together,
+)
+from convsv_core.training import CERTIFICATE_RTOL
+
+__all__ = ["StepProjection", "project_after_step"]
+
+
+class StepProjection:
+    """Projects convolutions after every so many optimizer steps; `project_after_step` makes one.
+
+    `copy.deepcopy` and pickling of an optimizer lose its step hooks, and its `state_dict` does not contain them. After
+    either, or where a checkpoint is resumed in a new process, attach the projection again:
+    ``projection.attach(optimizer)``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    bound, every, **options
+        As for `project_after_step`.
+
+    Attributes
+    ----------
+    layers : list of ConvLayer
+        The layers that are projected.
+    bound : float
+    headroom : float
+    every : int
+    steps : int
+        Number of optimizer steps so far.
+    """
+
+    def __init__(self, model: nn.Module, bound: float, every: int = 1, **options: Any) -> None:
+        chosen = StepOptions(bound, every, **options)
+        self.bound, self.headroom, self.every, self.steps = chosen.bound, chosen.headroom, chosen.every, 0
+        refuse_flat_parameters(model)
+        self.layers: list[ConvLayer] = chosen.find_layers(model)
+        self._circular, self._arguments = chosen.circular, chosen.project_arguments
+        self._targets = make_targets(self.layers, self._circular)
+        self._exchange = make_exchange(model, chosen.process_group, [target.module for target in self._targets])
+        calls = self._calls(list(range(len(self._targets))), [target.weight for target in self._targets])
+        self._owners = self._exchange.share_out([target.cost() for target in self._targets], calls)
+        self._norms: dict[str, float] = {}
+        self._handle: Any = None
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """Certified upper bound of each layer's norm at the last projection, by name; empty before the first.
+
+        The norm is of the operator that was bounded: the layer with its own padding, or the circular convolution.
+        """
+        return dict(self._norms)
+
+    def attach(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> StepProjection:
+        """Project after the steps of `optimizer`, and no longer after the steps of another one.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+        model : torch.nn.Module, optional
+            A copy of the model. From now on its layers of the same names are projected.
+
+        Returns
+        -------
+        StepProjection
+            This one.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer is a {type(optimizer).__qualname__}: wanted a torch.optim.Optimizer")
+        if model is not None:
+            self._move_to(model)
+        self.remove()
+        self._handle = optimizer.register_step_post_hook(lambda *_: self.step())
+        return self
+
+    def remove(self) -> None:
+        """Stop projecting after the optimizer's steps."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
+
+    def step(self) -> bool:
+        """Count an optimizer step, project if it is due, and return whether it was."""
+        self.steps += 1
+        if self.steps % self.every:
+            return False
+        self.project()
+        return True
+
+    def finish(self) -> None:
+        """Project the final weights of a training, unless the last step did so."""
+        if self.steps % self.every:
+            self.project()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def project(self) -> dict[str, float]:
+        """Project every layer now and return `norms`; with several ranks, all of them have to call it."""
+        exchange = self._exchange
+        kernels: list[torch.Tensor | None] = [None] * len(self._targets)
+        norms: dict[str, float] = {}
+        failure: Exception | None = None
+        with torch.no_grad():
+            weights = [_gathered(target.weight) for target in self._targets]
+            mine = [index for index, owner in enumerate(self._owners) if owner == exchange.rank]
+            for chosen in self._calls(mine, weights):
+                try:
+                    with without_autocast(weights[chosen[0]]):
+                        for index, found in zip(chosen, self._projected(chosen, weights), strict=True):
+                            kernels[index] = found.kernel
+                            norms |= found.norms
+                except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                    layers = ", ".join(repr(self._targets[index].names[0]) for index in chosen)
+                    error.add_note(f"in the projection of {'the layer' if len(chosen) == 1 else 'a layer of'} {layers}")
+                    failure = error  # raised below, once the other ranks know: they would wait for this one
+                    break
+            exchange.raise_together(failure, weights[0].device)
+            names = [name for target in self._targets for name in target.names]
+            self._norms = exchange.collect(norms, names, weights[0].device)
+            for target, kernel, weight in zip(
+                self._targets, exchange.broadcast(kernels, weights, self._owners), weights, strict=True
+            ):
+                if not torch.equal(kernel, weight):
+                    _store(target.module, kernel)
+        return self.norms
+
+    def _calls(self, chosen: list[int], weights: list[torch.Tensor]) -> list[list[int]]:
+        """Return the chosen targets in groups that are projected by one call each."""
+        if self._arguments["method"] != "rescale":
+            return [[index] for index in chosen]
+        return together({i: self._targets[i] for i in chosen}, {i: weights[i] for i in chosen})
+
+    def _projected(self, chosen: list[int], weights: list[torch.Tensor]) -> list[ProjectedWeight]:
+        """Return the projected weights of one group of targets."""
+        bound = self.bound / (1 + CERTIFICATE_RTOL)
+        found = {index: still_certified(self._targets[index], weights[index], bound) for index in chosen}
+        left = [index for index in chosen if found[index] is None]
+        if left and self._arguments["method"] == "rescale" and is_simple(self._targets[left[0]], weights[left[0]]):
+            targets = [self._targets[index] for index in left]
+            found |= zip(left, rescaled(targets, [weights[index] for index in left], bound, self.headroom), strict=True)
+        else:
+            for index in left:
+                found[index] = projected(self._targets[index], weights[index], bound, self.headroom, self._arguments)
+        return [one for index in chosen if (one := found[index]) is not None]
+
+    def _move_to(self, model: nn.Module) -> None:
+        """Project the layers of a copy of the model from now on, from the dual variables that are known."""
+        refuse_flat_parameters(model)
+        known = {layer.name: layer for layer in conv_layers(model)}
+        if missing := [layer.name for layer in self.layers if layer.name not in known]:
+            raise ValueError(f"model has no convolution of the name {missing[0]!r}: wanted a copy of the model")
+        self.layers = [dataclasses.replace(layer, module=known[layer.name].module) for layer in self.layers]
+        states = [target.state for target in self._targets]
+        self._targets = make_targets(self.layers, self._circular)
+        for target, state in zip(self._targets, states, strict=True):
+            target.state = state
+
+
+def project_after_step(
+    optimizer: torch.optim.Optimizer, model: nn.Module, bound: float, every: int = 1, **options: Any
+) -> StepProjection:
+    """Project a model's convolutions onto the kernels of norm at most `bound`, after each step of an optimizer.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        A projection follows each of its steps. A step that a gradient scaler skips is none.
+    model : torch.nn.Module
+        Every convolution in it is projected, whether the optimizer knows its weight or not.
+    bound : float
+        Largest operator norm, finite and not negative.
+    every : int, default 1
+        Project after every `every`-th step.
+    **options
+        `method`, `headroom`, `circular`, `example_input`, `input_shapes`, `layers`, `process_group`, `rtol`,
+        `max_iterations` and `steps`: see `StepOptions`.
+
+    Returns
+    -------
+    StepProjection
+        A handle, with the methods `project()`, `remove()` and `attach(optimizer)`, and the certified `norms` of the
+        last projection. Copies of the optimizer and its `state_dict` do not have the hook: `attach` it again.
+
+    Raises
+    ------
+    TypeError
+        `model` holds flat parameters of FSDP1 or weights that another library has sharded, or there is no such option.
+    ValueError
+        An argument is impossible; a layer's weight is computed in its forward pass; or extents are missing.
+
+    Notes
+    -----
+    A layer costs next to nothing while its last certificate, and the change of its weight since then, prove that it is
+    within the bound.
+
+    The stored weights are at least 1e-3 below the bound, the default gap of `norm_bounds`, which thus finds them
+    within the bound too. This holds to a relative 1e-6, the rounding of the certificate, for weights of 16 bits too.
+    A parametrised weight is assigned: its parametrizations need a `right_inverse` that returns the weight, and their
+    rounding comes on top. A weight that several modules share is brought within the bound for each of them, by a
+    rescaling after the first.
+
+    Ranks share the layers by their cost, broadcast the results, and have the same bits afterwards. Weights that FSDP2
+    shards are gathered, projected and written back. The constraint is that of Sedghi, Gupta and Long, ICLR 2019;
+    `convsv_core.project` says in which sense a kernel is nearest.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.LazyLinear(2))
+    >>> _ = model(torch.zeros(1, 3, 8, 8))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    >>> projection = project_after_step(optimizer, model, 1.0)
+    >>> model(torch.ones(4, 3, 8, 8)).sum().backward()
+    >>> optimizer.step()
+    >>> projection.norms["0"] <= 1.0 * (1 + 1e-6)
+    True
+    """
+    return StepProjection(model, bound, every, **options).attach(optimizer)
+
+
+def _explicit_signature() -> inspect.Signature:
+    """Return the signature of `project_after_step` with each of its options, for `help` and for editors."""
+    own = inspect.signature(project_after_step)
+    fixed = [parameter for parameter in own.parameters.values() if parameter.kind != inspect.Parameter.VAR_KEYWORD]
+    named = [one for one in inspect.signature(StepOptions).parameters.values() if one.name not in own.parameters]
+    return own.replace(parameters=[*fixed, *named])
+
+
+project_after_step.__signature__ = _explicit_signature()  # type: ignore[attr-defined]
+
+
+# ---- weights ---------------------------------------------------------------------------------------------
+
+
+def _gathered(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight without its graph, with the parts of all ranks if it is sharded."""
+    return weight.full_tensor() if is_sharded(weight) else weight.detach()
+
+
+def _store(module: nn.Module, kernel: torch.Tensor) -> None:
+    """Give a module another weight."""
+    parameter = module._parameters.get("weight")
+    if parameter is None:
+        module.weight = kernel.clone()
+    elif is_sharded(parameter):
+        write_shard(parameter, kernel)
+    else:
+        parameter.copy_(kernel)

@@ -1,0 +1,3 @@
+"""Integers only: frequencies, taps, and the padding rule; private to the core."""
+
+__all__: list[str] = []

@@ -1,0 +1,212 @@
+"""Certified bounds of the operator norm, for every input size at once or for one input size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from convsv_core._geometry.padding import check_repeats_no_pixel, layer_operators
+from convsv_core._geometry.plan import check_input_shape, is_circulant
+from convsv_core._norm.grid import search_grid
+from convsv_core._norm.largest import largest_on_grid
+from convsv_core._norm.padded import padded_operator_norm
+from convsv_core._norm.torus import TorusNorms, search_torus
+from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.polynomial import symbol_polynomial
+from convsv_core.backend import Array
+from convsv_core.conv import Conv, as_int, check_positive
+from convsv_core.plugins import on_values
+
+__all__ = ["NormBounds", "norm_bounds"]
+
+ENUMERATED = 4096
+"""Most frequencies of a grid that are all visited; larger grids are searched."""
+
+
+class NormBounds(NamedTuple):
+    """Certified bounds of an operator norm.
+
+    Attributes
+    ----------
+    lower, upper : 0-d arrays
+        ``lower <= norm <= upper``, rounding included.
+    frequency : tuple of float
+        Angles, in radians, one an axis, at which `lower` is attained.
+    evaluations : int
+        Matrices of the symbol whose norm was computed.
+    converged : bool
+        Whether ``upper <= (1 + rtol) * lower``.
+    left, right : arrays, shapes (groups, rows) and (groups, columns), complex
+        Singular vector pair of the `symbol` at that frequency, 0 outside the group that attains it.
+    """
+
+    lower: Array
+    upper: Array
+    frequency: tuple[float, ...]
+    evaluations: int
+    converged: bool
+    left: Array
+    right: Array
+
+
+@on_values
+def norm_bounds(
+    kernel: Array,
+    conv: Conv,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    rtol: float = 1e-3,
+    max_evaluations: int = 20_000,
+) -> NormBounds:
+    """Bound the operator norm of a convolution from both sides, with a proof.
+
+    Without an `input_shape` the norm is the supremum of the symbol's over all frequencies: the norm on the
+    infinite lattice. It bounds the layer's norm from above for every input size, and for circular, zero and
+    'valid' padding alike, and is the limit of the norms as the input grows. The cost does not
+    depend on any input size. With an `input_shape` it is the norm on input of those extents, with the padding that
+    `conv` declares.
+
+    Parameters
+    ----------
+    kernel : array
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
+        complex128.
+    conv : Conv
+        The geometry. Without an `input_shape` its padding does not matter where it repeats no pixel: reflect,
+        replicate and more circular padding than "same" has are refused, and for circular padding the bound
+        is that of the extents which the stride divides.
+    input_shape : tuple of int, optional
+        Spatial extents of the layer's input, in the order of ``conv.spatial``.
+    rtol : float, default 1e-3
+        Relative gap to reach.
+    max_evaluations : int, default 20000
+        Matrices of the symbol to visit at most, beyond those of the first, coarse cover. When they are spent,
+        the certificate reached so far is returned.
+
+    Returns
+    -------
+    NormBounds
+        With ``upper <= (1 + rtol) * lower`` where `converged`; true in any case.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `singular_values`; also for an `rtol` that is not positive.
+    NotImplementedError
+        Padding that repeats pixels, without an `input_shape`.
+
+    Notes
+    -----
+    On a circular grid both bounds close in on the largest of the grid's norms. With another padding, `lower` is the
+    norm that `operator_norm` finds, less the tolerance of its rounding, and `upper` is the supremum over all
+    frequencies times the norm of the padding. The gap between the two is real,
+    and as a rule larger than `rtol`; it closes as the input grows.
+
+    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A lazy
+    kernel (Dask) is computed now, and bounded as one task in the library of its chunks. (The
+    gradient of the norm by the kernel is the real part of ``left_a exp(i q theta) conj(right_b)``, conjugated.)
+    Computed in float64 where the library has it at hand. Both bounds are widened by the rounding error of the
+    norms that they rest on, which is taken as ``min(n, 8 sqrt(n))`` unit roundoffs of the sum of the moduli for
+    sums of n terms (Higham and Mary, SIAM Journal on Scientific Computing, 2019), and by that of the answer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bounds = norm_bounds(np.ones((1, 1, 3, 3)), Conv("OIHW"))
+    >>> bool(bounds.lower <= 9.0 <= bounds.upper), bounds.converged, bounds.frequency
+    (True, True, (0.0, 0.0))
+    """
+    check_positive("rtol", rtol)
+    budget = as_int("max_evaluations", max_evaluations, least=1)
+    operand = make_operand(kernel, None, conv).widen()
+    if input_shape is None:
+        check_repeats_no_pixel(tuple(kernel.shape), conv)
+    extents = None if input_shape is None else check_input_shape(input_shape, conv)
+    with operand.backend.computing(operand.kernel):
+        return _norm_bounds(operand, kernel, extents, rtol, budget)
+
+
+class _Found(NamedTuple):
+    """Bounds at an operand's scale, before the rounding of the answer, with angles of the grid or the torus."""
+
+    lower: float
+    upper: float
+    frequency: tuple[float, ...]
+    evaluations: int
+
+
+def _norm_bounds(
+    operand: Operand, kernel: Array, input_shape: tuple[int, ...] | None, rtol: float, budget: int
+) -> NormBounds:
+    # The answer's own rounding, once up and once down, is part of the gap.
+    margin = 2 * operand.answer_eps
+    gap = max(rtol - 3 * margin, rtol / 2)
+    if input_shape is None:
+        found = _on_torus(TorusNorms(operand, budget), gap)
+    elif is_circulant(tuple(kernel.shape), input_shape, operand.plan.conv):
+        found = _on_grid(operand.on(input_shape), operand, gap, budget)
+    else:
+        norms = TorusNorms(operand, budget)
+        found = _on_torus(norms, gap)
+        attained = float(padded_operator_norm(kernel, input_shape, operand.plan.conv)) / float(operand.scale)
+        (operator,) = layer_operators(kernel.shape, operand.plan.conv, [input_shape])
+        found = found._replace(lower=attained * (1 - norms.relative_rounding), upper=operator.layer_upper(found.upper))
+    lower, upper = found.lower * (1 - margin), max(found.upper, found.lower) * (1 + margin)
+    left, right = singular_pair(operand.on(None, all_residues=True), found.frequency)
+    return NormBounds(
+        operand.answer(operand.xp.full_like(operand.scale, lower)),
+        operand.answer(operand.xp.full_like(operand.scale, upper)),
+        found.frequency,
+        found.evaluations,
+        bool(upper <= (1 + rtol) * lower),
+        left,
+        right,
+    )
+
+
+def _on_torus(norms: TorusNorms, gap: float) -> _Found:
+    upper = search_torus(norms, gap)
+    steps = [axis.step for axis in norms.operand.plan.axes]
+    frequency = tuple(float(angle) / step for angle, step in zip(norms.best_angles, steps, strict=True))
+    return _Found(norms.best, upper, frequency, norms.evaluations)
+
+
+def _on_grid(grid: Operand, lattice: Operand, gap: float, budget: int) -> _Found:
+    count = len(grid.plan.frequencies)
+    if count <= min(ENUMERATED, budget):
+        largest = largest_on_grid(grid)
+        place = largest.place or 0
+        lower, upper = math.sqrt(largest.lower), math.sqrt(largest.upper)
+        return _Found(lower, upper, _angles(grid, tuple(grid.plan.frequencies[place].tolist())), count)
+    supremum = _on_torus(norms := TorusNorms(lattice, budget), gap)
+    norms = TorusNorms(grid, budget, spent=norms.evaluations)
+    search = search_grid(norms, gap, supremum.upper, supremum.frequency)
+    return _Found(norms.best, search.upper, _angles(grid, search.frequency), norms.evaluations)
+
+
+def _angles(grid: Operand, frequency: tuple[int, ...]) -> tuple[float, ...]:
+    return tuple(2 * math.pi * j / axis.grid for j, axis in zip(frequency, grid.plan.axes, strict=True))
+
+
+def singular_pair(operand: Operand, frequency: tuple[float, ...]) -> tuple[Array, Array]:
+    """Left and right singular vectors of the symbol at the given angles, 0 outside the best group."""
+    xp, backend, plan = operand.xp, operand.backend, operand.plan
+    coefficients = symbol_polynomial(operand).coefficients
+    offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
+    steps = np.asarray([axis.step for axis in plan.axes])
+    phases = np.exp(1j * (offsets * steps) @ np.asarray(frequency))
+    phases = xp.astype(backend.constant(phases, coefficients), operand.complex_dtype, copy=False)
+    matrices = xp.sum(xp.reshape(phases, (-1, 1, 1, 1)) * coefficients, axis=0)
+    bases = np.asarray(list(itertools.product(*(axis.bases for axis in plan.axes))), float)
+    shifts = np.repeat(np.exp(1j * bases @ np.asarray(frequency)), plan.columns)
+    matrices = matrices * xp.astype(backend.constant(shifts, matrices), operand.complex_dtype, copy=False)
+    if plan.conv.transposed:
+        matrices = backend.adjoint(matrices)
+    u, s, vh = backend.svd(matrices)
+    groups = backend.constant(np.arange(plan.groups), s)
+    best = xp.astype(groups == xp.argmax(s[:, 0]), operand.complex_dtype)[:, None]
+    right = backend.conj(vh[:, 0, :]) * best
+    return operand.answer(u[..., 0] * best, scaled=False), operand.answer(right, scaled=False)

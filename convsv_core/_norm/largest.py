@@ -1,0 +1,171 @@
+"""The largest norm among the frequencies of a grid, and where: one search behind everything that asks for it.
+
+`operator_norm`, `norm_bounds` on a grid, the step hooks and the certificates of projections all call it. Bounds by two
+moments of the Gram matrices are known at every frequency without a matrix. Eigenvalues are computed where these bounds
+are largest; all other frequencies are tested against the largest eigenvalue so far, which costs a fraction of their own
+eigenvalues; the search goes on among the frequencies that fail the test.
+
+The search looks at values. Where there are none, under tracing, all eigenvalues are computed (`norm_on_grid`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from convsv_core._symbol.gram import GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
+from convsv_core._symbol.moments import MomentBounds, moment_bounds
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
+from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
+from convsv_core._symbol.small_matrices import safe_sqrt
+from convsv_core.backend import Array, BlockFunction
+
+__all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
+
+DOUBLE_EPS = 1e-15
+"""Largest eps of the arithmetic in which a search is exact to the rounding of its answer.
+
+In single precision the margin of a test for its own rounding, up to 1e-4 of the square, would hide larger norms.
+"""
+
+FIRST_PROBES = 1
+"""Frequencies whose eigenvalues are computed before the others are tested against the largest of them.
+
+Each further round doubles it. It was chosen by measurement: with 1, most kernels in training need two tests.
+"""
+
+
+class Largest(NamedTuple):
+    """The largest eigenvalue of the Gram matrices of a grid: the square of the largest norm.
+
+    Attributes
+    ----------
+    value : float
+        As computed; 0 where none was, because no eigenvalue exceeds the level that was asked about.
+    upper : float
+        An upper bound of all eigenvalues, or the level where that is larger. It counts the rounding error bound of
+        `value` twice, so that what is equal to `value` up to rounding passes a test against it.
+    place : int or None
+        The place of `value` among the visited frequencies.
+    """
+
+    value: float
+    upper: float
+    place: int | None
+
+    @property
+    def lower(self) -> float:
+        """A lower bound of the largest eigenvalue: `value` less its rounding error bound."""
+        return max(self.value - (self.upper - self.value) / 2, 0.0) if self.place is not None else 0.0
+
+
+class GridNorm(NamedTuple):
+    """The largest norm on a grid, for use in traced and differentiated code.
+
+    Attributes
+    ----------
+    norm : 0-d array
+        At the operand's scale, differentiable: the gradient is that of the maximiser, 0 for the zero kernel.
+    widening : 0-d array or float
+        At least 1, a constant to differentiation: ``norm * widening`` is at least the exact norm.
+    """
+
+    norm: Array
+    widening: Array | float
+
+
+def norm_on_grid(operand: Operand) -> GridNorm:
+    """Return the largest norm at the visited frequencies of an operand: differentiable and traceable.
+
+    Where values can be looked at and double precision is fast, the frequency is searched for, and the norm there is
+    computed and differentiated alone. Else all eigenvalues are computed, in the operand's own precision.
+    """
+    backend, wide = operand.backend, operand.widen()
+    if wide.eps > DOUBLE_EPS or backend.compiles or not backend.has_values(operand.kernel):
+        return operand.run(_norm_of_all)
+    constant = dataclasses.replace(wide, kernel=backend.stop_gradient(wide.kernel))
+    with backend.computing(operand.kernel):
+        found = largest_on_grid(constant)
+        norm = _norm_at(wide, found.place or 0)
+    widening = math.sqrt(found.upper / found.value) if found.value > 0 else 1.0
+    return GridNorm(operand.xp.astype(norm, operand.real_dtype, copy=False), widening)
+
+
+def _norm_at(operand: Operand, place: int) -> Array:
+    """Return the norm at one of the visited frequencies, computed so that it can be differentiated."""
+    xp, backend = operand.xp, operand.backend
+    frequency = backend.constant(operand.plan.frequencies[place : place + 1], operand.kernel)
+    gram = smaller_gram(backend, symbol_polynomial(operand)(frequency))
+    return safe_sqrt(xp, xp.max(largest_eigenvalues(backend, gram)))
+
+
+def _norm_of_all(operand: Operand) -> GridNorm:
+    """Return the largest norm from the eigenvalues at all visited frequencies."""
+    xp, backend = operand.xp, operand.backend
+    found = operand.map_blocks(_squares_of_block, operand.plan.frequencies, budget=BLOCK_BYTES)
+    norm = safe_sqrt(xp, xp.max(found[:, 0]))
+    known = backend.stop_gradient(norm)
+    nonzero = xp.where(known == 0, xp.ones_like(known), known)
+    share = xp.max(backend.stop_gradient(found[:, 1])) / nonzero**2
+    return GridNorm(norm, xp.sqrt(1 + xp.where(known == 0, xp.zeros_like(share), share)))
+
+
+def _squares_of_block(operand: Operand) -> tuple[BlockFunction, int]:
+    """Return a function that gives the largest eigenvalue at each frequency, and a bound of its rounding error."""
+    xp, backend = operand.xp, operand.backend
+    evaluate = gram_evaluator(operand, symbol_polynomial(operand))
+
+    def squares(frequencies: Array) -> Array:
+        grams = evaluate(frequencies)
+        if isinstance(evaluate, GramPolynomial):
+            rounding = polynomial_roundings(operand, evaluate.coefficients)
+        else:
+            rounding = product_rounding(operand, xp.real(xp.linalg.trace(grams)))
+        values = largest_eigenvalues(backend, grams)
+        return xp.stack([xp.max(values, axis=-1), xp.max(rounding + 0 * values, axis=-1)], axis=-1)
+
+    return squares, 2 * evaluate.row_bytes
+
+
+def largest_on_grid(operand: Operand) -> Largest:
+    """Return the largest eigenvalue at the visited frequencies of an operand, at its scale."""
+    rows = grid_rows(operand)
+    return largest_among(rows, moment_bounds(rows.gram) if isinstance(rows, PolynomialRows) else None)
+
+
+def largest_among(rows: GramRows, bounds: MomentBounds | None, *, level: float = 0.0) -> Largest:
+    """Return the largest eigenvalue at all visited frequencies, if it may be above a level.
+
+    Parameters
+    ----------
+    rows : GramRows
+        They are named by place.
+    bounds : MomentBounds or None
+        Bounds of the same matrices, by which the search is ordered.
+    level : float, default 0
+        Eigenvalues up to it do not matter.
+    """
+    uppers = np.full(len(rows.operand.plan.frequencies), np.inf)
+    tested, probes, found = level > 0, FIRST_PROBES, Largest(0.0, level, None)
+    if bounds is not None:
+        assert isinstance(rows, PolynomialRows)
+        uppers = bounds.uppers.max(axis=1) + rows.rounding
+        tested = float(bounds.estimates.max()) <= level  # else some eigenvalue is above the level for certain
+    left = np.argsort(-uppers, kind="stable")
+    while len(left := left[uppers[left] > found.upper]):
+        if tested:
+            left = left[rows.above(left, found.upper)]
+        if len(left):
+            first = rows.largest(left[:probes])
+            best = int(np.argmax(first.values))
+            upper = max(found.upper, float((2 * first.uppers - first.values).max()))
+            if found.place is None or first.values[best] > found.value:
+                found = Largest(float(first.values[best]), upper, int(left[best]))
+            else:
+                found = found._replace(upper=upper)
+        left, tested, probes = left[probes:], True, 2 * probes
+    return found

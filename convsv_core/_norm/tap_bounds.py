@@ -1,0 +1,70 @@
+"""Upper bounds of the operator norm from the taps alone, without a frequency: crude, and cheap."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+from convsv_core._geometry.plan import HostArray
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
+from convsv_core._symbol.small_matrices import squared_norm
+from convsv_core.backend import Array
+from convsv_core.conv import Conv
+from convsv_core.plugins import backend_of
+
+__all__ = ["frobenius_bound", "sum_of_norms", "sums_of_norms"]
+
+
+def sum_of_norms(operand: Operand) -> float:
+    """Return the sum of the taps' Frobenius norms, the largest one among the groups, at the operand's scale."""
+    return float(sums_of_norms(symbol_polynomial(operand), 1)[0])
+
+
+def sums_of_norms(symbol: TrigonometricPolynomial, kernels: int) -> HostArray:
+    """Return that sum for each of several kernels that lie side by side in the groups of one symbol."""
+    squares = squared_norm(symbol.operand.xp, symbol.coefficients, axis=(-2, -1))
+    norms = np.sqrt(symbol.operand.backend.to_numpy(squares).astype(float))
+    return np.asarray(norms.sum(axis=0).reshape(kernels, -1).max(axis=1))
+
+
+def frobenius_bound(kernel: Array, conv: Conv) -> float:
+    """An upper bound of the operator norm for every input size, from the products of the taps alone.
+
+    The squared Frobenius norm of the symbol is a trigonometric polynomial, whose coefficient at an offset is the sum of
+    the inner products of the taps that lie so far apart; it is at most the sum of these coefficients' moduli. With a
+    stride the taps of different classes do not meet, which all pairs of one offset have in common.
+
+    Parameters
+    ----------
+    kernel : array
+        With the axes that ``conv.layout`` names.
+    conv : Conv
+        Of which the layout alone enters, and no padding but zero, "valid" and circular padding that repeats no pixel is
+        meant.
+
+    Returns
+    -------
+    float
+        But for the rounding of the products.
+    """
+    backend = backend_of(kernel)
+    xp = backend.namespace(kernel)
+    order = [conv.layout.index(letter) for letter in ("O", "I", *conv.spatial)]
+    taps = tuple(kernel.shape[axis] for axis in order[2:])
+    flat = xp.reshape(xp.permute_dims(kernel, tuple(order)), (-1, math.prod(taps)))
+    products = backend.to_numpy(xp.matmul(backend.adjoint(flat), flat)).reshape(-1)
+    lags = _lags(taps)
+    sums = np.bincount(lags, products.real) + 1j * np.bincount(lags, products.imag)
+    return float(np.sqrt(np.abs(sums).sum()))
+
+
+@functools.lru_cache(maxsize=64)
+def _lags(taps: tuple[int, ...]) -> HostArray:
+    """For each pair of taps, in row-major order, a number of the offset between them."""
+    places = np.indices(taps).reshape(len(taps), -1)
+    apart = places[:, :, None] - places[:, None, :] + np.asarray(taps)[:, None, None] - 1
+    numbers = np.ravel_multi_index(tuple(apart), tuple(2 * k - 1 for k in taps))
+    return np.asarray(numbers).reshape(-1)

@@ -1,0 +1,262 @@
+"""The nearest kernel of an operator norm at most a bound, by an accelerated form of Dykstra's algorithm.
+
+The nearest kernel is found from the dual of the convex problem "least distance to K, norm at most c". With one matrix
+Y a frequency, P(Y) the taps nearest to the operator of these matrices, and N frequencies, the dual is
+
+    maximise  N (<P(Y), K> - |P(Y)|^2 / 2) - c sum |Y|_*,        with the kernel  X = K - P(Y).
+
+Dykstra's algorithm of alternating projections is its proximal gradient method with step 1: ``Y <- excess over c of
+Y + symbol(X)``. Here the same step is accelerated (Nesterov's momentum, restarted where it turns back), longer where
+the dual is flatter, and applied to a working set of the frequencies that matter: about a thirtieth of the iterations.
+The gap between the dual's value and that of a kernel within the ball says how near the nearest one is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from convsv_core._geometry.plan import HostArray
+from convsv_core._projection.certificate import Problem, frequencies_above
+from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
+from convsv_core._projection.momentum import next_momentum
+from convsv_core._spectrum.numbers import squared_frobenius
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
+from convsv_core._symbol.small_matrices import absolute_square
+from convsv_core.backend import Array
+
+__all__ = [
+    "CHECK_EVERY",
+    "DualState",
+    "Nearest",
+    "ProjectionState",
+    "advance",
+    "begin",
+    "from_state",
+    "nearest",
+    "squared_change",
+]
+
+LONGER = 1.1
+"""What the step of the dual is multiplied by after one that was not too long. A guess."""
+
+NEAR = 0.97
+"""Frequencies with a norm of at least this share of the bound enter the first working set. A guess."""
+
+CHECK_EVERY = 5
+"""Iterations between two certificates of the norm. A guess: a certificate costs about as much as an iteration."""
+
+TOLERANCE = 0.1
+"""Share of the gap that frequencies outside the working set may add by their excess over the bound. A guess."""
+
+INNER = 0.5
+"""Share of the gap that the problem of a working set is solved to. A guess."""
+
+DUAL_BYTES = 1 << 30
+"""Bytes that the dual variables of the working set, and the two more copies of an iteration, may take. A guess."""
+
+
+class ProjectionState(NamedTuple):
+    """What a projection can begin from: the dual variables of an earlier one.
+
+    Attributes
+    ----------
+    frequencies : array, shape (count, ndim), int
+        Indices on the grid.
+    dual : array, shape (count, groups, rows, columns), complex
+        One matrix for each of them.
+    """
+
+    frequencies: Array
+    dual: Array
+
+
+class DualState(NamedTuple):
+    """The state of the accelerated iteration.
+
+    Attributes
+    ----------
+    dual, ahead : arrays, shape (count, groups, rows, columns), complex
+        The dual variables, and the point that the next step starts from.
+    change, change_ahead : arrays of the kernel's shape
+        The taps nearest to either.
+    momentum, step, value : 0-d arrays
+        Nesterov's number, the length of the next step, and the value of the dual problem.
+    """
+
+    dual: Array
+    ahead: Array
+    change: Array
+    change_ahead: Array
+    momentum: Array
+    step: Array
+    value: Array
+
+
+class Nearest(NamedTuple):
+    """A kernel at the operand's scale, and how it was found; `kernel` is within the bound up to a rescaling."""
+
+    kernel: Array
+    iterations: int
+    converged: bool
+    state: ProjectionState
+
+
+class WorkingSet(NamedTuple):
+    """Places among the visited frequencies, and one dual matrix for each."""
+
+    places: HostArray
+    dual: Array
+
+
+def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None) -> Nearest:
+    """A kernel within the bound on the grid, iterations, whether it is near enough to the nearest, and the dual."""
+    operand, limit = problem.operand, float(problem.bound)
+    xp = operand.xp
+    chosen, dual = from_state(problem, state)
+    above = frequencies_above(problem, operand.kernel, NEAR * limit).places
+    iterations = 0
+    while True:
+        chosen, dual = _extended(problem, chosen, dual, above)
+        kernel, dual, spent, value = _accelerated(problem, chosen, dual, max_iterations - iterations)
+        iterations += spent
+        # An excess moves the whole kernel in the last rescaling, so it counts by the kernel's size over the distance.
+        size = math.sqrt(float(squared_frobenius(dataclasses.replace(operand, kernel=kernel))))
+        tolerance = TOLERANCE * problem.rtol * min(1.0, math.sqrt(max(2 * value, 0.0)) / max(size, sys.float_info.min))
+        found = frequencies_above(problem, kernel, limit * (1 + tolerance))
+        squared = float(squared_change(operand, kernel * min(1.0, limit / found.computed)))
+        converged = squared - 2 * value <= problem.rtol * squared
+        fresh = np.setdiff1d(found.places, chosen)
+        if converged or iterations >= max_iterations or not len(fresh):
+            break
+        above = fresh
+    used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(dual) > 0, axis=(1, 2, 3)))
+    frequencies = operand.backend.constant(problem.frequencies[chosen[used]], operand.kernel)
+    dual = xp.take(dual, operand.backend.constant(np.flatnonzero(used), operand.kernel), axis=0)
+    return Nearest(kernel, iterations, converged, ProjectionState(frequencies, dual * operand.scale))
+
+
+class _Solved(NamedTuple):
+    """The solution of the problem that knows some frequencies alone."""
+
+    kernel: Array
+    dual: Array
+    iterations: int
+    value: float
+
+
+def _accelerated(problem: Problem, chosen: HostArray, dual: Array, max_iterations: int) -> _Solved:
+    """Solve the problem that knows the chosen frequencies alone: its kernel, dual, iterations, and dual value."""
+    operand, limit = problem.operand, float(problem.bound)
+    samples = Samples.at(operand, chosen)
+    state = operand.run(begin, arrays=(*samples, dual))
+    iterations = 0
+    while True:
+        state = operand.run(advance, arrays=(problem.bound, *samples, *state))
+        iterations += 1
+        if iterations % CHECK_EVERY and iterations < max_iterations:
+            continue
+        kernel, value = operand.kernel - state.change, float(state.value)
+        above = frequencies_above(problem, kernel, limit, chosen)
+        upper = above.computed if len(above.places) else limit
+        squared = float(squared_change(operand, kernel * min(1.0, limit / upper)))
+        if squared - 2 * value <= INNER * problem.rtol * squared or iterations >= max_iterations:
+            return _Solved(kernel, state.dual, iterations, value)
+
+
+def begin(operand: Operand, frequencies: Array, weights: Array, dual: Array) -> DualState:
+    """Return the first state of the accelerated iteration, from dual variables."""
+    one, symbol = operand.xp.ones_like(operand.scale), symbol_polynomial(operand)
+    change = operand.xp.zeros_like(operand.kernel)
+    if dual.shape[0]:
+        (change,) = nearest_taps(
+            symbol, Samples(frequencies, weights), lambda _, chosen: (operand.xp.take(dual, chosen, axis=0),)
+        )
+    return DualState(dual, dual, change, change, one, one, -math.inf * one)
+
+
+def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, *arrays: Array) -> DualState:
+    """Take one accelerated step of the dual; where the step was too long, only shorten the step.
+
+    A step of 1 is never too long; longer ones are tried, because where few frequencies matter they are right.
+    """
+    xp, plan, state = operand.xp, operand.plan, DualState(*arrays)
+    step = state.step
+    longest = max(1.0, math.prod(plan.periods) / math.prod(axis.taps for axis in plan.axes))  # right for one frequency
+    kernel = (operand.kernel - state.change_ahead) * xp.astype(step, state.change.dtype)
+    new = dual_excess(operand, kernel, bound * step, Samples(frequencies, weights), state.ahead)
+    counts = xp.real(weights)[:, None, None, None] * plan.copies
+    moved, moved_change = new.matrices - state.ahead, new.change - state.change_ahead
+    taken = (step <= 1) | (
+        step * _inner(operand, moved_change, moved_change) <= xp.sum(counts * absolute_square(xp, moved))
+    )
+    turned = xp.sum(counts * xp.real(operand.backend.conj(moved) * (new.matrices - state.dual))) < 0
+    momentum, beyond = next_momentum(xp, state.momentum, taken & turned, LONGER)
+    value = _inner(operand, new.change, operand.kernel - new.change / 2)
+    value = value - bound * plan.copies * xp.sum(xp.real(weights) * new.trace)
+    advanced = DualState(
+        new.matrices,
+        new.matrices + xp.astype(beyond, new.matrices.dtype) * (new.matrices - state.dual),
+        new.change,
+        new.change + xp.astype(beyond, new.change.dtype) * (new.change - state.change),
+        momentum,
+        xp.clip(step * LONGER, None, longest),
+        value,
+    )
+    kept = state._replace(step=xp.clip(step / 2, 1.0, None))
+    known = operand.backend.truth(taken)
+    if known is not None:
+        return advanced if known else kept
+    return DualState(*(xp.where(taken, one, other) for one, other in zip(advanced, kept, strict=True)))
+
+
+def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
+    """Real inner product of two operators, of which the first is one that `to_kernel` gave."""
+    xp = operand.xp
+    products = xp.real(operand.backend.conj(change) * kernel)
+    return xp.sum(products * sharing(operand)) * math.prod(operand.plan.grid)
+
+
+def squared_change(operand: Operand, kernel: Array) -> Array:
+    """Squared Frobenius distance, over the grid, of an operator from the operand's own."""
+    return squared_frobenius(dataclasses.replace(operand, kernel=kernel - operand.kernel))
+
+
+def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
+    """Places and dual of a state, at the operand's scale; of none, no place."""
+    operand, plan = problem.operand, problem.operand.plan
+    xp = operand.xp
+    shape = (plan.groups, *plan.block)
+    if state is None:
+        dual = xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype)
+        return WorkingSet(np.zeros(0, int), xp.broadcast_to(dual, (0, *shape)))
+    frequencies, dual = state
+    if tuple(dual.shape[1:]) != shape or frequencies.ndim != 2 or frequencies.shape[1] != len(plan.axes):
+        raise ValueError(
+            f"state has matrices of shape {tuple(dual.shape[1:])}: wanted {shape}; is it of another layer?"
+        )
+    dual = xp.astype(dual / operand.scale, operand.complex_dtype)
+    if not problem.known:
+        return WorkingSet(np.arange(dual.shape[0]), dual)
+    indices = operand.backend.to_numpy(frequencies).astype(int)
+    if np.any((indices < 0) | (indices >= np.asarray(plan.periods))):
+        raise ValueError(f"state holds frequencies beyond the grid {plan.periods}: is it of another input shape?")
+    return WorkingSet(plan.visit[np.ravel_multi_index(tuple(indices.T), plan.periods)], dual)
+
+
+def _extended(problem: Problem, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
+    """A working set with more places, as far as memory goes, and its dual with zeros for these."""
+    operand = problem.operand
+    xp = operand.xp
+    fresh = np.setdiff1d(above, chosen)
+    affordable = DUAL_BYTES // (3 * math.prod(dual.shape[1:]) * itemsize(operand))
+    fresh = fresh[: max(1, affordable - len(chosen))]
+    zeros = xp.broadcast_to(
+        xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype), (len(fresh), *dual.shape[1:])
+    )
+    return WorkingSet(np.concatenate([chosen, fresh]), xp.concat([dual, zeros], axis=0))

@@ -1,0 +1,380 @@
+"""The excess of a convolution over a bound of the norm, and the change of the taps that comes nearest to it.
+
+The excess of a matrix W over c is ``U max(S - c, 0) V*``, W less its nearest matrix of norm at most c. It is computed
+frequency by frequency, for those matrices alone that are not shown to be within the bound by a test, which costs less
+than a decomposition. The taps nearest to the operator that has these excesses are an average over the frequencies.
+One such pass is a clip-and-cut step; repeated, passes make the projections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from convsv_core._geometry.plan import HostArray
+from convsv_core._projection.leading import LEADING_ENTRIES, LEADING_SIDE, WIDE_SIDE, expected_share, leading_pairs
+from convsv_core._symbol.gram import smaller_gram
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
+from convsv_core._symbol.rows import GramRows, PowerRows, ProductRows, grid_rows
+from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core.backend import Array, Backend
+
+__all__ = ["Excess", "Method", "Samples", "clip_and_cut", "clip_between", "dual_excess", "nearest_taps", "sharing"]
+
+Method: TypeAlias = Literal["svd", "gram", "products"]
+"""How an excess is computed: by singular vectors, by eigenvectors of Gram matrices, or by matrix products alone."""
+
+BLOCK_COPIES = 4
+"""Working memory of a row of `nearest_taps`, in units of that of the symbol: matrices, vectors and results."""
+
+FAST_STEPS, LAST_STEPS = 10, 4
+"""Of the iteration for the polar factor: steps that raise small singular values, steps that end at 1."""
+
+FAST, LAST = (3.4445, -4.775, 2.0315), (15 / 8, -10 / 8, 3 / 8)
+"""Coefficients of odd polynomials of degree 5. The first, of slope 3.4, keeps [0, 1.2] within it and leaves what has
+been raised in [0.68, 1.14]; the second is Newton and Schulz's of third order at 1."""
+
+
+PROBED = 32
+"""Of so many matrices, one tells whether the leading pairs will do; fewer are not worth the question."""
+
+WORTHWHILE = 0.5
+"""Share of the matrices for which these have to do: the others are decomposed after all."""
+
+
+class Samples(NamedTuple):
+    """Some of the visited frequencies, beside the kernel, and how many of the grid each stands for.
+
+    Attributes
+    ----------
+    frequencies : array, shape (count, ndim)
+        Indices.
+    weights : array, shape (count,), complex
+    """
+
+    frequencies: Array
+    weights: Array
+
+    @classmethod
+    def at(cls, operand: Operand, places: HostArray | None = None) -> Samples:
+        """Return the visited frequencies at the given places, or all of them."""
+        backend, plan = operand.backend, operand.plan
+        chosen = slice(None) if places is None else places
+        weights = backend.constant(plan.weights()[chosen], operand.kernel)
+        frequencies = backend.constant(plan.frequencies[chosen], operand.kernel)
+        return cls(frequencies, operand.xp.astype(weights, operand.complex_dtype))
+
+
+class Excess(NamedTuple):
+    """The excesses of matrices over a limit, and the change of the taps that comes nearest to them.
+
+    Attributes
+    ----------
+    change : array of the kernel's shape
+    matrices : array, shape (count, groups, rows, columns), complex
+        One excess for each of the samples.
+    trace : array, shape (count,)
+        Sum of the singular values of each.
+    """
+
+    change: Array
+    matrices: Array
+    trace: Array
+
+
+MatrixExcess: TypeAlias = Callable[[Array], tuple[Array, Array]]
+"""A function from matrices, shape (B, groups, rows, columns), to their excesses and the traces, shape (B,)."""
+
+
+def clip_and_cut(
+    operand: Operand,
+    kernel: Array,
+    limit: Array,
+    method: Method,
+    *,
+    places: HostArray | None = None,
+    tested: Operand | None = None,
+) -> Array:
+    """Return what a clip-and-cut step takes from a kernel: the taps nearest to its excess over a limit.
+
+    Parameters
+    ----------
+    operand : Operand
+        Its geometry is used; its own kernel does not enter.
+    kernel : array
+        Of the shape and scale of the operand's kernel.
+    limit : 0-d array
+        At the same scale.
+    method : "svd", "gram" or "products"
+    places : int array, optional
+        Places of the frequencies whose excess is asked for; all visited frequencies unless given.
+    tested : Operand, optional
+        An operand that holds the same kernel in a cheaper dtype, for the tests which frequencies have an excess.
+    """
+    operand = dataclasses.replace(operand, kernel=kernel)
+    places = np.arange(len(operand.plan.frequencies)) if places is None else places
+    if operand.backend.has_values(kernel):
+        level = float(limit) ** 2
+        places = places[_tests(operand if tested is None else tested, method).above(places, level)]
+        if tested is not None and min(operand.plan.block) >= WIDE_SIDE:
+            # The margin of a test for rounding grows with the square of a side: ask again with a smaller one.
+            places = places[_tests(operand, method).above(places, level)]
+    if not len(places):
+        return operand.xp.zeros_like(kernel)
+    samples, symbol = Samples.at(operand, places), symbol_polynomial(operand)
+
+    def matrices_at(chosen: Array) -> Array:
+        return symbol(operand.xp.take(samples.frequencies, chosen, axis=0))
+
+    excess = _excess_function(operand, matrices_at, np.arange(len(places)), limit, method)
+    (change,) = nearest_taps(symbol, samples, lambda phases, _: excess.of(symbol.matrices(phases))[:1], excess.context)
+    return change
+
+
+def clip_between(operand: Operand, limit: Array, lower: Array, places: HostArray | None = None) -> Array:
+    """Return what clipping the singular values of an operand's kernel to ``[lower, limit]`` takes from its taps."""
+    symbol = symbol_polynomial(operand)
+
+    def excess(phases: Array, _: Array) -> tuple[Array, ...]:
+        return _excess_svd(operand.backend, symbol.matrices(phases), limit, lower)[:1]
+
+    (change,) = nearest_taps(symbol, Samples.at(operand, places), excess)
+    return change
+
+
+def dual_excess(operand: Operand, kernel: Array, limit: Array, samples: Samples, dual: Array) -> Excess:
+    """Return the excess over a limit of the symbol of a kernel plus one matrix of `dual` for each of the samples."""
+    xp = operand.xp
+    operand = dataclasses.replace(operand, kernel=kernel)
+    symbol = symbol_polynomial(operand)
+    count = dual.shape[0]
+    rows = np.arange(count)
+    if operand.backend.has_values(kernel):
+        rows = rows[ProductRows(symbol, samples.frequencies, dual).above(rows, float(limit) ** 2)]
+    if not len(rows):
+        return Excess(xp.zeros_like(kernel), xp.zeros_like(dual), xp.zeros_like(xp.real(dual[:, 0, 0, 0])))
+
+    def matrices_at(chosen: Array) -> Array:
+        return symbol(xp.take(samples.frequencies, chosen, axis=0)) + xp.take(dual, chosen, axis=0)
+
+    excess = _excess_function(operand, matrices_at, rows, limit, "gram")
+
+    def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
+        matrices, trace = excess.of(symbol.matrices(phases) + xp.take(dual, chosen, axis=0))
+        return matrices, matrices, trace
+
+    change, matrices, trace = nearest_taps(symbol, samples, of_block, excess.context, rows)
+    if len(rows) < count:
+        places = np.full(count, len(rows))
+        places[rows] = np.arange(len(rows))
+        matrices, trace = operand.take_or_zero(matrices, places, 0), operand.take_or_zero(trace, places, 0)
+    return Excess(change, matrices, trace)
+
+
+def nearest_taps(
+    symbol: TrigonometricPolynomial,
+    samples: Samples,
+    function: Callable[[Array, Array], tuple[Array, ...]],
+    context: AbstractContextManager[object] | None = None,
+    rows: HostArray | None = None,
+) -> tuple[Array, ...]:
+    """Return the kernel whose operator is nearest to one that a function gives, matrix by matrix.
+
+    Parameters
+    ----------
+    symbol : TrigonometricPolynomial
+        Its phases and its operand's geometry are used.
+    samples : Samples
+        At the frequencies that are not among them the operator is 0.
+    function : callable
+        From the phases at a block of the samples, and their rows, to a tuple of arrays whose first axis is the block's.
+        The first array holds the matrices, shape (B, groups, rows, columns).
+    context : context manager, optional
+        To be entered while blocks are mapped.
+    rows : int array, optional
+        Rows of the samples; all of them unless given.
+
+    Returns
+    -------
+    tuple of arrays
+        The kernel, and the other arrays of `function`, joined.
+    """
+    operand = symbol.operand
+    xp, backend = operand.xp, operand.backend
+
+    def of_block(chosen: Array) -> tuple[Array, ...]:
+        phases = symbol.phases(xp.take(samples.frequencies, chosen, axis=0))
+        matrices, *others = function(phases, chosen)
+        weighted = phases * xp.take(samples.weights, chosen, axis=0)[:, None]
+        sums = xp.matmul(backend.adjoint(weighted), xp.reshape(matrices, (matrices.shape[0], -1)))
+        return (xp.reshape(sums, (1, -1, *matrices.shape[1:])), *others)
+
+    rows = np.arange(samples.frequencies.shape[0]) if rows is None else rows
+    with context or contextlib.nullcontext():
+        sums, *others = backend.map_blocks(
+            of_block, rows, operand.kernel, row_bytes=BLOCK_COPIES * symbol.row_bytes, budget=BLOCK_BYTES
+        )
+    return to_kernel(operand, xp.sum(sums, axis=0)), *others
+
+
+class _ExcessFunction(NamedTuple):
+    """How excesses are computed, and the context in which blocks of them are to be mapped."""
+
+    of: MatrixExcess
+    context: AbstractContextManager[object]
+
+
+def _excess_function(
+    operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array, method: Method
+) -> _ExcessFunction:
+    backend, side = operand.backend, min(operand.plan.block)
+    if method == "gram" and _few_exceed(operand, matrices_at, rows, limit):
+        return _ExcessFunction(functools.partial(_excess_leading, backend, limit=limit), backend.multiplying(side))
+    functions = {"svd": _excess_svd, "gram": _excess_gram, "products": _excess_products}
+    return _ExcessFunction(functools.partial(functions[method], backend, limit=limit), contextlib.nullcontext())
+
+
+def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array) -> bool:
+    """Tell whether to look for the leading vectors alone, for an answer of 32 bits."""
+    backend, side = operand.backend, min(operand.plan.block)
+    if not operand.widened or side < LEADING_SIDE or len(rows) * side**2 < LEADING_ENTRIES:
+        return False
+    if not backend.has_values(limit) or not backend.truth(limit > 0):
+        return False
+    if len(rows) < PROBED:
+        return True
+    sample = backend.constant(rows[::PROBED], operand.kernel)
+    return expected_share(backend, matrices_at(sample), limit) >= WORTHWHILE
+
+
+def _tests(operand: Operand, method: Method) -> GramRows:
+    """Return tests at the visited frequencies: for "products" by products alone."""
+    if method != "products":
+        return grid_rows(operand)
+    frequencies = operand.backend.constant(operand.plan.frequencies, operand.kernel)
+    return PowerRows(symbol_polynomial(operand), frequencies)
+
+
+def to_kernel(operand: Operand, taps: Array) -> Array:
+    """From sums over the frequencies of one period, one matrix an offset, to the nearest kernel's taps.
+
+    Taps of a kernel larger than the input that wrap onto each other share what they have in common.
+    """
+    xp, plan = operand.xp, operand.plan
+    kernel = operand.from_taps(xp.real(taps) if plan.real else taps) / math.prod(plan.periods)
+    return kernel / sharing(operand) if np.any(plan.sharing > 1) else kernel
+
+
+def sharing(operand: Operand) -> Array:
+    """How many taps act where each does, 1 but for kernels larger than the input: broadcasts with the kernel."""
+    xp, conv = operand.xp, operand.plan.conv
+    order = [conv.spatial.index(letter) for letter in conv.layout if letter in conv.spatial]
+    spatial = [n if letter in conv.spatial else 1 for letter, n in zip(conv.layout, operand.kernel.shape, strict=True)]
+    counts = operand.plan.sharing.transpose(order).reshape(spatial).astype(float)
+    return xp.astype(operand.backend.constant(counts, operand.kernel), operand.real_dtype, copy=False)
+
+
+def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None = None) -> tuple[Array, Array]:
+    """From all singular values; with `lower`, the excess also holds what smaller ones lack, negative."""
+    xp = backend.namespace(matrices)
+    u, s, vh = backend.svd(matrices)
+    excess = xp.maximum(s - limit, xp.zeros_like(s))
+    if lower is not None:
+        excess = excess - xp.maximum(lower - s, xp.zeros_like(s))
+    return xp.matmul(u * xp.astype(excess, matrices.dtype)[..., None, :], vh), xp.sum(excess, axis=(-2, -1))
+
+
+def _excess_gram(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
+    """From the eigenvectors of the smaller side: ``(I - c (W W*)^(-1/2)) W`` on those above the bound.
+
+    Its error is about ``eps * norm**2 / limit``.
+    """
+    if min(matrices.shape[-2:]) == 1:
+        return _excess_of_vectors(backend, matrices, limit)
+    return _excess_of_pairs(backend, matrices, limit, *backend.eigh(smaller_gram(backend, matrices)))
+
+
+def _excess_leading(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
+    """The same from the leading eigenvectors, and from all where these do not do."""
+    squares, vectors, sure = leading_pairs(backend, matrices, limit)
+    found, traces = _excess_of_pairs(backend, matrices, limit, squares, vectors)
+    left = np.flatnonzero(~sure)
+    if len(left):
+        xp = backend.namespace(matrices)
+        others = _excess_gram(backend, backend.take(matrices, left, 0), limit)
+        places = np.arange(len(sure))
+        places[left] = len(sure) + np.arange(len(left))
+        found, traces = (
+            backend.take(xp.concat(two, axis=0), places, 0) for two in zip((found, traces), others, strict=True)
+        )
+    return found, traces
+
+
+def _excess_of_vectors(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
+    """Of matrices with a single row or column."""
+    xp = backend.namespace(matrices)
+    norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))
+    excess = xp.maximum(norms - limit, xp.zeros_like(norms))
+    share = excess / xp.where(norms > 0, norms, xp.ones_like(norms))
+    return matrices * xp.astype(share, matrices.dtype)[..., None, None], xp.sum(excess, axis=-1)
+
+
+def _excess_of_pairs(
+    backend: Backend, matrices: Array, limit: Array, values: Array, vectors: Array
+) -> tuple[Array, Array]:
+    """From eigenvalues, ascending, and vectors of the smaller Gram matrices: of all that are above the bound."""
+    xp = backend.namespace(matrices)
+    norms = safe_sqrt(xp, values)
+    excess = xp.maximum(norms - limit, xp.zeros_like(norms))
+    leading = xp.max(xp.sum(xp.astype(excess > 0, xp.int32), axis=-1)) if excess.shape[0] else None
+    if leading is not None and backend.truth(leading > 0) is not None:  # eager: the pairs that exceed are the last
+        first = values.shape[-1] - int(leading)
+        vectors, kept, norms = vectors[..., first:], excess[..., first:], norms[..., first:]
+    else:
+        kept = excess
+    share = xp.astype(kept / xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)[..., None, :]
+    adjoint = backend.adjoint(vectors)
+    if matrices.shape[-2] <= matrices.shape[-1]:
+        found = xp.matmul(vectors * share, xp.matmul(adjoint, matrices))
+    else:
+        found = xp.matmul(xp.matmul(matrices, vectors * share), adjoint)
+    return found, xp.sum(excess, axis=(-2, -1))
+
+
+def _excess_products(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
+    """By matrix products alone: ``(W - c Q + Q |H - c I|) / 2`` with the polar decomposition ``W = Q H``.
+
+    ``|H - c I|`` is ``H - c I`` times its matrix sign, its own polar factor. Where either iteration has not ended, the
+    factor in front is as small: the error is at most about 1e-5 of the Frobenius norm.
+    """
+    xp = backend.namespace(matrices)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    work = matrices if wide else backend.adjoint(matrices)
+    polar = polar_products(backend, work)
+    hermitian = xp.matmul(work, backend.adjoint(polar))
+    identity = xp.astype(backend.constant(np.eye(work.shape[-2]), work), work.dtype, copy=False)
+    shifted = (hermitian + backend.adjoint(hermitian)) / 2 - limit * identity
+    absolute = xp.matmul(shifted, polar_products(backend, shifted))
+    halves = (shifted + absolute) / 2
+    found = xp.matmul(halves, polar)
+    trace = xp.sum(xp.real(xp.linalg.trace(halves)), axis=-1)
+    return (found if wide else backend.adjoint(found)), trace
+
+
+def polar_products(backend: Backend, matrices: Array) -> Array:
+    """The polar factor of wide matrices by Newton and Schulz's iteration, for matrix products alone."""
+    xp = backend.namespace(matrices)
+    norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))[..., None, None]
+    x = matrices / xp.astype(xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)
+    for a, b, c in FAST_STEPS * [FAST] + LAST_STEPS * [LAST]:
+        gram = xp.matmul(x, backend.adjoint(x))
+        x = a * x + xp.matmul(b * gram + c * xp.matmul(gram, gram), x)
+    return x

@@ -1,0 +1,251 @@
+"""Numbers of an operator: its norms, stable rank, condition number and determinant."""
+
+from __future__ import annotations
+
+import math
+
+from convsv_core._geometry.padded_plan import make_padded_plan
+from convsv_core._geometry.plan import check_input_shape, check_square, is_circulant, resolve_channels
+from convsv_core._norm.largest import norm_on_grid
+from convsv_core._norm.padded import padded_operator_norm
+from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
+from convsv_core._symbol.folding import fold
+from convsv_core._symbol.operand import Operand, check_conv, make_operand
+from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core.backend import Array
+from convsv_core.conv import Conv
+from convsv_core.plugins import backend_of
+
+__all__ = [
+    "condition_number",
+    "frobenius_norm",
+    "log_abs_det",
+    "operator_norm",
+    "squared_frobenius",
+    "stable_rank",
+]
+
+
+def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
+    """Compute the operator norm of a layer, with the padding that `conv` declares: its largest singular value.
+
+    Parameters
+    ----------
+    kernel : array
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
+        complex128.
+    input_shape : tuple of int
+        Spatial extents of the layer's input, in the order of ``conv.spatial``. An int stands for every axis.
+    conv : Conv
+        The geometry. Any padding and padding mode: where the operator is not circulant, which has a closed
+        form, its norm is found by an iteration.
+
+    Returns
+    -------
+    0-d array, real
+        float32 for kernels of 32 bits or fewer, else float64. Exact to rounding for circulant operators; for
+        others to the tolerance that `convsv_core._norm.padded.padded_operator_norm` states, and never above
+        the norm by more than rounding. `norm_bounds` gives a certified upper bound of either.
+
+    Raises
+    ------
+    TypeError
+        `kernel` is not an array of an installed library, or not of a floating dtype.
+    ValueError
+        The shapes do not fit each other, a stride does not divide the extents of a circular input, or the
+        kernel holds NaN or infinity (under tracing the result is then NaN).
+
+    Notes
+    -----
+    Differentiable and traceable. The gradient is finite for every kernel: where the maximum is attained more
+    than once it is a subgradient, and for the zero kernel it is 0. Source: Sedghi, Gupta and Long, ICLR 2019, for
+    circulant operators.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernel = np.ones((1, 1, 3, 3))
+    >>> float(operator_norm(kernel, (8, 8), Conv("OIHW")))
+    9.0
+
+    With zeros around the image the ends lose a part, and the norm stays below:
+
+    >>> round(float(operator_norm(kernel, (8, 8), Conv("OIHW", padding_mode="zeros"))), 3)
+    8.291
+    """
+    backend = backend_of(kernel)
+    check_conv(conv)
+    extents = check_input_shape(input_shape, conv)
+    circular = conv.padding_mode == "circular" and conv.padding == "same"  # where the stride divides, and must
+    shape = tuple(int(extent) for extent in kernel.shape)
+    if circular or is_circulant(shape, extents, conv):
+        operand = make_operand(kernel, extents, conv)
+        return operand.answer(norm_on_grid(operand).norm)
+    taps, *_ = resolve_channels(shape, conv)
+    make_padded_plan(tuple(taps), extents, conv)  # refuses what is impossible now, where the rest is for later
+    return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
+
+
+def frobenius_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
+    """Compute the Frobenius norm of a circular convolution: the root of its squared singular values' sum.
+
+    Parameters
+    ----------
+    kernel, input_shape, conv
+        As for `singular_values`, which also tells what is raised.
+
+    Returns
+    -------
+    0-d array, real
+        float32 for kernels of 32 bits or fewer, else float64.
+
+    Notes
+    -----
+    Differentiable (0 at the zero kernel) and traceable. It needs no decomposition: every tap occurs
+    once for each output pixel, and taps that wrap onto each other are added first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(frobenius_norm(np.ones((1, 1, 3, 3)), (8, 8), Conv("OIHW")))
+    24.0
+    """
+    return make_operand(kernel, input_shape, conv).run(_frobenius_norm)
+
+
+def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
+    """Compute the stable rank ``|A|_F^2 / |A|_2^2`` of a circular convolution; 0 for the zero kernel.
+
+    Parameters
+    ----------
+    kernel, input_shape, conv
+        As for `singular_values`, which also tells what is raised.
+
+    Returns
+    -------
+    0-d array, real
+        Between 1 and the operator's rank.
+
+    Notes
+    -----
+    Differentiable and traceable.
+
+    Examples
+    --------
+    The identity on an image of 8 x 8 pixels:
+
+    >>> import numpy as np
+    >>> float(stable_rank(np.ones((1, 1, 1, 1)), (8, 8), Conv("OIHW")))
+    64.0
+    """
+    operand = make_operand(kernel, input_shape, conv)
+    return operand.run(_stable_rank, arrays=(norm_on_grid(operand).norm,))
+
+
+def condition_number(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
+    """Compute the condition number of a circular convolution: its largest over its smallest singular value.
+
+    Parameters
+    ----------
+    kernel, input_shape, conv
+        As for `singular_values`, which also tells what is raised.
+
+    Returns
+    -------
+    0-d array, real
+        At least 1; infinite where the smallest of the ``min(inputs, outputs)`` values is 0. A singular operator
+        whose smallest value rounds to about ``eps * sigma_max`` rather than 0 gives about ``1 / eps``.
+
+    Notes
+    -----
+    Differentiable where it is finite, and traceable.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(condition_number(np.asarray([[[2.0, 1.0]]]), (4,), Conv("OIW")))
+    3.0
+    """
+    return make_spectral_operand(kernel, input_shape, conv, "auto").run(_condition_number)
+
+
+def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
+    """Compute the logarithm of the absolute determinant of a circular convolution.
+
+    Parameters
+    ----------
+    kernel, input_shape, conv
+        As for `singular_values`, which also tells what is raised.
+
+    Returns
+    -------
+    0-d array, real
+        The sum of the logarithms of the singular values; minus infinity for a singular operator.
+
+    Raises
+    ------
+    ValueError
+        Also where the operator is not square: it has as many outputs as inputs if the output channels are
+        the input channels times the strides' product (the other way round when transposed).
+
+    Notes
+    -----
+    Differentiable where it is finite, and traceable. The term of an invertible convolution in a
+    normalising flow's likelihood.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernel = 2.0 * np.eye(3)[:, :, None, None]
+    >>> round(float(log_abs_det(kernel, (4, 4), Conv("OIHW"))) / math.log(2))
+    48
+    """
+    operand = make_spectral_operand(kernel, input_shape, conv, "auto")
+    check_square(operand.plan, tuple(kernel.shape))
+    return operand.run(_log_abs_det)
+
+
+def _frobenius_norm(operand: Operand) -> Array:
+    return operand.answer(safe_sqrt(operand.xp, squared_frobenius(operand)))
+
+
+def _stable_rank(operand: Operand, norm: Array) -> Array:
+    xp = operand.xp
+    nonzero = norm > 0
+    squared = xp.where(nonzero, norm, xp.ones_like(norm)) ** 2
+    rank = xp.where(nonzero, squared_frobenius(operand) / squared, xp.zeros_like(norm))
+    return operand.answer(rank, scaled=False)
+
+
+def _condition_number(operand: Operand) -> Array:
+    xp = operand.xp
+    values = operand.answer(visited_values(operand))
+    largest, smallest = xp.max(values), xp.min(values)
+    if operand.plan.unread_values:
+        smallest = smallest * 0
+    invertible = smallest > 0
+    ratio = largest / xp.where(invertible, smallest, xp.ones_like(smallest))
+    otherwise = xp.where(xp.isnan(smallest), smallest, xp.full_like(smallest, math.inf))
+    return xp.where(invertible, ratio, otherwise)
+
+
+def _log_abs_det(operand: Operand) -> Array:
+    xp, plan = operand.xp, operand.plan
+    values = visited_values(operand)
+    positive = values > 0
+    logs = xp.log(xp.where(positive, values, xp.ones_like(values)))
+    logs = xp.where(positive, logs, xp.where(xp.isnan(values), values, xp.full_like(values, -math.inf)))
+    if plan.unread_values:
+        return operand.answer(xp.full_like(operand.scale, -math.inf), scaled=False)
+    # Values are at the operand's scale, whose logarithm is added for every singular value.
+    scale = plan.groups * plan.values_per_block * xp.log(operand.scale)
+    return operand.answer(math.prod(plan.grid) * (mean_over_frequencies(operand, logs) + scale), scaled=False)
+
+
+def squared_frobenius(operand: Operand) -> Array:
+    """Return the sum of all squared singular values, at the operand's own scale."""
+    xp, plan = operand.xp, operand.plan
+    taps = operand.taps()
+    taps = xp.reshape(taps, (*(len(axis.offsets) for axis in plan.axes), -1))
+    folded = fold(operand.backend, taps, [axis.offsets for axis in plan.axes], plan.periods)
+    return squared_norm(xp, folded.coefficients) * math.prod(plan.grid)

@@ -1,0 +1,248 @@
+"""All singular values of a circular convolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from convsv_core._geometry.plan import IntArray, Plan
+from convsv_core._symbol.gram import GramOf, gram_evaluator
+from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
+from convsv_core._symbol.small_matrices import CLOSED_FORM_SIDE, block_singular_values, gram_singular_values
+from convsv_core.backend import Array, Backend
+from convsv_core.conv import Conv, as_int
+
+__all__ = [
+    "BlockValues",
+    "decompositions",
+    "frequency_singular_values",
+    "make_spectral_operand",
+    "mean_over_frequencies",
+    "real_and_complex",
+    "singular_values",
+    "sorted_values",
+    "visited_values",
+]
+
+METHODS = ("auto", "svd", "gram")
+"""How a frequency's matrix can be decomposed."""
+
+
+def singular_values(
+    kernel: Array,
+    input_shape: tuple[int, ...],
+    conv: Conv,
+    *,
+    method: Literal["auto", "svd", "gram"] = "auto",
+    max_bytes: int = BLOCK_BYTES,
+) -> Array:
+    """Compute every singular value of a circular convolution.
+
+    Parameters
+    ----------
+    kernel : array
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
+        complex128.
+    input_shape : tuple of int
+        Spatial extents of the layer's input, in the order of ``conv.spatial``. An int stands for every axis.
+    conv : Conv
+        The geometry.
+    method : "auto", "svd" or "gram", default "auto"
+        How a frequency's matrix is decomposed. "svd": absolute error about ``eps * sigma_max`` for every
+        value. "gram": the eigenvalues of the Gram matrix, cheaper; the same error for the largest
+        values and up to ``sqrt(eps) * sigma_max`` for the smallest, with the eps of the arithmetic, which is
+        float64 for float32 kernels where the library has it at hand (NumPy; PyTorch on a CPU): there it
+        is as good as the SVD in float32. "auto" is "gram" there and "svd" elsewhere. Matrices of side 1
+        and 2 have closed forms as good as the SVD, whatever is asked for.
+    max_bytes : int, default 256 MiB
+        Budget for the matrices held at one time, beside the result itself: by each task or device, where there are
+        many (Dask; a mesh of JAX's).
+
+    Returns
+    -------
+    array, shape (count,), real
+        Descending; ``count`` is the smaller of the operator's numbers of inputs and outputs. float32 for
+        kernels of 32 bits or fewer, else float64.
+
+    Raises
+    ------
+    TypeError
+        `kernel` is not an array of an installed library, or not of a floating dtype.
+    ValueError
+        The shapes do not fit each other, a stride does not divide the input, or the kernel holds NaN
+        or infinity (under tracing every value is then NaN).
+    NotImplementedError
+        The padding makes an operator that is not circulant.
+
+    Notes
+    -----
+    Differentiable, also where values repeat or vanish (the derivative of a vanishing one is taken as 0 or as
+    the library's SVD has it), and traceable with `conv` and `input_shape` static. Of a lazy kernel (Dask) the result
+    is lazy too, and NaN where the kernel is not finite. It is one chunk, because it is sorted: the worker that does so
+    holds about three times the result. `frequency_singular_values` gives many chunks. Source: Sedghi, Gupta and Long,
+    *The Singular Values of Convolutional Layers*, ICLR 2019, theorem 6.
+
+    Examples
+    --------
+    A kernel that adds each pixel and its right neighbour has the values ``|1 + exp(i theta)|``:
+
+    >>> import numpy as np
+    >>> kernel = np.ones((1, 1, 2))
+    >>> singular_values(kernel, (4,), Conv("OIW")).round(3)
+    array([2.   , 1.414, 1.414, 0.   ])
+    """
+    operand = make_spectral_operand(kernel, input_shape, conv, method)
+    return operand.run(_singular_values, method, as_int("max_bytes", max_bytes, least=1))
+
+
+def frequency_singular_values(
+    kernel: Array,
+    input_shape: tuple[int, ...],
+    conv: Conv,
+    *,
+    method: Literal["auto", "svd", "gram"] = "auto",
+    max_bytes: int = BLOCK_BYTES,
+) -> Array:
+    r"""Compute the singular values of a circular convolution at each frequency.
+
+    Parameters
+    ----------
+    kernel, input_shape, conv, method, max_bytes
+        As for `singular_values`, which also tells what is raised.
+
+    Returns
+    -------
+    array, shape (\*grid, groups * values), real
+        ``grid`` is ``input_shape // stride`` (`input_shape` when transposed); the index j stands for the
+        angle ``2 pi j / grid`` in radians. ``values`` is the smaller side of a group's matrix. Descending
+        along the last axis.
+
+    Notes
+    -----
+    Differentiable and traceable, as `singular_values` is. Source: Sedghi, Gupta and Long, ICLR 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> frequency_singular_values(np.ones((1, 1, 2)), (4,), Conv("OIW")).shape
+    (4, 1)
+    """
+    operand = make_spectral_operand(kernel, input_shape, conv, method)
+    return operand.run(_frequency_singular_values, method, as_int("max_bytes", max_bytes, least=1))
+
+
+def make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, method: str) -> Operand:
+    """Check a call's arguments and prepare the kernel, in the arithmetic that `method` calls for."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
+    operand = make_operand(kernel, input_shape, conv)
+    return operand if method == "svd" or min(operand.plan.block) <= CLOSED_FORM_SIDE else operand.widen()
+
+
+def _singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
+    return sorted_values(operand, visited_values(operand, method, max_bytes))
+
+
+def sorted_values(operand: Operand, visited: Array) -> Array:
+    """Return every singular value of the operator, descending, from those at the visited frequencies."""
+    xp, plan = operand.xp, operand.plan
+    values = operand.answer(visited)
+    alone = xp.reshape(values[: plan.self_conjugate, ...], (-1,))
+    pairs = xp.reshape(values[plan.self_conjugate :, ...], (-1,))
+    values = xp.sort(xp.concat([alone, pairs, pairs]) if plan.real else alone, descending=True, stable=False)
+    values = xp.repeat(values, plan.copies) if plan.copies > 1 else values
+    unread = math.prod(plan.grid) * plan.unread_values
+    return xp.concat([values, _zeros(operand, values, (unread,))]) if unread else values
+
+
+def _frequency_singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
+    xp, plan = operand.xp, operand.plan
+    values = visited_values(operand, method, max_bytes)
+    values = xp.reshape(values, (values.shape[0], -1))
+    if plan.groups > 1:
+        values = xp.sort(values, axis=-1, descending=True, stable=False)
+    values = operand.answer(values)
+    if plan.unread_values:
+        values = xp.concat([values, _zeros(operand, values, (values.shape[0], plan.unread_values))], axis=-1)
+    visit, _ = plan.full_grid()
+    values = operand.backend.take(values, visit, 0)
+    return xp.reshape(values, (*plan.grid, -1))
+
+
+def visited_values(operand: Operand, method: str = "auto", max_bytes: int = BLOCK_BYTES) -> Array:
+    """Return the singular values at the visited frequencies, descending: shape (visited, groups, values)."""
+    gram = _by_gram(operand, method)
+    return operand.backend.concatenate(
+        [
+            operand.map_blocks(_values_of_block, frequencies, gram, real, budget=max_bytes)
+            for real, frequencies in real_and_complex(operand.plan)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class BlockValues:
+    """A function from frequency indices to the singular values there, descending.
+
+    `evaluate` gives the symbol's matrices, or with `gram` their Gram matrices.
+    """
+
+    backend: Backend
+    evaluate: Evaluator
+    gram: bool
+
+    def __call__(self, frequencies: Array) -> Array:
+        """Return the values: shape (B, groups, values)."""
+        values_of = gram_singular_values if self.gram else block_singular_values
+        return values_of(self.backend, self.evaluate(frequencies))
+
+
+def decompositions(operand: Operand, method: str) -> list[tuple[BlockValues, IntArray]]:
+    """Return what to compute at which of the visited frequencies; see `real_and_complex`."""
+    gram = _by_gram(operand, method)
+    return [
+        (_values_of_block(operand, gram, real)[0], frequencies) for real, frequencies in real_and_complex(operand.plan)
+    ]
+
+
+def _by_gram(operand: Operand, method: str) -> bool:
+    gram = method == "gram" or (method == "auto" and operand.widened)
+    return gram and min(operand.plan.block) > CLOSED_FORM_SIDE
+
+
+def _values_of_block(operand: Operand, gram: bool, real: bool) -> tuple[BlockValues, int]:
+    evaluate: Evaluator
+    if real:  # These frequencies are few: an FFT would compute the symbol at all of them.
+        evaluate = RealPart(operand, symbol_polynomial(operand))
+        evaluate = GramOf(operand, evaluate) if gram else evaluate
+    else:
+        evaluate = symbol_evaluator(operand)
+        evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
+    return BlockValues(operand.backend, evaluate, gram), evaluate.row_bytes
+
+
+def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:
+    """Return the visited frequencies in their order, in two parts: with real and with complex decompositions.
+
+    The symbol of a real kernel is real where a frequency is its own conjugate, for 1x1 kernels everywhere. A real
+    decomposition takes a third of the time of a complex one. Closed forms gain nothing, and stay in the second part.
+    """
+    alone = plan.self_conjugate if plan.real and min(plan.block) > CLOSED_FORM_SIDE else 0
+    parts = [(True, plan.frequencies[:alone]), (False, plan.frequencies[alone:])]
+    return [(real, frequencies) for real, frequencies in parts if len(frequencies)]
+
+
+def mean_over_frequencies(operand: Operand, values: Array) -> Array:
+    """Return the mean over all frequencies of the sum over the other axes; the first axis is the visited ones."""
+    xp, plan = operand.xp, operand.plan
+    weights = operand.backend.constant(plan.weights() / math.prod(plan.periods), values)
+    weights = xp.reshape(xp.astype(weights, values.dtype, copy=False), (-1, *(1,) * (values.ndim - 1)))
+    return xp.sum(weights * values)
+
+
+def _zeros(operand: Operand, like: Array, shape: tuple[int, ...]) -> Array:
+    """Return the singular values of inputs that no tap reads: 0, or NaN where a traced kernel is not finite."""
+    xp = operand.xp
+    return xp.broadcast_to(xp.min(like) * 0, shape)

@@ -1,0 +1,294 @@
+"""Gram matrices of the symbol, ``A A*`` or ``A* A``, whichever is smaller, at given frequencies.
+
+A Gram matrix is a trigonometric polynomial too, ``sum over s of G_s exp(i s theta)``, whose offsets s are the
+differences of two of the symbol's. As ``G_-s = G_s*`` it is a sum of cosines and sines times matrices that are
+Hermitian themselves: for a real kernel two products of real matrices, a quarter of the work of a complex one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from convsv_core._geometry.plan import HostArray, Plan
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import Evaluator, itemsize, phase_tables, phases_at
+from convsv_core._symbol.small_matrices import squared_norm
+from convsv_core.backend import Array, Backend
+
+PAIRED_ENTRIES = 1 << 18
+"""Products of entries of the taps, in all pairs, up to which one matrix product makes them all."""
+
+SMALL_PRODUCTS = 4
+"""How many times longer the products for the coefficients take, one after another, than as many operations in one."""
+
+
+@dataclass(frozen=True)
+class GramOf:
+    """``A A*`` or ``A* A``, whichever is smaller, of the matrices of another evaluator."""
+
+    operand: Operand
+    evaluate: Evaluator
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Evaluator`."""
+        return 2 * self.evaluate.row_bytes
+
+    def __call__(self, frequencies: Array) -> Array:
+        """The matrices at the frequencies of the given indices."""
+        return smaller_gram(self.operand.backend, self.evaluate(frequencies))
+
+
+@dataclass(frozen=True)
+class GramPolynomial:
+    """The Gram matrices, from their own coefficients.
+
+    A row of factors holds, in this order, a level, the cosine of each difference's angle, and the sine of each but of
+    the first difference, which is 0. It stands for ``level I + sum of cos C_s + sum of sin S_s``.
+
+    Attributes
+    ----------
+    differences : int array, shape (half, ndim)
+        One of each pair s and -s, 0 first.
+    coefficients : array, shape (half, groups, side, side)
+        ``G_s``, real for real kernels.
+    cosines, sines : arrays, shapes (1 + half, entries) and (half - 1, entries)
+        For real kernels, the real parts of I and the ``C_s``, and the imaginary parts of the ``S_s``. Otherwise the
+        real and the imaginary parts of all of them, shape (2 * half, entries) each.
+    """
+
+    operand: Operand
+    differences: HostArray
+    coefficients: Array
+    cosines: Array
+    sines: Array
+    tables: list[Array]
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Evaluator`."""
+        half, groups, side, _ = self.coefficients.shape
+        return (4 * half + 4 * groups * side**2) * itemsize(self.operand)
+
+    def __call__(self, frequencies: Array) -> Array:
+        """The matrices at the frequencies of the given indices."""
+        cosines, sines = self._waves(frequencies)
+        return self.matrices(self.operand.xp.concat([cosines[:, :1] * 0, cosines, sines], axis=1))
+
+    def on_grid(self, plan: Plan) -> GramPolynomial | None:
+        """The same on another grid, if the offsets are the same there."""
+        offsets, others = ([axis.offsets for axis in one.axes] for one in (self.operand.plan, plan))
+        if offsets != others:
+            return None
+        operand = dataclasses.replace(self.operand, plan=plan)
+        return dataclasses.replace(self, operand=operand, tables=phase_tables(operand, [*map(differences_of, offsets)]))
+
+    def _waves(self, frequencies: Array) -> tuple[Array, Array]:
+        xp = self.operand.xp
+        phases = phases_at(self.tables, frequencies, xp)[:, -len(self.differences) :]
+        return xp.real(phases), xp.imag(phases)[:, 1:]
+
+    def matrices(self, factors: Array) -> Array:
+        """The matrices that rows of factors stand for: shape (B, groups, side, side)."""
+        xp, backend = self.operand.xp, self.operand.backend
+        for_real = for_imaginary = factors
+        if self.operand.plan.real:
+            count = 1 + len(self.differences)
+            for_real, for_imaginary = factors[:, :count], factors[:, count:]
+        parts = xp.matmul(for_real, self.cosines), xp.matmul(for_imaginary, self.sines)
+        return xp.reshape(backend.complex(*parts), (-1, *self.coefficients.shape[1:]))
+
+    def part(self, groups: slice) -> GramPolynomial:
+        """Return the matrices of some of the groups."""
+        entries = self.coefficients.shape[-1] ** 2
+        columns = slice(groups.start * entries, groups.stop * entries)
+        return dataclasses.replace(
+            self,
+            coefficients=self.coefficients[:, groups, :, :],
+            cosines=self.cosines[:, columns],
+            sines=self.sines[:, columns],
+        )
+
+    def roundings(self) -> HostArray:
+        """Return a bound of the rounding errors of each group's eigenvalues, at all frequencies."""
+        return self.operand.backend.to_numpy(polynomial_roundings(self.operand, self.coefficients)).astype(float)
+
+
+def factor_rows(reach: HostArray) -> HostArray:
+    """Return rows of factors of ``-G``, on the host, from the angle of each of the `half_differences`.
+
+    The level, which comes first, is 0.
+    """
+    return np.concatenate([np.zeros((len(reach), 1)), -np.cos(reach), -np.sin(reach[:, 1:])], axis=1)
+
+
+def coefficient_norms(operand: Operand, coefficients: Array) -> Array:
+    """Return the Frobenius norm of each coefficient with that of its opposite, constant to differentiation.
+
+    Its shape is (half, groups).
+    """
+    xp = operand.xp
+    squares = squared_norm(xp, operand.backend.stop_gradient(coefficients), axis=(-2, -1))
+    norms = xp.sqrt(squares)
+    return xp.concat([norms[:1, ...], 2 * norms[1:, ...]])
+
+
+def polynomial_roundings(operand: Operand, coefficients: Array) -> Array:
+    """Return a bound of the rounding errors of the eigenvalues of each group's matrices: shape (groups,).
+
+    The matrices are those made from these coefficients, at any frequency.
+    """
+    return sum_rounding(operand.plan) * operand.eps * operand.xp.sum(coefficient_norms(operand, coefficients), axis=0)
+
+
+def sum_rounding(plan: Plan) -> float:
+    """Rounding error of the sums that make a Gram matrix and its eigenvalues, in eps times the sum of their moduli."""
+    rows, columns = plan.block
+    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
+    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
+    terms = differences + offsets * max(rows, columns) + min(rows, columns)
+    return min(terms, 8 * math.sqrt(terms)) / 2
+
+
+def smaller_gram(backend: Backend, matrices: Array) -> Array:
+    """``W W*`` or ``W* W``, whichever is smaller."""
+    xp, adjoint = backend.namespace(matrices), backend.adjoint(matrices)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    return xp.matmul(matrices, adjoint) if wide else xp.matmul(adjoint, matrices)
+
+
+def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
+    """Return the cheapest way to evaluate the Gram matrices of `symbol`.
+
+    Their coefficients cost a product for every pair of taps, which soon is less than a product for every frequency.
+    """
+    return gram_polynomial(operand) if _is_cheaper(operand, SMALL_PRODUCTS) else GramOf(operand, symbol)
+
+
+def useful_polynomial(operand: Operand) -> GramPolynomial | None:
+    """The Gram matrices as a polynomial, where its coefficients, of which moments are made too, are not too dear."""
+    return gram_polynomial(operand) if _is_cheaper(operand, 1) else None
+
+
+def _is_cheaper(operand: Operand, pair_cost: float) -> bool:
+    """Whether coefficients cost less than products, if those of a pair of taps take `pair_cost` times as long."""
+    plan = operand.plan
+    rows, columns = plan.block
+    side = min(rows, columns)
+    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
+    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
+    direct = len(plan.frequencies) * rows * columns * ((4 if plan.real else 8) * offsets + 8 * side)
+    pairs = pair_cost * offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
+    return pairs + len(plan.frequencies) * (2 if plan.real else 4) * differences * side**2 <= direct
+
+
+def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> GramPolynomial:
+    """The symbol's Gram matrices, as a polynomial; its coefficients may be given if they are known."""
+    xp, backend, plan = operand.xp, operand.backend, operand.plan
+    coefficients = gram_coefficients(operand) if coefficients is None else coefficients
+    _, groups, side, _ = coefficients.shape
+    others = coefficients[1:, ...]
+    adjoint = backend.adjoint(others)
+    identity = backend.constant(np.tile(np.eye(side), (1, groups, 1, 1)), coefficients)
+    even = xp.concat(
+        [xp.astype(identity, coefficients.dtype, copy=False), coefficients[:1, ...], others + adjoint], axis=0
+    )
+    odd = others - adjoint  # times i
+    if plan.real:
+        cosines, sines = even, odd
+    else:
+        cosines = xp.concat([xp.real(even), -xp.imag(odd)], axis=0)
+        sines = xp.concat([xp.imag(even), xp.real(odd)], axis=0)
+    return GramPolynomial(
+        operand,
+        half_differences(plan),
+        coefficients,
+        xp.reshape(cosines, (cosines.shape[0], math.prod(cosines.shape[1:]))),
+        xp.reshape(sines, (sines.shape[0], math.prod(sines.shape[1:]))),
+        phase_tables(operand, [differences_of(axis.offsets) for axis in plan.axes]),
+    )
+
+
+def gram_coefficients(operand: Operand) -> Array:
+    """Coefficients of the symbol's Gram matrix, ``A A* = sum over s of G_s exp(i s theta)``, or of ``A* A``.
+
+    ``G_s`` is the sum of ``K_p K_p'*`` over the taps whose offsets differ by s, and ``G_-s = G_s*``. Returns one of
+    each such pair, ``G_0`` first, as an array of shape (half, groups, side, side), real for real kernels: the second
+    half, in row-major order, of all combinations of the axes' differences.
+    """
+    taps, sign = operand.taps(), 1
+    if taps.shape[-2] > taps.shape[-1]:  # A* A: the same with the adjoint taps, at the opposite offsets
+        taps, sign = operand.backend.adjoint(taps), -1
+    pairs = _pairs(tuple(axis.offsets for axis in operand.plan.axes), sign)
+    if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
+        return _paired_products(operand.backend, taps, pairs)
+    return _summed_products(operand.backend, taps, pairs)
+
+
+def half_differences(plan: Plan) -> HostArray:
+    """One of each pair of differences s and -s, 0 first, in the order of the coefficients: shape (half, ndim)."""
+    found = np.asarray(list(itertools.product(*(differences_of(axis.offsets) for axis in plan.axes))))
+    return found[len(found) // 2 :]
+
+
+def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:
+    """Every difference of two of the offsets, ascending."""
+    return tuple(sorted({a - b for a in offsets for b in offsets}))
+
+
+Pairs = tuple[tuple[tuple[int, int], ...], ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs(offsets: tuple[tuple[int, ...], ...], sign: int) -> Pairs:
+    """For each difference of the second half, in row-major order, the pairs of taps that differ by it."""
+    found: dict[tuple[int, ...], list[tuple[int, int]]] = {
+        difference: [] for difference in itertools.product(*map(differences_of, offsets))
+    }
+    for (p, one), (q, other) in itertools.product(enumerate(itertools.product(*offsets)), repeat=2):
+        found[tuple(sign * (a - b) for a, b in zip(one, other, strict=True))].append((p, q))
+    return tuple(tuple(listed) for listed in list(found.values())[len(found) // 2 :])
+
+
+def _paired_products(backend: Backend, taps: Array, pairs: Pairs) -> Array:
+    """The sums of ``K_p K_q*`` over each list of pairs, from one product that holds every pair: for small taps."""
+    xp = backend.namespace(taps)
+    count, groups, side, inner = taps.shape
+    flat = xp.reshape(xp.permute_dims(taps, (1, 0, 2, 3)), (groups, count * side, inner))
+    products = xp.reshape(xp.matmul(flat, backend.adjoint(flat)), (groups, count, side, count, side))
+    products = xp.reshape(xp.permute_dims(products, (1, 3, 0, 2, 4)), (count**2, -1))
+    chosen = xp.astype(backend.constant(_chosen(pairs, count), products), products.dtype, copy=False)
+    return xp.reshape(xp.matmul(chosen, products), (len(pairs), groups, side, side))
+
+
+@functools.lru_cache(maxsize=64)
+def _chosen(pairs: Pairs, count: int) -> HostArray:
+    chosen = np.zeros((len(pairs), count**2))
+    for row, listed in zip(chosen, pairs, strict=True):
+        row[[p * count + q for p, q in listed]] = 1
+    return chosen
+
+
+def _summed_products(backend: Backend, taps: Array, pairs: Pairs) -> Array:
+    """The same, from one product for each list."""
+    xp = backend.namespace(taps)
+    count, groups, side, inner = taps.shape
+    beside = xp.permute_dims(taps, (1, 2, 0, 3))
+    beside = backend.contiguous(beside)
+    sums = []
+    for listed in pairs:
+        left, right = (
+            xp.reshape(
+                beside if chosen == tuple(range(count)) else backend.take(beside, np.asarray(chosen), 2),
+                (groups, side, len(chosen) * inner),
+            )
+            for chosen in zip(*listed, strict=True)
+        )
+        sums.append(xp.matmul(left, backend.adjoint(right)))
+    return xp.stack(sums)

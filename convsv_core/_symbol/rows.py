@@ -1,0 +1,330 @@
+"""Gram matrices at rows of a host table: their largest eigenvalues, and tests against a level.
+
+Every search for a largest norm asks these two questions. A test by Cholesky's factorisation costs a fifth of the
+eigenvalues or less, so a search computes few eigenvalues and tests the other matrices against them. Where to look is
+the search's own matter.
+
+There are two kinds of rows. A Gram matrix may be made from its own coefficients (`PolynomialRows`), which has one
+rounding error bound for all frequencies, or as a product of the symbol's matrix with its adjoint (`ProductRows`), whose
+rounding error bound goes with each matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convsv_core._geometry.plan import HostArray
+from convsv_core._symbol.gram import GramPolynomial, factor_rows, smaller_gram, useful_polynomial
+from convsv_core._symbol.moments import frequency_factors
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
+from convsv_core._symbol.small_matrices import absolute_square, safe_sqrt, squared_norm
+from convsv_core.backend import Array, Backend
+
+__all__ = [
+    "MARGIN_EPS",
+    "Eigenvalues",
+    "GramRows",
+    "PolynomialRows",
+    "PowerRows",
+    "ProductRows",
+    "are_below",
+    "grid_rows",
+    "largest_eigenvalues",
+    "map_rows",
+    "product_rounding",
+]
+
+MARGIN_EPS = 4
+"""Rounding error bound of a product of a matrix and its adjoint, and of its factorisation.
+
+In units of eps times the side times the trace. It is twice the bound of Higham, *Accuracy and Stability of Numerical
+Algorithms*, 2002, theorem 10.3 and section 3.5.
+"""
+
+TABLE_BYTES = 1 << 32
+"""Working memory of the rows whose host table is made at once, which bounds that table.
+
+A table takes at most a fiftieth of the working memory of its rows. A guess.
+"""
+
+SQUARINGS = 3
+"""How often `PowerRows` squares a Gram matrix.
+
+The eighth power of an eigenvalue 6 % below the level is 0.6: norms 3 % below the limit pass where few eigenvalues are
+that large. It was chosen by measurement among 2, 3 and 4.
+"""
+
+
+class Eigenvalues(NamedTuple):
+    """The largest eigenvalue among the groups at some rows.
+
+    Attributes
+    ----------
+    values : float array, shape (rows,)
+        As computed.
+    uppers : float array, shape (rows,)
+        Upper bounds of the exact eigenvalues.
+    """
+
+    values: HostArray
+    uppers: HostArray
+
+
+class GramRows(ABC):
+    """The Gram matrices of an operand's symbol at many rows, computed in blocks of a memory budget.
+
+    A row is named by its place, or by its angles: the kind of rows says which.
+    """
+
+    @property
+    @abstractmethod
+    def operand(self) -> Operand:
+        """The operand whose symbol it is."""
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Bytes of working memory that one row needs."""
+
+    @property
+    def budget(self) -> int:
+        """Bytes of working memory that the rows held at one time may take."""
+        return BLOCK_BYTES
+
+    def above(self, where: HostArray, level: float) -> HostArray:
+        """Tell which rows have a group whose eigenvalues are not shown to be at most a level.
+
+        Parameters
+        ----------
+        where : array, one row a matrix
+        level : float
+            The square of a norm.
+
+        Returns
+        -------
+        bool array, shape (rows,)
+        """
+        if not len(where):
+            return np.zeros(0, bool)
+        backend = self.operand.backend
+        level = float(level) * (1 - 4 * self.operand.eps)  # more than what rounding the level to the dtype adds
+        xp = self.operand.xp
+
+        def are_below(block: Array) -> Array:
+            return xp.all(self._are_below(block, level), axis=-1)
+
+        def table_of(part: HostArray) -> HostArray:
+            return self._table_at(part, level)
+
+        with backend.multiplying(min(self.operand.plan.block)):
+            return ~self._map(are_below, table_of, where)
+
+    def largest(self, where: HostArray) -> Eigenvalues:
+        """Compute the largest eigenvalue among the groups at each row."""
+        backend, xp = self.operand.backend, self.operand.xp
+
+        def of_block(block: Array) -> Array:
+            grams = self.matrices(block)
+            values = largest_eigenvalues(backend, grams)
+            return xp.stack([xp.max(values, axis=-1), xp.max(values + self._roundings(grams), axis=-1)], axis=-1)
+
+        values, uppers = self._map(of_block, self._table, where).astype(float).T
+        return Eigenvalues(values, uppers)
+
+    @abstractmethod
+    def matrices(self, block: Array) -> Array:
+        """Return the Gram matrices at a block of the table: shape (rows, groups, side, side)."""
+
+    @abstractmethod
+    def _table(self, where: HostArray) -> HostArray:
+        """Return the host table that blocks are cut from."""
+
+    def _table_at(self, where: HostArray, level: float) -> HostArray:
+        """Return the host table for a test against a level."""
+        return self._table(where)
+
+    @abstractmethod
+    def _are_below(self, block: Array, level: float) -> Array:
+        """Tell for each row and group of a block whether its eigenvalues are shown to be below the level."""
+
+    @abstractmethod
+    def _roundings(self, grams: Array) -> Any:
+        """Return bounds of the rounding errors of the matrices' eigenvalues: a number, or shape (rows, groups)."""
+
+    def _map(
+        self, function: Callable[[Array], Array], table_of: Callable[[HostArray], HostArray], where: HostArray
+    ) -> HostArray:
+        parts = np.array_split(where, -(-len(where) // max(1, TABLE_BYTES // self.row_bytes)))
+        found = [
+            map_rows(self.operand, function, table_of(part), row_bytes=self.row_bytes, budget=self.budget)
+            for part in parts
+        ]
+        return np.concatenate(found) if len(found) > 1 else found[0]
+
+
+@dataclass(frozen=True)
+class PolynomialRows(GramRows):
+    """Gram matrices made from their own coefficients, at places on the grid or, with `by_angle`, at any angles.
+
+    Angles are those of the reduced offsets, shape (rows, ndim): `Axis.step` times the angles of the grid.
+    """
+
+    gram: GramPolynomial
+    by_angle: bool = False
+    budget: int = BLOCK_BYTES
+
+    @property
+    def operand(self) -> Operand:
+        """The operand whose symbol it is."""
+        return self.gram.operand
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of working memory that one row needs."""
+        return self.gram.row_bytes
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """Bound of the eigenvalues' rounding errors, at all frequencies."""
+        return float(self.gram.roundings().max())
+
+    def matrices(self, block: Array) -> Array:
+        """Return the Gram matrices that rows of factors with the level 0 stand for."""
+        return self.gram.matrices(-block)
+
+    def _table(self, where: HostArray) -> HostArray:
+        dtype = self.operand.computed_in
+        if self.by_angle:
+            return factor_rows(where @ self.gram.differences.T).astype(dtype)
+        return frequency_factors(self.operand.plan, where, dtype)
+
+    def _table_at(self, where: HostArray, level: float) -> HostArray:
+        table = self._table(where)
+        table[:, 0] = level - self.rounding
+        return table
+
+    def _are_below(self, block: Array, level: float) -> Array:
+        return self.operand.backend.is_positive_definite(self.gram.matrices(block))
+
+    def _roundings(self, grams: Array) -> Any:
+        return self.rounding
+
+
+@dataclass(frozen=True)
+class ProductRows(GramRows):
+    """Products of the symbol's matrices with their adjoints, at places in a table of frequencies.
+
+    Attributes
+    ----------
+    symbol : TrigonometricPolynomial
+    frequencies : array, shape (count, ndim)
+        Indices of frequencies, beside the kernel.
+    dual : array, shape (count, groups, rows, columns), complex, or None
+        Matrices to be added to the symbol's.
+    """
+
+    symbol: TrigonometricPolynomial
+    frequencies: Array
+    dual: Array | None = None
+    budget: int = BLOCK_BYTES
+
+    @property
+    def operand(self) -> Operand:
+        """The operand whose symbol it is."""
+        return self.symbol.operand
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of working memory that one row needs."""
+        return 2 * self.symbol.row_bytes
+
+    def matrices(self, block: Array) -> Array:
+        """Return the Gram matrices at a block of places."""
+        xp = self.operand.xp
+        symbols = self.symbol(xp.take(self.frequencies, block, axis=0))
+        if self.dual is not None:
+            symbols = symbols + xp.take(self.dual, block, axis=0)
+        return smaller_gram(self.operand.backend, symbols)
+
+    def _table(self, where: HostArray) -> HostArray:
+        return where
+
+    def _are_below(self, block: Array, level: float) -> Array:
+        grams = self.matrices(block)
+        return are_below(self.operand.backend, grams, level - self._roundings(grams))
+
+    def _roundings(self, grams: Array) -> Any:
+        return product_rounding(self.operand, self.operand.xp.real(self.operand.xp.linalg.trace(grams)))
+
+
+class PowerRows(ProductRows):
+    """Product rows that are tested by matrix products alone, for accelerators.
+
+    The squared Frobenius norm of a power of a Gram matrix is the sum of twice that power of its eigenvalues, which is
+    at least that power of the largest one.
+    """
+
+    def _are_below(self, block: Array, level: float) -> Array:
+        xp, grams = self.operand.xp, self.matrices(block)
+        if level <= 0:
+            import array_api_compat
+
+            return xp.zeros(grams.shape[:2], dtype=xp.bool, device=array_api_compat.device(grams))
+        powers = grams / level
+        for _ in range(SQUARINGS if grams.shape[-1] > 1 else 0):
+            powers = xp.matmul(powers, powers)
+        margin = 2 ** (SQUARINGS + 1) * product_rounding(self.operand, 1.0)
+        return squared_norm(xp, powers, axis=(-2, -1)) <= 1 - margin
+
+
+def grid_rows(operand: Operand, *, budget: int = BLOCK_BYTES) -> PolynomialRows | ProductRows:
+    """Return the cheapest rows for the visited frequencies of the operand's own plan, which are named by place."""
+    gram = useful_polynomial(operand)
+    if gram is not None:
+        return PolynomialRows(gram, budget=budget)
+    frequencies = operand.backend.constant(operand.plan.frequencies, operand.kernel)
+    return ProductRows(symbol_polynomial(operand), frequencies, budget=budget)
+
+
+def map_rows(
+    operand: Operand, function: Callable[[Array], Array], table: HostArray, *, row_bytes: int, budget: int
+) -> HostArray:
+    """Return on the host what a function gives for each row of a host table.
+
+    A library that compiles gets batches of few sizes: the last row is repeated to fill one.
+    """
+    backend = operand.backend
+    filled = table[np.minimum(np.arange(backend.batch_size(len(table))), len(table) - 1)]
+    found = backend.map_blocks(function, filled, operand.kernel, row_bytes=row_bytes, budget=budget)
+    return backend.to_numpy(found)[: len(table)]
+
+
+def largest_eigenvalues(backend: Backend, matrices: Array) -> Array:
+    """Return the largest eigenvalue of each Hermitian matrix in the last two axes; sides 1 and 2 have closed forms."""
+    xp = backend.namespace(matrices)
+    if matrices.shape[-1] == 1:
+        return xp.real(matrices[..., 0, 0])
+    if matrices.shape[-1] == 2:
+        first, second = xp.real(matrices[..., 0, 0]), xp.real(matrices[..., 1, 1])
+        half_gap = safe_sqrt(xp, ((first - second) / 2) ** 2 + absolute_square(xp, matrices[..., 0, 1]))
+        return (first + second) / 2 + half_gap
+    return backend.eigvalsh(matrices)[..., -1]
+
+
+def are_below(backend: Backend, matrices: Array, levels: Array) -> Array:
+    """Tell whether the eigenvalues of Hermitian matrices are below one level each, up to rounding."""
+    xp = backend.namespace(matrices)
+    identity = xp.astype(backend.constant(np.eye(matrices.shape[-1]), matrices), matrices.dtype, copy=False)
+    return backend.is_positive_definite(xp.astype(levels, matrices.dtype)[..., None, None] * identity - matrices)
+
+
+def product_rounding(operand: Operand, trace: Any) -> Any:
+    """Return a bound of the rounding errors of the eigenvalues of a matrix times its adjoint, which has this trace."""
+    return MARGIN_EPS * min(operand.plan.block) * operand.eps * trace

@@ -1,0 +1,362 @@
+"""From the layers of a network to their figures: singular values, norms and certified bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from convsv_core._geometry.plan import HostArray
+from convsv_core._norm.bounds import norm_bounds
+from convsv_core._spectrum.numbers import frobenius_norm
+from convsv_core._spectrum.values import singular_values
+from convsv_core.backend import Array, Backend
+from convsv_core.conv import Conv
+from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
+from convsv_core.plugins import backend_of, get_backend, plugins
+from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row, one_line
+
+__all__ = [
+    "COMPUTING_FAILS",
+    "CURVE_POINTS",
+    "Placement",
+    "analyze",
+    "bounds_reports",
+    "declared_bounds",
+    "describe",
+    "layer_reports",
+    "reshaped_norm",
+    "with_bounds",
+    "with_spectrum",
+]
+
+CURVE_POINTS = 512
+"""Largest number of singular values in a report's curve. A guess: more than a plot has pixels for a layer."""
+
+BOUNDS_RTOL = 1e-2
+"""Relative gap of the bounds beside a spectrum. A guess: the padding usually sets the bounds further apart."""
+
+COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""Errors that cost one layer its figures, and not the report of the others.
+
+Among them are the LinAlgError of NumPy and of PyTorch, and the errors of libraries whose device is out of memory.
+"""
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The library, dtype and device that stored kernels are computed with.
+
+    Attributes
+    ----------
+    backend : Backend
+    dtype : str, optional
+        Such as "float64". By default float64 for kernels that are stored in it where the library has it, else
+        float32. Complex kernels keep their dtype.
+    device : str, optional
+        Such as "cuda:0"; by default the library's own.
+    """
+
+    backend: Backend
+    dtype: str | None = None
+    device: str | None = None
+
+    def dtype_of(self, stored: HostArray) -> str | None:
+        """Return the name of the dtype to compute a kernel in; None leaves the array as it is."""
+        if self.dtype is not None or stored.dtype.kind != "f":
+            return self.dtype
+        return "float64" if stored.dtype.itemsize > 4 and "float64" in self.backend.dtypes(self.device) else "float32"
+
+    def array(self, kernel: HostArray, dtype: str | None) -> Array:
+        """Return a kernel on the host as an array of the library, in the given dtype."""
+        return self.backend.asarray(kernel, dtype=dtype, device=self.device)
+
+
+def analyze(
+    model: object,
+    example_input: object = None,
+    *,
+    backend: str = "numpy",
+    dtype: str | None = None,
+    device: str | None = None,
+) -> list[LayerReport]:
+    """Report the singular values of every convolution of a model object, as `convsv spectrum` does for a file.
+
+    Parameters
+    ----------
+    model : object
+        A model of a framework that an installed plugin knows, such as a `torch.nn.Module`.
+    example_input : object, optional
+        An input for the model, from which the extents of each layer's input follow. The adapter of the framework says
+        in which form. Without it, layers whose extents are open are reported without figures.
+    backend : str, default "numpy"
+        Name of the library to compute with. Kernels are copied to it through the host.
+    dtype, device : str, optional
+        As for `convsv_core.reports.layer_reports`.
+
+    Returns
+    -------
+    list of LayerReport
+        One report a convolution, in the order of the model. A figure that could not be computed is None, and the note
+        says why.
+
+    Raises
+    ------
+    TypeError
+        `model` is of no framework that an installed plugin knows.
+    ValueError
+        There is no such backend.
+
+    Notes
+    -----
+    Neither traceable nor differentiable. The operator reported is the circular one at each layer's extents, whatever
+    padding the layer has: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+    >>> (report,) = analyze(model, torch.zeros(1, 3, 16, 16))
+    >>> report.name, report.kernel_shape, report.input_shape
+    ('0', (8, 3, 3, 3), (16, 16))
+    """
+    computing = get_backend(backend)
+    layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input)
+    if layers is None:
+        known = [name for name, _ in plugins().manager.list_name_plugin() if name.startswith("convsv.models:")]
+        names = ", ".join(sorted(name.partition(":")[2] for name in known)) or "none is installed"
+        raise TypeError(
+            f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
+            f"plugin knows ({names})"
+        )
+    return list(layer_reports(map(_on_host, layers), computing, dtype=dtype, device=device))
+
+
+def layer_reports(
+    layers: Iterable[Layer],
+    backend: Backend,
+    *,
+    bounds: Bounds = "none",
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Iterator[LayerReport]:
+    """Yield the report of each layer, in turn.
+
+    A layer that cannot be computed gives a report whose note says why, and the next layers follow.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        Layers whose kernels are NumPy arrays.
+    backend : Backend
+        The library to compute with.
+    bounds : {"none", "upper", "both"}, default "none"
+        Which bounds of the norm with the layer's own padding to certify; see `declared_bounds`.
+    dtype, device : str, optional
+        See `Placement`.
+    """
+    placement = Placement(backend, dtype, device)
+    for layer in layers:
+        report = describe(layer)
+        if report.input_shape is not None:
+            report = _measured(report, layer, _spectrum, placement)
+        if bounds != "none" and not (report.input_shape is not None and report.operator_norm is None):
+            report = with_bounds(report, layer, placement, bounds)
+        yield report
+
+
+def bounds_reports(
+    layers: Iterable[Layer],
+    backend: Backend,
+    *,
+    rtol: float = 1e-3,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Iterator[BoundsReport]:
+    """Yield certified bounds of each layer's norm for every input size, in turn.
+
+    The bounds hold for zero, "valid" and circular padding. A layer whose padding repeats pixels beyond that has a note
+    and no bounds.
+
+    Parameters
+    ----------
+    layers, backend, dtype, device
+        As for `layer_reports`.
+    rtol : float, default 1e-3
+        Relative gap to reach.
+    """
+    placement = Placement(backend, dtype, device)
+    for layer in layers:
+        yield _measured(BoundsReport.of(layer), layer, functools.partial(_bounds, rtol=rtol), placement)
+
+
+def with_bounds(report: LayerReport, layer: Layer, placement: Placement, bounds: Bounds) -> LayerReport:
+    """Return the report with the norm of the reshaped kernel, and the bounds that are asked for."""
+    measure: Callable[[LayerReport, Array, Conv, Backend], LayerReport] = _as_it_is
+    if bounds != "none":
+        measure = functools.partial(_declared, extents=layer.input_shape, exact=bounds == "both")
+    return _measured(report, layer, measure, placement)
+
+
+def declared_bounds(
+    kernel: Array, conv: Conv, extents: tuple[int, ...] | None, *, rtol: float = BOUNDS_RTOL, exact: bool = False
+) -> tuple[float | None, float]:
+    """Certify bounds of a layer's norm with the padding that the layer declares.
+
+    Parameters
+    ----------
+    kernel : array
+    conv : Conv
+    extents : tuple of int or None
+        Extents of the layer's input. The upper bound does not need them under zero padding, nor under circular padding
+        without a stride that repeats no pixel.
+    rtol : float, default `BOUNDS_RTOL`
+        Relative gap in the supremum of the symbol's norm.
+    exact : bool, default False
+        Whether to compute the lower bound too: the exact norm less its rounding. Without circular padding that takes
+        an iteration on images (`norm_bounds` with an input shape).
+
+    Returns
+    -------
+    lower, upper : float
+        `lower` is None unless `exact`. `upper` is the supremum over all frequencies times the norm of the padding.
+
+    Raises
+    ------
+    ValueError
+        The extents are None and needed, or they are no input of the layer.
+    """
+    if extents is None and (exact or (conv.padding_mode == "circular" and max(conv.strides) > 1)):
+        raise UnknownExtents("a bound for the layer's own padding needs the layer's extents")
+    if exact:
+        found = norm_bounds(kernel, conv, input_shape=extents, rtol=rtol)
+        return float(found.lower), float(found.upper)
+    (operator,) = layer_operators(tuple(kernel.shape), conv, () if extents is None else (extents,))
+    return None, operator.layer_upper(float(norm_bounds(kernel, operator.conv, rtol=rtol).upper))
+
+
+def describe(layer: Layer) -> LayerReport:
+    """Report a layer's geometry, without figures."""
+    conv, extents, note = layer.conv, layer.input_shape, layer.note
+    if conv is not None and extents is not None and len(extents) == conv.ndim:
+        rounded, _ = circular_geometry(conv, extents)
+        if rounded != extents:
+            change = f"extents {_by(extents)} taken as {_by(rounded)}, a multiple of the stride"
+            note = join_notes(change, note)
+        extents = rounded
+    return LayerReport.of(layer, input_shape=extents, note=note)
+
+
+def reshaped_norm(backend: Backend, kernel: Array, layout: str) -> Array:
+    """Compute the norm of the kernel as a matrix with a row for each index of the axis O, and all else in columns.
+
+    Frameworks call it the spectral norm of a layer: PyTorch's `spectral_norm` does so for `Conv` (its ``dim=0``) and
+    for `ConvTranspose` (``dim=1``), and so does Keras's `SpectralNormalization`. It is not the norm of the
+    convolution, and bounds that norm from neither side.
+
+    Parameters
+    ----------
+    backend : Backend
+        The backend that owns `kernel`.
+    kernel : array
+    layout : str
+        As in `Conv`.
+
+    Returns
+    -------
+    0-d array, real
+    """
+    xp = backend.namespace(kernel)
+    rows = xp.moveaxis(kernel, layout.index("O"), 0)
+    return backend.svdvals(xp.reshape(rows, (rows.shape[0], -1)))[0]
+
+
+def with_spectrum(report: LayerReport, values: HostArray, frobenius: float) -> LayerReport:
+    """Return the report with the figures that follow from all singular values, descending, and the Frobenius norm."""
+    largest, smallest = float(values[0]), float(values[-1])
+    singular = smallest <= float(np.finfo(values.dtype).eps) * largest
+    ranks = np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int)
+    return replace(
+        report.with_note(f"singular to the precision of {values.dtype}" if singular else ""),
+        operator_norm=largest,
+        smallest_singular_value=smallest,
+        condition_number=largest / smallest if smallest > 0 else math.inf,
+        stable_rank=(frobenius / largest) ** 2 if largest > 0 else 0.0,
+        quantiles=_quantiles(values),
+        curve=values[ranks],
+    )
+
+
+def _on_host(layer: Layer) -> Layer:
+    if layer.kernel is None:
+        return layer
+    return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
+
+
+def _measured(report: R, layer: Layer, measure: Callable[[R, Array, Conv, Backend], R], placement: Placement) -> R:
+    """Return the report with its figures, or with a note that says why there are none."""
+    if layer.kernel is None or layer.conv is None:
+        return report
+    backend = placement.backend
+    try:
+        kernel = placement.array(layer.kernel, placement.dtype_of(layer.kernel))
+        report = measure(report, kernel, layer.conv, backend)
+        norm = float(backend.to_numpy(reshaped_norm(backend, kernel, layer.conv.layout)))
+        return replace(report, reshaped_norm=norm)
+    except COMPUTING_FAILS as error:
+        return report.with_note(one_line(error))
+
+
+def _as_it_is(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
+    return report
+
+
+def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
+    circular = lattice(conv)
+    assert report.input_shape is not None
+    values = backend.to_numpy(singular_values(kernel, report.input_shape, circular))
+    frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, circular)))
+    return with_spectrum(report, values, frobenius)
+
+
+def _declared(
+    report: LayerReport,
+    kernel: Array,
+    conv: Conv,
+    backend: Backend,
+    *,
+    extents: tuple[int, ...] | None,
+    exact: bool,
+) -> LayerReport:
+    lower, upper = declared_bounds(kernel, conv, extents, exact=exact)
+    return replace(report, norm_lower=lower, norm_upper=upper)
+
+
+def _bounds(report: BoundsReport, kernel: Array, conv: Conv, backend: Backend, *, rtol: float) -> BoundsReport:
+    found = norm_bounds(kernel, conv, rtol=rtol)
+    return replace(
+        report.with_note("" if found.converged else f"gap of {rtol:g} not reached"),
+        lower=float(backend.to_numpy(found.lower)),
+        upper=float(backend.to_numpy(found.upper)),
+        frequency=found.frequency,
+        evaluations=found.evaluations,
+        converged=found.converged,
+    )
+
+
+def _quantiles(values: HostArray) -> tuple[float, ...]:
+    """Return the quantiles `QUANTILES` of descending values, with linear interpolation as in `numpy.quantile`."""
+    places = (1 - np.asarray(QUANTILES)) * (len(values) - 1)
+    above, below = (values[rounded(places).astype(int)].astype(np.float64) for rounded in (np.floor, np.ceil))
+    return tuple(float(value) for value in above + (below - above) * (places % 1))
+
+
+def _by(extents: tuple[int, ...]) -> str:
+    return "x".join(map(str, extents))

@@ -1,0 +1,10 @@
+"""The pieces of the core that adapters call in a training step."""
+
+from __future__ import annotations
+
+from convsv_core._norm.tap_bounds import frobenius_bound
+from convsv_core._projection.certificate import CERTIFICATE_RTOL
+from convsv_core._projection.projection import METHODS, ProjectionMethod
+from convsv_core._projection.rescale import rescale_together
+
+__all__ = ["CERTIFICATE_RTOL", "METHODS", "ProjectionMethod", "frobenius_bound", "rescale_together"]

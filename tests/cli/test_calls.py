@@ -1,0 +1,174 @@
+"""Wrong calls, the process, and the commands that read no network."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from convsv_adapters.cli import backends as backends_command
+from convsv_adapters.cli import output
+from convsv_adapters.cli.files import write_whole
+
+from convsv_core.plugins import BackendInfo, get_backend
+
+MAIN = [sys.executable, "-m", "convsv_adapters.cli"]
+
+
+# ---- wrong calls ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no/such/file.onnx"], "does not exist"),
+        (["--input-shape", "3,x"], "wanted positive integers as in 3,224,224"),
+        (["--input-shape", "x=3,0"], "wanted positive integers"),
+        (["--input-shape", "8", "--input-shape", "9"], "given twice"),
+        (["--layout", "OIHX"], "unknown letter 'X'"),
+        (["--backend", "abacus"], "no such backend"),
+        (["--device", "abacus"], "numpy on abacus"),
+        (["--backend", "torch", "--device", "cuda:99"], "torch on cuda:99"),
+        (["--dtype", "int8"], "'int8' is not one of"),
+        (["--sort", "colour"], "'colour' is not one of"),
+        (["--bounds", "lower"], "'lower' is not one of"),
+        (["--json", "no/such/folder/out.json"], "there is no directory"),
+        (["--json", "."], "is a directory"),
+        (["--plot", "figure.doc"], "wanted a name that ends in .png"),
+    ],
+)
+def test_a_wrong_call_is_status_2(run, arguments, message):
+    for command in ("spectrum", "norm"):
+        result = run(command, *arguments)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        if command == "spectrum" or arguments[0] not in ("--plot", "--bounds"):
+            assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x04junk", b"\x08\x08"])
+@pytest.mark.parametrize("name", ["m.onnx", "m.pt", "m.npz", "m.safetensors", "m"])
+def test_a_file_that_is_no_model_is_one_line_and_status_1(run, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    result = run("spectrum", tmp_path / name)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert str(tmp_path / name) in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_dtype_that_the_backend_lacks(run, monkeypatch):
+    monkeypatch.setattr(get_backend("numpy"), "dtypes", lambda device=None: ("float32",))
+    result = run("spectrum", "--dtype", "float64")
+    assert result.exit_code == 2
+    assert "numpy has float32 here, not float64" in result.stderr
+
+
+def test_a_backend_that_is_not_available(run, monkeypatch):
+    monkeypatch.setattr(get_backend("torch"), "unavailable", lambda: "it is broken")
+    result = run("spectrum", "--backend", "torch")
+    assert result.exit_code == 1
+    assert "the backend torch is not available: it is broken" in result.stderr
+
+
+def test_a_file_that_cannot_be_written(run, kernels, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(output, "write_whole", full)
+    result = run("spectrum", kernels, "--json", tmp_path / "out.json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "out.json: No space left on device" in result.stderr
+
+
+def test_files_are_replaced_whole(tmp_path):
+    target = tmp_path / "out"
+    target.write_bytes(b"old")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    write_whole(link, b"new")
+    assert (target.read_bytes(), link.is_symlink()) == (b"new", True)
+    write_whole(type(target)(os.devnull), b"gone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+# ---- the process ------------------------------------------------------------------------------------------------
+
+
+def test_the_entry_point_is_installed():
+    (script,) = [e for e in importlib.metadata.entry_points(group="console_scripts") if e.name == "convsv"]
+    assert script.value == "convsv_adapters.cli:main"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupt_leaves_no_traceback(tmp_path):
+    path = tmp_path / "large.npz"
+    np.savez(path, **{f"w{index}": np.ones((64, 64, 3, 3), np.float32) for index in range(200)})
+    process = subprocess.Popen(
+        [*MAIN, "spectrum", str(path), "--input-shape", "64"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has its background jobs ignore interrupts, and what these start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (1, 130)
+    assert out == ""
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+def test_a_closed_pipe_leaves_no_traceback(tmp_path):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    target = tmp_path / "out.json"
+    for arguments in (["--json", str(target)], ["--json", "-"]):
+        done = subprocess.run([*MAIN, "spectrum", *arguments], stdout=write_end, stderr=subprocess.PIPE, text=True)
+        assert "Traceback" not in done.stderr
+        assert "Exception" not in done.stderr
+    os.close(write_end)
+    assert len(json.loads(target.read_text())["layers"]) == 7
+
+
+def test_without_its_libraries_the_command_says_what_to_install():
+    code = "import sys; sys.modules['click'] = None; from convsv_adapters.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "convsv: the command line needs click: pip install 'convsv[cli]'\n"
+
+
+# ---- backends, conformance ------------------------------------------------------------------------------------
+
+
+def test_backends(run, monkeypatch):
+    rows = (
+        BackendInfo("numpy", True, "", ("cpu",), ("float32", "float64")),
+        BackendInfo("cupy", False, "cupy cannot be imported", (), ()),
+    )
+    monkeypatch.setattr(backends_command, "backends", lambda: rows)
+    result = run("backends")
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["numpy", "yes", "cpu", "float32", "float64"] in lines
+    assert ["cupy", "no", "cupy", "cannot", "be", "imported"] in lines
+
+
+def test_conformance_passes_its_arguments_on(run):
+    result = run("conformance", "--help")
+    assert result.exit_code == 0
+    assert "--backend" in result.stdout
+    assert "--report" in result.stdout
+
+
+def test_help_and_version(run):
+    assert "--input-shape" in run("spectrum", "--help").stdout
+    assert importlib.metadata.version("convsv") in run("--version").stdout

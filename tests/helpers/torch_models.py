@@ -1,0 +1,57 @@
+"""A network of PyTorch whose layers are above the bounds of the tests, its training, and the norms of its layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from convsv_adapters.torch import conv_layers
+from torch import nn
+
+import convsv_core as convsv
+
+__all__ = ["DEVICES", "SLACK", "certified", "images", "network", "train"]
+
+SLACK = 1 + 1e-6
+"""What `convsv_core.project` lets a certified norm exceed the bound by."""
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def network() -> nn.Sequential:
+    """Norms above 1, and one of each kind of geometry that the hook treats apart."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2), nn.ReLU()),
+        nn.Conv2d(8, 6, 3, padding="same", dilation=2, padding_mode="reflect"),
+        nn.Dropout(),
+        nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    with torch.no_grad():
+        for layer in conv_layers(model):
+            layer.weight.mul_(4)
+    return model
+
+
+def images(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, 3, 12, 12)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, batch: Any = None) -> None:
+    batch = images() if batch is None else batch
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+
+def certified(layer: Any) -> float:
+    """Upper bound of the norm of the layer with its own padding, where the core has one, else of its symbol."""
+    weight = layer.weight.detach()
+    extents = None if layer.conv.padding_mode == "zeros" else layer.input_shape
+    return float(convsv.norm_bounds(weight, layer.conv, input_shape=extents).upper)
