@@ -104,7 +104,7 @@ def test_plain_dykstra_ends_where_project_does(import_benchmark: Any, shapes: Mo
     for shape in (
         shapes.square("test", 3, 2, 3, 6),
         shapes.square("test", 3, 4, 4, 8, 2, groups=2),
-        shapes.line("test", 3, 2, 2, 9, dilation=2),
+        shapes.convolution("test", (3,), 2, 2, 9, dilation=2),
     ):
         kernel = shape.kernel().astype(np.float64)
         bound = 0.5 * float(convsv.operator_norm(kernel, shape.extents, shape.conv))

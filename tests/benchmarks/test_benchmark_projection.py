@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,18 +10,10 @@ import pytest
 
 ERROR_EPS = 20
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.fixture(scope="module")
-def projections(tmp_path_factory: pytest.TempPathFactory, run_benchmark: Any) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("project")
-    done = run_benchmark("project", "--quick", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
-    assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "just projected" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+def projections(measure: Any) -> dict[str, Any]:
+    return measure("project", shows="just projected")
 
 
 def test_clip_is_the_clip_of_the_paper(projections: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,19 +10,12 @@ import pytest
 
 ERROR_EPS = 20
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.fixture(scope="module")
-def scaling(tmp_path_factory: pytest.TempPathFactory, run_benchmark: Any) -> dict[str, Any]:
+def scaling(measure: Any) -> dict[str, Any]:
     pytest.importorskip("distributed")
     pytest.importorskip("pyarrow")
-    folder = tmp_path_factory.mktemp("scale")
-    done = run_benchmark("scale", "--quick", "--json", str(folder / "out.json"))
-    assert done.returncode == 0, done.stderr
-    assert "list scheduling" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+    return measure("scale", shows="list scheduling", plot=False)
 
 
 def test_workers_agree_bit_for_bit(scaling: dict[str, Any]) -> None:

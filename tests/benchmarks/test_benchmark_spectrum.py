@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,20 +11,10 @@ import pytest
 
 ERROR_EPS = 20
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory, run_benchmark: Any) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("benchmarks")
-    done = run_benchmark(
-        "spectrum", "--quick", "--repeats", "2", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png"
-    )
-    assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "ratio" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+def quick(measure: Any) -> dict[str, Any]:
+    return measure("spectrum", "--repeats", "2", shows="ratio")
 
 
 def test_json_tells_the_machine(quick: dict[str, Any]) -> None:
@@ -82,6 +71,6 @@ def test_wrong_calls_are_refused(tmp_path: Path, run_benchmark: Any) -> None:
         ("--plot", str(tmp_path / "figure.doc")),
         ("--json", str(tmp_path / "missing" / "out.json")),
     ):
-        done = run_benchmark("spectrum", "--quick", *arguments)
+        done = run_benchmark("spectrum", "--tiny", *arguments)
         assert done.returncode == 2, done.stderr
         assert arguments[1] in done.stderr.replace("\n", "")

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory, run_benchmark: Any) -> dict[str, Any]:
+def training(measure: Any) -> dict[str, Any]:
     pytest.importorskip("torch")
-    folder = tmp_path_factory.mktemp("training")
-    options = ("--case", "all layers", "--json", str(folder / "out.json"), "--plot", f"{folder}/out.png")
-    done = run_benchmark(
-        "training", "--quick", *options, OMP_NUM_THREADS="1"
-    )  # other tests may want the other processors
-    assert done.returncode == 0, done.stderr
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "clip of the paper" in done.stdout
-    content: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    return content
+    return measure("training", "--case", "all layers", shows="clip of the paper")
 
 
 def test_training_overheads_are_of_the_same_turns(training: dict[str, Any]) -> None:
