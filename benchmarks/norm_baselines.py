@@ -106,7 +106,7 @@ def tensor_norm_bound(library: Library, extents: tuple[int, ...], iterations: in
             a = unit(taps @ xp.conj(b))
             return a, unit(xp.conj(a) @ taps), u, v
 
-        state = tuple(library.backend.constant(start, kernel) for start in starts)
+        state = tuple(library.backend.asarray_like(start, kernel) for start in starts)
         a, b, u, v = library.backend.repeat(sweep, state, iterations, kernel)
         taps = xp.reshape(xp.conj(u)[:, None] * xp.conj(v)[None, :], (-1,))
         value = xp.sum(xp.reshape(rows @ taps, (high, wide)) * xp.conj(a)[:, None] * xp.conj(b)[None, :])

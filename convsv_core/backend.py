@@ -48,7 +48,7 @@ class Backend:
 
     # ---- what it owns and has, here and now ------------------------------------------------------
 
-    def owns(self, array: object) -> bool:
+    def owns_array(self, array: object) -> bool:
         """Whether `array` belongs to this library; must not import it."""
         return type(array).__module__.partition(".")[0] == self.module
 
@@ -91,19 +91,19 @@ class Backend:
         """Copy `array` to the host as a NumPy array (bfloat16 as float32)."""
         return np.asarray(array)
 
-    def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+    def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Make a host table, such as angles or indices, an array beside `like`: its library and device."""
         import array_api_compat
 
         return self.namespace(like).asarray(array, device=array_api_compat.device(like))
 
-    def whole(self, kernel: Array) -> Array:
+    def in_one_piece(self, kernel: Array) -> Array:
         """`kernel` in one piece, where an array may lie in many."""
         return kernel
 
     def take(self, array: Array, places: np.ndarray[Any, Any], axis: int) -> Array:
         """Entries of `array` along `axis` at the places of a host table."""
-        return self.namespace(array).take(array, self.constant(places, array), axis=axis)
+        return self.namespace(array).take(array, self.asarray_like(places, array), axis=axis)
 
     def contiguous(self, array: Array) -> Array:
         """`array` laid out in the order of its axes, where that is the user's to say."""
@@ -192,7 +192,7 @@ class Backend:
             Bytes of working memory that all blocks held at once may take. A block has one row at least.
         """
         results = [
-            function(self.constant(block, like)) for block in split_rows(rows, max(1, budget // max(1, row_bytes)))
+            function(self.asarray_like(block, like)) for block in split_rows(rows, max(1, budget // max(1, row_bytes)))
         ]
         return self.concatenate(results)
 
@@ -228,7 +228,7 @@ class Backend:
         """Hold the library, while it is entered, to the caller's thread: where blocks have threads of their own."""
         return contextlib.nullcontext()
 
-    def multiplying(self, side: int) -> AbstractContextManager[object]:
+    def products_context(self, side: int) -> AbstractContextManager[object]:
         """What holds while blocks of many matrices of this side are multiplied and factorised, not decomposed."""
         return contextlib.nullcontext()
 
@@ -278,7 +278,7 @@ class Backend:
             state = function(*state)
         return state
 
-    def computing(self, like: Array) -> AbstractContextManager[object]:
+    def computation_context(self, like: Array) -> AbstractContextManager[object]:
         """What holds while a call computes with arrays such as `like`: products keep the digits of their dtype."""
         return contextlib.nullcontext()
 

@@ -197,7 +197,7 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
     """
     loaded = plugins()
     for backend in loaded.backends.values():
-        if backend.owns(array):
+        if backend.owns_array(array):
             return backend
     raise TypeError(
         f"{argument} is a {type(array).__module__}.{type(array).__qualname__}, not an array: wanted an array of "

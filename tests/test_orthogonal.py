@@ -40,7 +40,7 @@ def test_every_singular_value_of_an_orthogonal_kernel_is_the_gain(name: str, lib
         pytest.importorskip("convsv_array_api_strict", reason="install tests/strict_backend")
     shape, conv = geometry(name)
     kernel = convsv.orthogonal_kernel(shape, (6,) * conv.ndim, conv, seed=1, gain=2.0, backend=library)
-    assert get_backend(library).owns(kernel)
+    assert get_backend(library).owns_array(kernel)
     values = get_backend(library).to_numpy(kernel).astype(np.float64)
     dense = dense_singular_values(values, (6,) * conv.ndim, conv)
     assert np.abs(dense - 2.0).max() <= 2.0 * (TOLERANCE + 20 * np.finfo(np.float32).eps)

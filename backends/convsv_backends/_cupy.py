@@ -20,7 +20,7 @@ class CupyBackend(Backend):
     name = "cupy"
     module = "cupy"
 
-    def owns(self, array: object) -> bool:
+    def owns_array(self, array: object) -> bool:
         """Return whether `array` is a CuPy array."""
         return bool(array_api_compat.is_cupy_array(array))
 

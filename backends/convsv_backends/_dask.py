@@ -29,7 +29,7 @@ class DaskBackend(Backend):
     module = "dask"
     lazy = True
 
-    def owns(self, array: object) -> bool:
+    def owns_array(self, array: object) -> bool:
         """Whether `array` is a Dask array."""
         return bool(array_api_compat.is_dask_array(array))
 
@@ -53,15 +53,15 @@ class DaskBackend(Backend):
         """Compute, with the scheduler in effect, and copy to the host."""
         return _chunk_backend(array).to_numpy(array.compute())
 
-    def whole(self, kernel: Array) -> Array:
+    def in_one_piece(self, kernel: Array) -> Array:
         """As one chunk, which every task gets."""
         return kernel.rechunk(-1)
 
-    def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+    def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Make a host table one chunk, in the library of the chunks of `like`."""
         import dask.array as da
 
-        return da.from_array(_chunk_backend(like).constant(array, like._meta), chunks=-1)
+        return da.from_array(_chunk_backend(like).asarray_like(array, like._meta), chunks=-1)
 
     def take(self, array: Array, places: np.ndarray[Any, Any], axis: int) -> Array:
         """By a table that is known when the graph is made, so that each chunk is made from the few that it needs."""
@@ -95,7 +95,7 @@ class DaskBackend(Backend):
         import dask
         import dask.array as da
 
-        lazy = [self.whole(array) for array in arrays]
+        lazy = [self.in_one_piece(array) for array in arrays]
         bind = functools.partial(_bind, prepare, static)
         row_bytes, samples, several = _look_ahead(bind, lazy, rows)
 
@@ -161,7 +161,7 @@ def _bind(prepare: Prepare, static: tuple[Any, ...], kernel: Array, *others: Arr
 def _apply(rows: np.ndarray[Any, Any], bound: _Bound) -> Any:
     """Return the results of a block, without threads of its own: the scheduler runs many blocks at a time."""
     with bound.backend.single_threaded():
-        return bound.function(bound.backend.constant(rows, bound.kernel))
+        return bound.function(bound.backend.asarray_like(rows, bound.kernel))
 
 
 def _pick(results: tuple[Array, ...], index: int) -> Array:
@@ -194,7 +194,7 @@ class _Foresight(NamedTuple):
 def _look_ahead(bind: Callable[..., _Bound], lazy: list[Array], rows: np.ndarray[Any, Any]) -> _Foresight:
     """Find out what tasks will give, by one with arrays of ones."""
     backend = _chunk_backend(lazy[0])
-    bound = bind(*(backend.constant(np.ones(array.shape, array.dtype), array._meta) for array in lazy))
+    bound = bind(*(backend.asarray_like(np.ones(array.shape, array.dtype), array._meta) for array in lazy))
     results = _apply(rows[:2], bound)
     several = isinstance(results, tuple)
     return _Foresight(bound.row_bytes, results if several else (results,), several)

@@ -23,7 +23,7 @@ class JaxBackend(Backend):
     module = "jax"
     compiles = True
 
-    def owns(self, array: object) -> bool:
+    def owns_array(self, array: object) -> bool:
         """Whether `array` is a JAX array or a tracer."""
         return bool(array_api_compat.is_jax_array(array))
 
@@ -66,11 +66,11 @@ class JaxBackend(Backend):
 
         return np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
 
-    def whole(self, kernel: Array) -> Array:
+    def in_one_piece(self, kernel: Array) -> Array:
         """On every device of its mesh."""
         return on_every_device(kernel)
 
-    def constant(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+    def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """Let JAX place the table beside the arrays it meets, which under tracing have no device yet."""
         import jax.numpy as jnp
 
@@ -126,7 +126,7 @@ class JaxBackend(Backend):
         """Use JAX's own loop when traced, so that the program's size does not grow with the grid."""
         if not _traced(like):
             return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
-        return self._loop(function, self.constant(rows, like), max(1, budget // max(1, row_bytes)))
+        return self._loop(function, self.asarray_like(rows, like), max(1, budget // max(1, row_bytes)))
 
     def map_prepared(
         self,
@@ -171,7 +171,7 @@ class JaxBackend(Backend):
             return super().repeat(function, state, count, like)
         return jax.lax.fori_loop(0, count, lambda _, carried: function(*carried), state)
 
-    def computing(self, like: Array) -> AbstractContextManager[object]:
+    def computation_context(self, like: Array) -> AbstractContextManager[object]:
         """The default of some accelerators keeps 10 bits or fewer."""
         import jax
 

@@ -34,7 +34,7 @@ class NumpyBackend(Backend):
     name = "numpy"
     module = "numpy"
 
-    def owns(self, array: object) -> bool:
+    def owns_array(self, array: object) -> bool:
         """Whether `array` is a NumPy array; a bare scalar is not one."""
         return isinstance(array, np.ndarray)
 
@@ -64,7 +64,7 @@ class NumpyBackend(Backend):
         """LAPACK in double precision takes less than twice the time of single."""
         return True
 
-    def computing(self, like: Array) -> AbstractContextManager[object]:
+    def computation_context(self, like: Array) -> AbstractContextManager[object]:
         """With one BLAS thread, but for large kernels."""
         return _blas_limit if like.size < BLAS_ENTRIES else contextlib.nullcontext()
 
@@ -84,7 +84,7 @@ class NumpyBackend(Backend):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
 
-    def multiplying(self, side: int) -> AbstractContextManager[object]:
+    def products_context(self, side: int) -> AbstractContextManager[object]:
         """Without threads for blocks of small matrices, each of which would wait for a lock in OpenBLAS."""
         return self.single_threaded() if side < THREADED_SIDE else contextlib.nullcontext()
 

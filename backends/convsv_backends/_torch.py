@@ -25,7 +25,7 @@ class TorchBackend(Backend):
     name = "torch"
     module = "torch"
 
-    def owns(self, array: object) -> bool:
+    def owns_array(self, array: object) -> bool:
         """Whether `array` is a tensor."""
         return bool(array_api_compat.is_torch_array(array))
 
@@ -116,7 +116,7 @@ class TorchBackend(Backend):
 
         def detached(block: Array) -> Array | tuple[Array, ...]:
             with torch.no_grad():
-                return function(self.constant(block, like))
+                return function(self.asarray_like(block, like))
 
         if worth_threads(rows, row_bytes, SMALL_BYTES) and _is_plain(like):
             with _torch_limit as threads:

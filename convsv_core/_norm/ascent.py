@@ -79,7 +79,7 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
         return unit(left, -2), angles, xp.linalg.vector_norm(left, axis=-2)
 
     def single(table: HostArray) -> Array:
-        return xp.astype(backend.constant(table, taps), xp.complex64)
+        return xp.astype(backend.asarray_like(table, taps), xp.complex64)
 
     def unit(vectors: Array, axis: int) -> Array:
         sizes = xp.linalg.vector_norm(vectors, axis=axis, keepdims=True)
@@ -94,7 +94,9 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
         if kept < angles.shape[1]:
             best = np.argsort(-norms, axis=1)[:, :kept]
             angles = np.take_along_axis(angles, best[:, :, None], axis=1)
-            left = xp.take_along_axis(left, backend.constant(np.repeat(best[:, None, :], rows, axis=1), left), axis=2)
+            left = xp.take_along_axis(
+                left, backend.asarray_like(np.repeat(best[:, None, :], rows, axis=1), left), axis=2
+            )
         for _ in range(rounds):
             left, angles, found = step(left, angles)
         norms = backend.to_numpy(found)

@@ -125,7 +125,7 @@ def norm_bounds(
     if input_shape is None:
         check_repeats_no_pixel(tuple(kernel.shape), conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
-    with operand.backend.computing(operand.kernel):
+    with operand.backend.computation_context(operand.kernel):
         return _norm_bounds(operand, kernel, extents, rtol, budget)
 
 
@@ -198,15 +198,15 @@ def singular_pair(operand: Operand, frequency: tuple[float, ...]) -> tuple[Array
     offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
     steps = np.asarray([axis.step for axis in plan.axes])
     phases = np.exp(1j * (offsets * steps) @ np.asarray(frequency))
-    phases = xp.astype(backend.constant(phases, coefficients), operand.complex_dtype, copy=False)
+    phases = xp.astype(backend.asarray_like(phases, coefficients), operand.complex_dtype, copy=False)
     matrices = xp.sum(xp.reshape(phases, (-1, 1, 1, 1)) * coefficients, axis=0)
     bases = np.asarray(list(itertools.product(*(axis.bases for axis in plan.axes))), float)
     shifts = np.repeat(np.exp(1j * bases @ np.asarray(frequency)), plan.columns)
-    matrices = matrices * xp.astype(backend.constant(shifts, matrices), operand.complex_dtype, copy=False)
+    matrices = matrices * xp.astype(backend.asarray_like(shifts, matrices), operand.complex_dtype, copy=False)
     if plan.conv.transposed:
         matrices = backend.adjoint(matrices)
     u, s, vh = backend.svd(matrices)
-    groups = backend.constant(np.arange(plan.groups), s)
+    groups = backend.asarray_like(np.arange(plan.groups), s)
     best = xp.astype(groups == xp.argmax(s[:, 0]), operand.complex_dtype)[:, None]
     right = backend.conj(vh[:, 0, :]) * best
     return operand.answer(u[..., 0] * best, scaled=False), operand.answer(right, scaled=False)

@@ -102,7 +102,10 @@ def largest_eigenvector(operand: Operand, gram: Gram, size: int, like: Array) ->
     vector_bytes = size * (1 if operand.plan.real else 2) * int(xp.finfo(operand.real_dtype).bits) // 8
     count = min(size, BASIS, max(LEAST_BASIS, BASIS_BYTES // vector_bytes))
     kept = int(KEPT * count)
-    diagonal, slots = table_like(operand, np.eye(count)), backend.constant(np.arange(count)[:, None], operand.kernel)
+    diagonal, slots = (
+        table_like(operand, np.eye(count)),
+        backend.asarray_like(np.arange(count)[:, None], operand.kernel),
+    )
     vector = table_like(operand, _start(size, operand.plan.real))
     nothing = xp.zeros_like(vector) * diagonal[:, :1]
     state = Lanczos(nothing, xp.zeros_like(diagonal), vector, xp.zeros_like(operand.scale), slots[0, 0])
@@ -123,7 +126,7 @@ def largest_eigenvector(operand: Operand, gram: Gram, size: int, like: Array) ->
 
 def table_like(operand: Operand, table: HostArray) -> Array:
     """Return a host table as an array of the computation's library, dtype and device."""
-    return operand.xp.astype(operand.backend.constant(table, operand.kernel), operand.kernel.dtype, copy=False)
+    return operand.xp.astype(operand.backend.asarray_like(table, operand.kernel), operand.kernel.dtype, copy=False)
 
 
 def unit(operand: Operand, array: Array) -> Array:

@@ -88,7 +88,7 @@ def norm_on_grid(operand: Operand) -> GridNorm:
     if wide.eps > DOUBLE_EPS or backend.compiles or not backend.has_values(operand.kernel):
         return operand.run(_norm_of_all)
     constant = dataclasses.replace(wide, kernel=backend.stop_gradient(wide.kernel))
-    with backend.computing(operand.kernel):
+    with backend.computation_context(operand.kernel):
         found = largest_on_grid(constant)
         norm = _norm_at(wide, found.place or 0)
     widening = math.sqrt(found.upper / found.value) if found.value > 0 else 1.0
@@ -98,7 +98,7 @@ def norm_on_grid(operand: Operand) -> GridNorm:
 def _norm_at(operand: Operand, place: int) -> Array:
     """Return the norm at one of the visited frequencies, computed so that it can be differentiated."""
     xp, backend = operand.xp, operand.backend
-    frequency = backend.constant(operand.plan.frequencies[place : place + 1], operand.kernel)
+    frequency = backend.asarray_like(operand.plan.frequencies[place : place + 1], operand.kernel)
     gram = smaller_gram(backend, symbol_polynomial(operand)(frequency))
     return safe_sqrt(xp, xp.max(largest_eigenvalues(backend, gram)))
 

@@ -136,7 +136,7 @@ def make_padded_operator(kernel: Array, input_shape: object, conv: Conv) -> Padd
     operand = make_operand(kernel, None, bare)
     plan = make_padded_plan(tuple(axis.taps for axis in operand.plan.axes), extents, conv)
     gather, scatter = (
-        operand.backend.constant(table.reshape(-1), operand.kernel) for table in (plan.gather, plan.scatter)
+        operand.backend.asarray_like(table.reshape(-1), operand.kernel) for table in (plan.gather, plan.scatter)
     )
     xp = operand.xp
     taps = xp.permute_dims(operand.taps(), (1, 0, 3, 2))
@@ -205,7 +205,7 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     True
     """
     operator = make_padded_operator(kernel, input_shape, conv).narrowed()
-    with operator.operand.backend.computing(operator.operand.kernel):
+    with operator.operand.backend.computation_context(operator.operand.kernel):
         maximiser = _maximiser(operator.detached())
         # An error of the maximiser enters its Rayleigh quotient squared, so only the quotient needs float64.
         operator = operator.widened()

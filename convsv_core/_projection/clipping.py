@@ -118,7 +118,7 @@ def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> 
     if isinstance(bound, int | float | np.number):
         array = xp.full_like(operand.scale, float(bound))
     else:
-        if not backend.owns(bound):
+        if not backend.owns_array(bound):
             raise TypeError(
                 f"kernel is an array of {backend.name}, {name} one of {type(bound).__module__}: wanted one library"
             )

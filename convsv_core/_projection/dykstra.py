@@ -136,8 +136,8 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
             break
         above = fresh
     used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(dual) > 0, axis=(1, 2, 3)))
-    frequencies = operand.backend.constant(problem.frequencies[chosen[used]], operand.kernel)
-    dual = xp.take(dual, operand.backend.constant(np.flatnonzero(used), operand.kernel), axis=0)
+    frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
+    dual = xp.take(dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
     return Nearest(kernel, iterations, converged, ProjectionState(frequencies, dual * operand.scale))
 
 

@@ -68,8 +68,8 @@ class Samples(NamedTuple):
         """Return the visited frequencies at the given places, or all of them."""
         backend, plan = operand.backend, operand.plan
         chosen = slice(None) if places is None else places
-        weights = backend.constant(plan.weights()[chosen], operand.kernel)
-        frequencies = backend.constant(plan.frequencies[chosen], operand.kernel)
+        weights = backend.asarray_like(plan.weights()[chosen], operand.kernel)
+        frequencies = backend.asarray_like(plan.frequencies[chosen], operand.kernel)
         return cls(frequencies, operand.xp.astype(weights, operand.complex_dtype))
 
 
@@ -237,7 +237,7 @@ def _excess_function(
 ) -> _ExcessFunction:
     backend, side = operand.backend, min(operand.plan.block)
     if method == "gram" and _few_exceed(operand, matrices_at, rows, limit):
-        return _ExcessFunction(functools.partial(_excess_leading, backend, limit=limit), backend.multiplying(side))
+        return _ExcessFunction(functools.partial(_excess_leading, backend, limit=limit), backend.products_context(side))
     functions = {"svd": _excess_svd, "gram": _excess_gram, "products": _excess_products}
     return _ExcessFunction(functools.partial(functions[method], backend, limit=limit), contextlib.nullcontext())
 
@@ -251,7 +251,7 @@ def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: H
         return False
     if len(rows) < PROBED:
         return True
-    sample = backend.constant(rows[::PROBED], operand.kernel)
+    sample = backend.asarray_like(rows[::PROBED], operand.kernel)
     return expected_share(backend, matrices_at(sample), limit) >= WORTHWHILE
 
 
@@ -259,7 +259,7 @@ def _tests(operand: Operand, method: Method) -> GramRows:
     """Return tests at the visited frequencies: for "products" by products alone."""
     if method != "products":
         return grid_rows(operand)
-    frequencies = operand.backend.constant(operand.plan.frequencies, operand.kernel)
+    frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
     return PowerRows(symbol_polynomial(operand), frequencies)
 
 
@@ -279,7 +279,7 @@ def sharing(operand: Operand) -> Array:
     order = [conv.spatial.index(letter) for letter in conv.layout if letter in conv.spatial]
     spatial = [n if letter in conv.spatial else 1 for letter, n in zip(conv.layout, operand.kernel.shape, strict=True)]
     counts = operand.plan.sharing.transpose(order).reshape(spatial).astype(float)
-    return xp.astype(operand.backend.constant(counts, operand.kernel), operand.real_dtype, copy=False)
+    return xp.astype(operand.backend.asarray_like(counts, operand.kernel), operand.real_dtype, copy=False)
 
 
 def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None = None) -> tuple[Array, Array]:
@@ -360,7 +360,7 @@ def _excess_products(backend: Backend, matrices: Array, limit: Array) -> tuple[A
     work = matrices if wide else backend.adjoint(matrices)
     polar = polar_products(backend, work)
     hermitian = xp.matmul(work, backend.adjoint(polar))
-    identity = xp.astype(backend.constant(np.eye(work.shape[-2]), work), work.dtype, copy=False)
+    identity = xp.astype(backend.asarray_like(np.eye(work.shape[-2]), work), work.dtype, copy=False)
     shifted = (hermitian + backend.adjoint(hermitian)) / 2 - limit * identity
     absolute = xp.matmul(shifted, polar_products(backend, shifted))
     halves = (shifted + absolute) / 2

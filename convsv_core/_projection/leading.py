@@ -141,7 +141,7 @@ def _leading_space(backend: Backend, matrices: Array) -> Array:
         matrices = xp.matmul(matrices, matrices)
         if 2 * done == SQUARINGS:  # The largest entries must stay within the exponents of float32.
             matrices = _divided(backend, matrices, xp.real(xp.linalg.trace(matrices)))
-    columns = xp.astype(backend.constant(_start(matrices.shape[-1]), matrices), matrices.dtype)
+    columns = xp.astype(backend.asarray_like(_start(matrices.shape[-1]), matrices), matrices.dtype)
     for done in range(1, _applications(matrices.shape[-1]) + 1):
         columns = xp.matmul(matrices, columns)
         if done % 2 == 0:

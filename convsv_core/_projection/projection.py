@@ -156,7 +156,7 @@ def project(
     True
     """
     problem = _make_problem(kernel, input_shape, conv, bound, method, rtol)
-    with problem.operand.backend.computing(problem.operand.kernel):
+    with problem.operand.backend.computation_context(problem.operand.kernel):
         return _solve(problem, max_iterations, steps, state)
 
 
@@ -279,7 +279,7 @@ def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) 
     )
     reached = None
     if problem.method == "dykstra":
-        frequencies = operand.backend.constant(plan.frequencies, operand.kernel)
+        frequencies = operand.backend.asarray_like(plan.frequencies, operand.kernel)
         reached = ProjectionState(frequencies, dual * operand.scale)
     return Projection(kernel, norm, distance, steps, converged, reached)
 

@@ -90,7 +90,7 @@ def rescale_together(
     if input_shape is None:
         grid = every_size_grid(shape_of(kernels[0], conv), conv, rtol)
         input_shape, factor, together = grid.input_shape, grid.factor, lattice(together)
-    with backend.computing(kernels[0]):
+    with backend.computation_context(kernels[0]):
         operand = make_operand(xp.concat(list(kernels), axis=axis), input_shape, together)
         limit = bound / factor / float(operand.scale)
         symbol = symbol_polynomial(operand)
@@ -115,7 +115,7 @@ def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> 
         raise ValueError("under tracing no norm can be looked at: wanted arrays with values")
     gram = useful_polynomial(operand)
     bounds = None if gram is None else moment_bounds(gram)
-    frequencies = operand.backend.constant(operand.plan.frequencies, operand.kernel)
+    frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
     squares = []
     for index in range(count):
         part = slice(index * groups, (index + 1) * groups)

@@ -237,7 +237,7 @@ def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:
 def mean_over_frequencies(operand: Operand, values: Array) -> Array:
     """Return the mean over all frequencies of the sum over the other axes; the first axis is the visited ones."""
     xp, plan = operand.xp, operand.plan
-    weights = operand.backend.constant(plan.weights() / math.prod(plan.periods), values)
+    weights = operand.backend.asarray_like(plan.weights() / math.prod(plan.periods), values)
     weights = xp.reshape(xp.astype(weights, values.dtype, copy=False), (-1, *(1,) * (values.ndim - 1)))
     return xp.sum(weights * values)
 

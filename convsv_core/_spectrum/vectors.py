@@ -102,7 +102,7 @@ class SVD:
             wave = np.multiply.outer(wave, np.exp(2j * np.pi * (j * np.arange(n) % n) / n))
         wave = wave / math.sqrt(math.prod(grid))
         image = xp.reshape(vector, (*strides, channels, *(1,) * ndim)) * xp.astype(
-            backend.constant(wave, vector), vector.dtype, copy=False
+            backend.asarray_like(wave, vector), vector.dtype, copy=False
         )
         if plan.real:
             opposite = tuple(-j % n for j, n in zip(frequency, grid, strict=True))

@@ -48,7 +48,7 @@ def fold(backend: Backend, coefficients: Array, offsets: Sequence[tuple[int, ...
         remainders = np.asarray(along) % period if period else np.asarray(along)
         distinct = np.unique(remainders)
         if len(distinct) < len(remainders):
-            table = backend.constant((distinct[:, None] == remainders) + 0.0, coefficients)
+            table = backend.asarray_like((distinct[:, None] == remainders) + 0.0, coefficients)
             table = xp.astype(table, coefficients.dtype, copy=False)
             coefficients = xp.moveaxis(xp.tensordot(table, coefficients, axes=((1,), (axis,))), 0, axis)
             remainders = distinct

@@ -195,7 +195,7 @@ def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> Gram
     _, groups, side, _ = coefficients.shape
     others = coefficients[1:, ...]
     adjoint = backend.adjoint(others)
-    identity = backend.constant(np.tile(np.eye(side), (1, groups, 1, 1)), coefficients)
+    identity = backend.asarray_like(np.tile(np.eye(side), (1, groups, 1, 1)), coefficients)
     even = xp.concat(
         [xp.astype(identity, coefficients.dtype, copy=False), coefficients[:1, ...], others + adjoint], axis=0
     )
@@ -263,7 +263,7 @@ def _paired_products(backend: Backend, taps: Array, pairs: Pairs) -> Array:
     flat = xp.reshape(xp.permute_dims(taps, (1, 0, 2, 3)), (groups, count * side, inner))
     products = xp.reshape(xp.matmul(flat, backend.adjoint(flat)), (groups, count, side, count, side))
     products = xp.reshape(xp.permute_dims(products, (1, 3, 0, 2, 4)), (count**2, -1))
-    chosen = xp.astype(backend.constant(_chosen(pairs, count), products), products.dtype, copy=False)
+    chosen = xp.astype(backend.asarray_like(_chosen(pairs, count), products), products.dtype, copy=False)
     return xp.reshape(xp.matmul(chosen, products), (len(pairs), groups, side, side))
 
 

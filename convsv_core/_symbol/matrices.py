@@ -100,7 +100,7 @@ def expand(operand: Operand, visited: Array, *, conjugate: bool = True) -> Array
     visit, mirrored = operand.plan.full_grid()
     full = backend.take(visited, visit, 0)
     if conjugate and mirrored.any():
-        flags = backend.constant(mirrored.reshape(-1, *(1,) * (full.ndim - 1)), visited)
+        flags = backend.asarray_like(mirrored.reshape(-1, *(1,) * (full.ndim - 1)), visited)
         full = xp.where(flags, backend.conj(full), full)
     return full
 
@@ -112,7 +112,7 @@ def with_column_phases(operand: Operand, full: Array) -> Array:
         return full
     phases = np.repeat(phases, operand.plan.columns, axis=1)
     phases = phases.reshape(phases.shape[0], *(1,) * (full.ndim - 2), phases.shape[1])
-    return full * operand.xp.astype(operand.backend.constant(phases, full), operand.complex_dtype, copy=False)
+    return full * operand.xp.astype(operand.backend.asarray_like(phases, full), operand.complex_dtype, copy=False)
 
 
 def _column_phases(plan: Plan) -> HostArray:

@@ -77,7 +77,7 @@ class Operand:
     def run(self, function: Callable[..., Any], *static: Any, arrays: tuple[Array, ...] = ()) -> Any:
         """Call ``function(self, *arrays, *static)``, compiled where the library compiles."""
         own = (self.kernel, self.scale) if self.finite is None else (self.kernel, self.scale, self.finite)
-        with self.backend.computing(self.kernel):
+        with self.backend.computation_context(self.kernel):
             return self.backend.run(_call, (*own, *arrays), (function, self._frame(len(own)), static))
 
     def map_blocks(
@@ -208,7 +208,7 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
     plan = make_plan(shape, not is_complex, extents, conv, all_residues=all_residues)
     kernel = xp.astype(
-        backend.whole(kernel), getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False
+        backend.in_one_piece(kernel), getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False
     )
     kernel, finite = check_finite(backend, kernel)
     kernel, scale = backend.run(normalise, (kernel,), (backend,))

@@ -140,7 +140,9 @@ def itemsize(operand: Operand) -> int:
 def phase_tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]:
     """The phases of each axis's offsets at all frequencies of one period: shape (period, offsets) each, complex."""
     return [
-        operand.backend.constant(_phases(axis.period, tuple(chosen), COMPLEX_OF[operand.computed_in]), operand.kernel)
+        operand.backend.asarray_like(
+            _phases(axis.period, tuple(chosen), COMPLEX_OF[operand.computed_in]), operand.kernel
+        )
         for axis, chosen in zip(operand.plan.axes, offsets, strict=True)
     ]
 

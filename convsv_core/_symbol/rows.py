@@ -123,7 +123,7 @@ class GramRows(ABC):
         def table_of(part: HostArray) -> HostArray:
             return self._table_at(part, level)
 
-        with backend.multiplying(min(self.operand.plan.block)):
+        with backend.products_context(min(self.operand.plan.block)):
             return ~self._map(are_below, table_of, where)
 
     def largest(self, where: HostArray) -> Eigenvalues:
@@ -289,7 +289,7 @@ def grid_rows(operand: Operand, *, budget: int = BLOCK_BYTES) -> PolynomialRows 
     gram = useful_polynomial(operand)
     if gram is not None:
         return PolynomialRows(gram, budget=budget)
-    frequencies = operand.backend.constant(operand.plan.frequencies, operand.kernel)
+    frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
     return ProductRows(symbol_polynomial(operand), frequencies, budget=budget)
 
 
@@ -321,7 +321,7 @@ def largest_eigenvalues(backend: Backend, matrices: Array) -> Array:
 def are_below(backend: Backend, matrices: Array, levels: Array) -> Array:
     """Tell whether the eigenvalues of Hermitian matrices are below one level each, up to rounding."""
     xp = backend.namespace(matrices)
-    identity = xp.astype(backend.constant(np.eye(matrices.shape[-1]), matrices), matrices.dtype, copy=False)
+    identity = xp.astype(backend.asarray_like(np.eye(matrices.shape[-1]), matrices), matrices.dtype, copy=False)
     return backend.is_positive_definite(xp.astype(levels, matrices.dtype)[..., None, None] * identity - matrices)
 
 

@@ -44,7 +44,7 @@ def _squared_distances(operand: Operand, grams: Array, shift: float) -> Array:
     Real and imaginary parts are squared by themselves, because a complex product that overflows is NaN.
     """
     xp, scale = operand.xp, operand.scale
-    identity = operand.backend.constant(shift * np.eye(grams.shape[-1]), operand.kernel)
+    identity = operand.backend.asarray_like(shift * np.eye(grams.shape[-1]), operand.kernel)
     identity = xp.astype(identity, operand.real_dtype, copy=False)
     real, imaginary = xp.real(grams) * scale * scale - identity, xp.imag(grams) * scale * scale
     return xp.sum(real**2 + imaginary**2, axis=(-3, -2, -1))

@@ -207,7 +207,7 @@ def combine(report: LayerReport, prepared: Prepared, values: Sequence[HostArray]
     operand = prepared.operand
     backend = operand.backend
     with backend.single_threaded():
-        visited = backend.constant(np.concatenate(list(values)), operand.kernel)
+        visited = backend.asarray_like(np.concatenate(list(values)), operand.kernel)
         every = backend.to_numpy(sorted_values(operand, visited))
     return replace(with_spectrum(report, every, prepared.frobenius), curve=None)
 
