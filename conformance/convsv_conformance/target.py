@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,9 @@ COMPLEX_ANSWERS = {"float32": "complex64", "float64": "complex128"}
 
 UNITS_IN_LAST_PLACE = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 """The distance from 1 to the next larger number of a dtype, which is its eps."""
+
+REFERENCE_FACTOR = 16.0
+"""Error allowed to the reference's own norms, in units of the rounding of double precision; a guess, twice LAPACK's."""
 
 
 class Failure(AssertionError):
@@ -74,6 +78,11 @@ class Ledger:
             )
         self.largest = max(self.largest, units)
 
+    def not_above(self, what: str, value: float, limit: float) -> None:
+        """Raise `Failure` unless ``value <= limit``, with room for the error of the reference's own norms."""
+        room = REFERENCE_FACTOR * UNITS_IN_LAST_PLACE["float64"] * abs(value)
+        self.true(f"{what}: {value} is more than {limit}", value <= limit + room)
+
     def true(self, what: str, condition: bool) -> None:
         """Raise `Failure` unless `condition` holds."""
         if not condition:
@@ -112,6 +121,10 @@ class Target:
     def is_complex(self) -> bool:
         """Return whether kernels are complex."""
         return self.dtype.startswith("complex")
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` compiled, if the library has a compiler: without it such a library takes seconds."""
+        return self.backend.jit(function) or function
 
     def array(self, values: Array, dtype: str | None = None) -> Any:
         """Return `values` as an array of the library, on the device, in `dtype` or else in the target's dtype."""

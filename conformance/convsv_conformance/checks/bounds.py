@@ -32,12 +32,6 @@ __all__ = [
     "symbol_at",
 ]
 
-REFERENCE_FACTOR = 16.0
-"""Error allowed to the reference's own norms, in units of the rounding of double precision; a guess, twice LAPACK's.
-
-The bounds themselves are allowed no error.
-"""
-
 ATTAINED_FACTOR = 300.0
 """Largest distance of `lower` below the norm at the frequency that it names, in units of eps times that norm.
 
@@ -75,8 +69,8 @@ def of_one_size(target: Target, case: Case, ledger: Ledger) -> None:
     kernel, truth = target.kernel(case)
     bounds = convsv.norm_bounds(kernel, case.conv, input_shape=case.input_shape, rtol=RTOL)
     lower, upper = _consistent(target, case, truth.values, bounds, RTOL, ledger)
-    _not_above(ledger, f"the upper bound {upper} is violated", truth.norm, upper)
-    _not_above(ledger, "the lower bound is violated", lower, truth.norm)
+    ledger.not_above(f"norm_bounds: the upper bound {upper} is violated", truth.norm, upper)
+    ledger.not_above("norm_bounds: the lower bound is violated", lower, truth.norm)
     turns = np.asarray(bounds.frequency) * case.grid / (2 * math.pi)
     on_grid = np.abs(turns - np.rint(turns)) <= 2 * UNITS_IN_LAST_PLACE["float64"] * np.maximum(turns, 1)
     ledger.true(f"norm_bounds: frequency={bounds.frequency} is not on the grid {case.grid}", bool(on_grid.all()))
@@ -88,8 +82,8 @@ def of_every_size(target: Target, case: Case, ledger: Ledger) -> None:
     kernel, truth = target.kernel(case)
     bounds = convsv.norm_bounds(kernel, case.conv, rtol=RTOL)
     _, upper = _consistent(target, case, truth.values, bounds, RTOL, ledger)
-    _not_above(ledger, f"the circular layer's norm is beyond {upper}", truth.norm, upper)
-    _not_above(ledger, f"the zero-padded layer's norm is beyond {upper}", truth.zero_padded_norm, upper)
+    ledger.not_above(f"norm_bounds: the circular layer's norm is beyond {upper}", truth.norm, upper)
+    ledger.not_above(f"norm_bounds: the zero-padded layer's norm is beyond {upper}", truth.zero_padded_norm, upper)
     ledger.true("norm_bounds did not converge", bounds.converged)
 
 
@@ -99,7 +93,7 @@ def of_flat_symbols(target: Target, case: Case, ledger: Ledger) -> None:
     rtol = TIGHT[target.answer]
     bounds = convsv.norm_bounds(kernel, case.conv, rtol=rtol, max_evaluations=TIGHT_EVALUATIONS)
     _, upper = _consistent(target, case, truth.values, bounds, rtol, ledger)
-    _not_above(ledger, f"the circular layer's norm is beyond {upper}", truth.norm, upper)
+    ledger.not_above(f"norm_bounds: the circular layer's norm is beyond {upper}", truth.norm, upper)
     ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
 
 
@@ -118,9 +112,9 @@ def of_a_fixed_grid_compiled(target: Target, case: Case, ledger: Ledger) -> None
 def _fixed_grid(target: Target, case: Case, ledger: Ledger, bound: Callable[[Any], Any]) -> None:
     kernel, truth = target.kernel(case)
     upper = float(target.fetch("norm_upper_bound", bound(kernel), ()))
-    _not_above(ledger, f"norm_upper_bound: the circular layer's norm is beyond {upper}", truth.norm, upper)
+    ledger.not_above(f"norm_upper_bound: the circular layer's norm is beyond {upper}", truth.norm, upper)
     padded = truth.zero_padded_norm
-    _not_above(ledger, f"norm_upper_bound: the zero-padded layer's norm is beyond {upper}", padded, upper)
+    ledger.not_above(f"norm_upper_bound: the zero-padded layer's norm is beyond {upper}", padded, upper)
     supremum = float(target.exact(convsv.norm_bounds(kernel, case.conv, rtol=RTOL).upper))
     # The bound may exceed the supremum by the grid's share, and by what the bound of the rounding error adds.
     room = (1 + FIXED_RTOL) * (1 + ATTAINED_FACTOR * target.eps)
@@ -190,8 +184,8 @@ def of_peaks(target: Target, peak: Peak, ledger: Ledger) -> None:
     ledger.true(f"{peak.mistake}: the kernel does not tell, {wrong} for {truth}", wrong < 0.95 * truth)
     if peak.norm is not None:
         ledger.close("the reference's own search", truth, peak.norm, scale=peak.norm, factor=VALUE_FACTOR)
-    _not_above(ledger, f"the supremum is beyond {upper}", truth, upper)
-    _not_above(ledger, "the lower bound is violated", lower, truth)
+    ledger.not_above(f"norm_bounds: the supremum is beyond {upper}", truth, upper)
+    ledger.not_above("norm_bounds: the lower bound is violated", lower, truth)
     ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
 
 
@@ -278,7 +272,7 @@ def _consistent(
     )
     matrices = symbol_at(case, values, np.asarray([bounds.frequency]))[0]
     norm = float(np.linalg.norm(matrices, 2, axis=(-2, -1)).max())
-    _not_above(ledger, f"at the frequency {bounds.frequency} the lower bound is not attained", lower, norm)
+    ledger.not_above(f"norm_bounds: at the frequency {bounds.frequency} the lower bound is not attained", lower, norm)
     ledger.close("norm_bounds: lower", lower, norm, scale=norm, factor=ATTAINED_FACTOR)
     rows, columns = case.block
     left = target.fetch("norm_bounds: left", bounds.left, (case.groups, rows), target.complex_answer)
@@ -294,12 +288,6 @@ def _consistent(
     ):
         ledger.close(f"norm_bounds: {what}", got, expected, scale=scale, factor=factor)
     return lower, upper
-
-
-def _not_above(ledger: Ledger, what: str, value: float, limit: float) -> None:
-    """Raise `Failure` unless ``value <= limit``, with room for the reference's own error."""
-    room = REFERENCE_FACTOR * UNITS_IN_LAST_PLACE["float64"] * abs(value)
-    ledger.true(f"norm_bounds: {what}: {value} is more than {limit}", value <= limit + room)
 
 
 # ---- the symbol at any frequency, from its definition ----------------------------------------------------

@@ -148,14 +148,14 @@ def batched(target: Target, case: Case, ledger: Ledger) -> None:
         ),
         ("operator_norm", _norm(case), [truth.norm for truth in truths]),
     ):
-        result = _fast(target, _transform(target, "vmap", function))(kernels)
+        result = target.compiled(_transform(target, "vmap", function))(kernels)
         got = target.fetch(f"{what} under vmap", result, np.shape(expected))
         ledger.close(f"{what} under vmap", got, np.asarray(expected), scale=scale, factor=VALUE_FACTOR)
     drawn = drawn.copy()
     drawn[(0,) * drawn.ndim] = math.nan
     poisoned = np.stack([case.values(target.dtype), drawn])
     array = target.backend.asarray(poisoned, dtype=target.dtype, device=target.device)
-    got = target.exact(_fast(target, _transform(target, "vmap", _norm(case)))(array))
+    got = target.exact(target.compiled(_transform(target, "vmap", _norm(case)))(array))
     ledger.close("operator_norm beside a kernel with NaN", got[0], truths[0].norm, scale=scale, factor=VALUE_FACTOR)
     ledger.true("NaN in a kernel gave a number under vmap", bool(np.isnan(got[1])))
 
@@ -180,14 +180,9 @@ def _transform(target: Target, trait: str, function: Callable[..., Any]) -> Call
     return transformed
 
 
-def _fast(target: Target, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` compiled, if the library has a compiler: without it such a library takes seconds."""
-    return target.backend.jit(function) or function
-
-
 def _gradient(target: Target, what: str, function: Scalar, kernel: Any) -> Array:
     """Return the gradient of `function`, after a check that it is finite and of the kernel's kind."""
-    result = _fast(target, _transform(target, "grad", function))(kernel)
+    result = target.compiled(_transform(target, "grad", function))(kernel)
     gradient = target.fetch(f"gradient of {what}", result, tuple(kernel.shape), target.dtype)
     if not np.all(np.isfinite(gradient)):
         raise Failure(f"gradient of {what}: {np.count_nonzero(~np.isfinite(gradient))} entries are not finite")

@@ -1,4 +1,4 @@
-"""Values, symbol and vectors of convolutions that hypothesis draws."""
+"""Check values, symbol and vectors of convolutions that hypothesis draws."""
 
 from __future__ import annotations
 

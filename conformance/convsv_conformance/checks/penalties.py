@@ -62,7 +62,7 @@ def values(target: Target, case: Case, ledger: Ledger) -> None:
     """Check every penalty within the error that its singular values may have; with NaN, a compiled one must be NaN."""
     kernel, truth = target.kernel(case)
     chosen = tuple(_penalties(case, truth, target.eps))
-    run = _fast(target, lambda array: tuple(penalty.function(array) for penalty in chosen))
+    run = target.compiled(lambda array: tuple(penalty.function(array) for penalty in chosen))
     for penalty, result in zip(chosen, run(kernel), strict=True):
         got = float(target.fetch(penalty.name, result, ()))
         if penalty.exact:
@@ -82,7 +82,7 @@ def gradients(target: Target, case: Case, ledger: Ledger) -> None:
     kernel, truth = target.kernel(case)
     chosen = tuple(_penalties(case, truth, target.eps))
     derivatives = [target.backend.grad(penalty.function) for penalty in chosen]
-    run = _fast(target, lambda array: tuple(derivative(array) for derivative in derivatives if derivative))
+    run = target.compiled(lambda array: tuple(derivative(array) for derivative in derivatives if derivative))
     rng = np.random.default_rng(case.count)
     directions = [rng.standard_normal(truth.values.shape) for _ in range(DIRECTIONS)]
     lengths = [float(np.linalg.norm(case.matrix(direction), 2)) for direction in directions]
@@ -225,8 +225,3 @@ def _logarithms(case: Case, truth: Truth, of: Callable[..., Callable[[Any], Any]
             )
         )
     return found
-
-
-def _fast(target: Target, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` compiled, if the library has a compiler."""
-    return target.backend.jit(function) or function

@@ -42,9 +42,6 @@ SHARE = 0.6
 SLACK = {"float32": 1e-6, "float64": 8 * UNITS_IN_LAST_PLACE["float64"]}
 """Relative excess of a result's norm over the bound that is allowed, by dtype of the answer: the library's promise."""
 
-REFERENCE_FACTOR = 16.0
-"""Error allowed to the reference's own norms, in units of the rounding of double precision; a guess."""
-
 RTOL = 1e-4
 """Relative gap that is asked for; the library's default."""
 
@@ -174,11 +171,6 @@ def _blur(target: Target, truth: Truth) -> float:
     return VALUE_FACTOR * target.eps * _frobenius(truth.matrix)
 
 
-def _not_above(ledger: Ledger, what: str, value: float, limit: float) -> None:
-    room = 1 + REFERENCE_FACTOR * UNITS_IN_LAST_PLACE["float64"]
-    ledger.true(f"{what}: {value} is more than {limit}", value <= limit * room)
-
-
 def _consistent(
     target: Target, truth: Truth, what: str, found: convsv.Projection, bound: float, ledger: Ledger
 ) -> float:
@@ -187,9 +179,9 @@ def _consistent(
     norm = float(target.fetch(f"{what}: norm", found.norm, ()))
     distance = float(target.fetch(f"{what}: distance", found.distance, ()))
     matrix = truth.case.matrix(values)
-    _not_above(ledger, f"{what}: the norm", float(np.linalg.norm(matrix, 2)), bound * (1 + SLACK[target.answer]))
-    _not_above(ledger, f"{what}: the norm beside its certificate", float(np.linalg.norm(matrix, 2)), norm)
-    _not_above(ledger, f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
+    ledger.not_above(f"{what}: the norm", float(np.linalg.norm(matrix, 2)), bound * (1 + SLACK[target.answer]))
+    ledger.not_above(f"{what}: the norm beside its certificate", float(np.linalg.norm(matrix, 2)), norm)
+    ledger.not_above(f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
     expected, scale = _frobenius(matrix - truth.matrix), _frobenius(truth.matrix)
     ledger.close(f"{what}: distance", distance, expected, scale=scale, factor=VALUE_FACTOR)
     return distance
@@ -207,14 +199,14 @@ def _of_sizes(target: Target, truth: Truth, what: str, found: convsv.Projection,
     case = truth.case
     values = target.fetch(f"{what}: kernel", found.kernel, truth.values.shape, _kernel_dtype(target))
     norm = float(target.fetch(f"{what}: norm", found.norm, ()))
-    _not_above(ledger, f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
+    ledger.not_above(f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
     step = (1,) * len(case.taps) if case.transposed else case.stride
     larger = tuple(n + s for n, s in zip(case.input_shape, step, strict=True))
     for extents in (case.input_shape, step, larger):
         sized = dataclasses.replace(case, input_shape=extents)
         for mode in ("circular", "zeros"):
             dense = float(np.linalg.norm(sized.matrix(values, mode), 2))
-            _not_above(ledger, f"{what}: the norm of {extents}, {mode}, beside its certificate", dense, norm)
+            ledger.not_above(f"{what}: the norm of {extents}, {mode}, beside its certificate", dense, norm)
     distance = float(target.fetch(f"{what}: distance", found.distance, ()))
     expected, scale = _frobenius(values - truth.values), _frobenius(truth.values)
     ledger.close(f"{what}: distance", distance, expected, scale=scale, factor=VALUE_FACTOR)
