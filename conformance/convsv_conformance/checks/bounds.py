@@ -5,7 +5,6 @@ The bounds must hold, be attained at the frequency that they name, and hold for 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import numpy as np
 import convsv_core as convsv
 from convsv_conformance.cases import Case, make_case
 from convsv_conformance.checks.spectrum import VALUE_FACTOR
-from convsv_conformance.dense import Array, same_pads
+from convsv_conformance.dense import Array
+from convsv_conformance.symbols import climb, frequency_grid, symbol_at, symbol_norms
 from convsv_conformance.target import UNITS_IN_LAST_PLACE, Ledger, Target
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "of_flat_symbols",
     "of_one_size",
     "of_peaks",
-    "symbol_at",
 ]
 
 ATTAINED_FACTOR = 300.0
@@ -189,6 +188,13 @@ def of_peaks(target: Target, peak: Peak, ledger: Ledger) -> None:
     ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
 
 
+def _climbed_from(case: Case, values: Array, points: int, starts: int) -> float:
+    """Return the highest local maximum near the best `starts` points of a grid with `points` points on each axis."""
+    places = frequency_grid(points, len(case.taps))
+    best = np.argsort(symbol_norms(case, values, places))[-starts:]
+    return climb(lambda angles: symbol_norms(case, values, angles), places[best], step=0.2)
+
+
 def _climbed(case: Case, values: Array) -> float:
     """Return the result of one local search, which starts at the best point of a grid with as many points as taps."""
     return _climbed_from(case, values, max(case.taps), 1)
@@ -196,7 +202,7 @@ def _climbed(case: Case, values: Array) -> float:
 
 def _sampled(case: Case, values: Array) -> float:
     """Return the largest norm on the grid of the case."""
-    return float(_norms(case, values, _grid(case.grid[0], len(case.taps))).max())
+    return float(symbol_norms(case, values, frequency_grid(case.grid[0], len(case.taps))).max())
 
 
 def _reshaped(case: Case, values: Array) -> float:
@@ -288,57 +294,3 @@ def _consistent(
     ):
         ledger.close(f"norm_bounds: {what}", got, expected, scale=scale, factor=factor)
     return lower, upper
-
-
-# ---- the symbol at any frequency, from its definition ----------------------------------------------------
-
-
-def symbol_at(case: Case, values: Array, angles: Array) -> Array:
-    """Return the matrices of the symbol at each row of `angles`: shape (len(angles), groups, rows, columns).
-
-    A tap reads the pixel at ``tap * dilation - padding`` from the output's pixel. This distance is a residue modulo
-    the stride, and an offset in units of the stride, which gives the phase.
-    """
-    layout, stride = case.layout, case.stride
-    spatial = [axis for axis, letter in enumerate(layout) if letter not in "OI"]
-    order = [layout.index(letter) for letter in ("IO" if case.transposed else "OI")] + spatial
-    weights = values.transpose(order).astype(complex)
-    weights = weights.conj() if case.transposed else weights  # a transpose is the adjoint of the conjugate
-    outputs, inputs, *taps = weights.shape
-    weights = weights.reshape(case.groups, outputs // case.groups, inputs, *taps)
-    pads = same_pads(case.taps, stride, case.dilation) if case.padding is None else case.padding
-    found = np.zeros((len(angles), *weights.shape[:2], math.prod(stride), inputs), complex)
-    for tap in np.ndindex(*taps):
-        read = [t * d - before for t, d, (before, _) in zip(tap, case.dilation, pads, strict=True)]
-        offset, residue = zip(*map(divmod, read, stride), strict=True)
-        phases = np.exp(1j * angles @ np.asarray(offset, float))
-        found[:, :, :, np.ravel_multi_index(residue, stride)] += phases[:, None, None, None] * weights[..., *tap]
-    matrices = found.reshape(*found.shape[:3], -1)
-    return matrices.conj().swapaxes(-1, -2) if case.transposed else matrices
-
-
-def _norms(case: Case, values: Array, angles: Array) -> Array:
-    norms: Array = np.linalg.norm(symbol_at(case, values, angles), 2, axis=(-2, -1)).max(axis=-1)
-    return norms
-
-
-def _grid(points: int, ndim: int) -> Array:
-    return np.indices((points,) * ndim).reshape(ndim, -1).T * (2 * math.pi / points)
-
-
-def _climbed_from(case: Case, values: Array, points: int, starts: int) -> float:
-    """Return the highest local maximum near the best `starts` points of a grid with `points` points on each axis."""
-    ndim = len(case.taps)
-    places = _grid(points, ndim)
-    norms = _norms(case, values, places)
-    best = np.argsort(norms)[-starts:]
-    places, norms, step = places[best], norms[best], 0.2
-    moves = np.asarray(list(itertools.product((-1, 0, 1), repeat=ndim)), float)
-    while step > 1e-9:
-        tried = places[:, None] + step * moves
-        found = _norms(case, values, tried.reshape(-1, ndim)).reshape(tried.shape[:2])
-        better = found.max(axis=1) > norms
-        places = np.where(better[:, None], tried[np.arange(len(tried)), found.argmax(axis=1)], places)
-        norms = np.maximum(norms, found.max(axis=1))
-        step = step if better.any() else step / 4
-    return float(norms.max())
