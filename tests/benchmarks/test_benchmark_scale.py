@@ -10,6 +10,8 @@ import pytest
 
 ERROR_EPS = 20
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def scaling(measure: Any) -> dict[str, Any]:
