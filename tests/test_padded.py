@@ -157,7 +157,7 @@ def test_norm_by_iteration(case: Case, complex_values: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-@pytest.mark.parametrize("channels", [(8, 8), (4, 12), (12, 3)], ids=str)
+@pytest.mark.parametrize("channels", [(8, 8), pytest.param((4, 12), marks=pytest.mark.thorough), (12, 3)], ids=str)
 def test_norm_of_larger_images(mode: str, channels: tuple[int, int]) -> None:
     case = Case((*channels, 3, 3), (12, 11), Conv("OIHW", padding=(2, 1), padding_mode=mode))
     kernel = case.kernel()
