@@ -310,7 +310,7 @@ def test_bad_calls_get_a_clear_error() -> None:
 @pytest.mark.parametrize(
     ("other", "chosen"),
     [
-        ("jax", "not application and not constraint_holds"),
+        ("jax", "geometry or callback or circular or bad_calls"),
         pytest.param("jax", "", marks=pytest.mark.thorough),
         ("numpy", ""),
         ("tensorflow", ""),
