@@ -1,4 +1,4 @@
-"""The adapter of optax: what holds after a training step."""
+"""Tests of the adapter of optax: kernels after training steps, and the penalty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PyTorch adapter: the parametrization by the operator norm, and the penalty."""
+"""Tests of the PyTorch adapter: the parametrization by the operator norm, and the penalty."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_parametrised_layer_within_the_bound_is_left_alone() -> None:
 
 
 def test_the_norm_depends_on_the_weight_alone() -> None:
-    """No buffers, the same in training and evaluation, after any number of passes, and in a copy."""
+    """There are no buffers. Mode, number of passes and copying do not change the weight."""
     layer = operator_norm(nn.Conv2d(4, 4, 3, padding=1), bound=0.1)
     assert list(layer.buffers()) == []
     weight = layer.weight.detach().clone()

@@ -312,9 +312,9 @@ def _fixed_steps(
             return (_clip_and_cut(operand, kernel, bound, how),)
 
         (kernel,) = backend.repeat(alternate, (kernel,), steps, operand.kernel)
-    before, after = (
-        grid_upper_bound(dataclasses.replace(operand, kernel=one), factor) for one in (operand.kernel, kernel)
-    )
+    before = after = grid_upper_bound(operand, factor)
+    if method != "rescale":
+        after = grid_upper_bound(dataclasses.replace(operand, kernel=kernel), factor)
     eps = operand.answer_eps
     positive = after > 0
     share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Future: TypeAlias = Any
 
-__all__ = ["analyze_many"]
+__all__ = ["ROUNDS", "SECONDS_PER_TASK", "analyze_many"]
 
 TASKS_PER_THREAD = 8
 """Number of tasks under way for each thread of the cluster. A guess: enough that no thread waits for the client.
