@@ -329,7 +329,7 @@ def test_on_another_backend(other: str, chosen: str) -> None:
         assert "KERAS_BACKEND to one of these" in run.stderr.splitlines()[-1]
         return
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", chosen, __file__]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
