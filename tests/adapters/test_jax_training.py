@@ -208,6 +208,7 @@ print("done")
 """
 
 
+@pytest.mark.thorough
 def test_sharded_parameters_stay_sharded_and_within_the_bound() -> None:
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)

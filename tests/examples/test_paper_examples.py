@@ -78,6 +78,7 @@ def test_spectra_are_bounded_where_they_should_be(run: Callable[..., dict[str, A
             assert row["norm"] <= SLACK
 
 
+@pytest.mark.thorough
 def test_frameworks_end_with_the_same_norms(run: Callable[..., dict[str, Any]]) -> None:
     pytest.importorskip("equinox")
     pytest.importorskip("optax")
