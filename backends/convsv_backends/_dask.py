@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from convsv_core._symbol.operand import check_dtype
-from convsv_core.backend import Array, Backend, BlockFunction, Prepare, split_rows
+from convsv_core.backend import Array, Backend, BlockFunction, BlockWork, Prepare, split_rows
+from convsv_core.dtypes import answer_dtype
 from convsv_core.plugins import backend_of, get_backend, hookimpl
 
 
@@ -132,7 +132,7 @@ class DaskBackend(Backend):
         import dask
         import dask.array as da
 
-        name = check_dtype(kernel)
+        name = answer_dtype(kernel)
         dtype = np.empty(0, name).real.dtype
         task = dask.delayed(functools.partial(_number, function, static), pure=True)(kernel)
         return da.from_delayed(task, (), dtype, meta=kernel._meta.reshape(-1)[:0].real.astype(dtype))
@@ -144,8 +144,7 @@ class DaskBackend(Backend):
 class _Bound(NamedTuple):
     """A function of blocks and its `row_bytes`, and a kernel in the library of the chunks with its backend."""
 
-    function: BlockFunction
-    row_bytes: int
+    work: BlockWork
     backend: Backend
     kernel: Array
 
@@ -155,13 +154,13 @@ def _bind(prepare: Prepare, static: tuple[Any, ...], kernel: Array, *others: Arr
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
     arrays = (kernel, *(xp.asarray(array) for array in others))  # a reduction may have left a scalar
-    return _Bound(*prepare(*arrays, *static), backend, kernel)
+    return _Bound(prepare(*arrays, *static), backend, kernel)
 
 
 def _apply(rows: np.ndarray[Any, Any], bound: _Bound) -> Any:
     """Return the results of a block, without threads of its own: the scheduler runs many blocks at a time."""
     with bound.backend.single_threaded():
-        return bound.function(bound.backend.asarray_like(rows, bound.kernel))
+        return bound.work.function(bound.backend.asarray_like(rows, bound.kernel))
 
 
 def _pick(results: tuple[Array, ...], index: int) -> Array:
@@ -173,7 +172,7 @@ def _number(function: Callable[..., Array], static: tuple[Any, ...], kernel: Arr
     xp = array_api_compat.array_namespace(kernel)
     if xp.all(xp.isfinite(kernel)):
         return function(kernel, *static)
-    return xp.sum(kernel * math.nan, dtype=getattr(xp, check_dtype(kernel))).real
+    return xp.sum(kernel * math.nan, dtype=getattr(xp, answer_dtype(kernel))).real
 
 
 # ---- the graph --------------------------------------------------------------------------------------
@@ -197,7 +196,7 @@ def _look_ahead(bind: Callable[..., _Bound], lazy: list[Array], rows: np.ndarray
     bound = bind(*(backend.asarray_like(np.ones(array.shape, array.dtype), array._meta) for array in lazy))
     results = _apply(rows[:2], bound)
     several = isinstance(results, tuple)
-    return _Foresight(bound.row_bytes, results if several else (results,), several)
+    return _Foresight(bound.work.row_bytes, results if several else (results,), several)
 
 
 def _of_blocks(

@@ -142,8 +142,8 @@ class JaxBackend(Backend):
             return super().map_prepared(prepare, rows, arrays, static, budget)
 
         def share(rows: Array, arrays: tuple[Any, ...]) -> Array | tuple[Array, ...]:
-            function, row_bytes = prepare(*arrays, *static)
-            return self._loop(function, rows, max(1, budget // max(1, row_bytes)))
+            work = prepare(*arrays, *static)
+            return self._loop(work.function, rows, max(1, budget // max(1, work.row_bytes)))
 
         return share_out(share, rows, arrays)
 

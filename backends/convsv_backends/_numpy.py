@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from convsv_backends._threads import SharedLimit, map_in_threads, usable_processors, worth_threads
+from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, usable_processors, worth_threads
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
@@ -111,7 +110,7 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def _limit_blas() -> tuple[int, Callable[[], object]]:
+def _limit_blas() -> UserLimit:
     # Some other library's BLAS may know one thread only, whatever the limit: the largest number is the user's.
     found = [library["num_threads"] for library in _blas().info()]
     _release_blas()
@@ -123,7 +122,7 @@ def _limit_blas() -> tuple[int, Callable[[], object]]:
         limited.restore_original_limits()
         _release_blas()
 
-    return max(found, default=usable_processors()), restore
+    return UserLimit(max(found, default=usable_processors()), restore)
 
 
 def _release_blas() -> None:

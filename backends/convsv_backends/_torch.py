@@ -11,7 +11,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from convsv_backends._threads import SharedLimit, map_in_threads, worth_threads
+from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, worth_threads
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
@@ -180,12 +180,12 @@ def _has_memory(array: Array) -> bool:
     return True
 
 
-def _limit_torch() -> tuple[int, Callable[[], object]]:
+def _limit_torch() -> UserLimit:
     # Each thread of ours sets its own number to 1, which is also what threads started later would inherit.
     import torch
 
     threads = torch.get_num_threads()
-    return threads, functools.partial(torch.set_num_threads, threads)
+    return UserLimit(threads, functools.partial(torch.set_num_threads, threads))
 
 
 def _one_thread() -> None:
@@ -194,7 +194,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _limit_to_one() -> tuple[int, Callable[[], object]]:
+def _limit_to_one() -> UserLimit:
     found = _limit_torch()
     _one_thread()
     return found

@@ -8,7 +8,7 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.excess import Method, clip_and_cut, clip_between
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
-from convsv_core.backend import Array, BlockFunction
+from convsv_core.backend import Array, BlockWork
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
 
@@ -100,14 +100,14 @@ def _change(
     return clip_and_cut(operand, operand.kernel, limits[0], method, places=places, tested=tested)
 
 
-def _change_of_block(operand: Operand, limits: Array) -> tuple[BlockFunction, int]:
+def _change_of_block(operand: Operand, limits: Array) -> BlockWork:
     """Return a function that gives the change by some frequencies, where a block is a task of its own."""
 
     def change_of_block(places: Array) -> Array:
         chosen = operand.backend.to_numpy(places)
         return _change(operand, tuple(limits), chosen)[None, ...]
 
-    return change_of_block, 3 * symbol_polynomial(operand).row_bytes
+    return BlockWork(change_of_block, 3 * symbol_polynomial(operand).row_bytes)
 
 
 def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> Array:

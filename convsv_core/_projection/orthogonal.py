@@ -11,10 +11,11 @@ from convsv_core._geometry.plan import check_input_shape, resolve_channels
 from convsv_core._projection.excess import Samples, nearest_taps
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._spectrum.values import visited_values
-from convsv_core._symbol.operand import Operand, dtype_name, make_operand
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
+from convsv_core.dtypes import dtype_name
 from convsv_core.plugins import backend_of, get_backend, on_values
 
 OUTER = 0.1

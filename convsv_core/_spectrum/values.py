@@ -11,7 +11,7 @@ from convsv_core._symbol.gram import GramOf, gram_evaluator
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
 from convsv_core._symbol.small_matrices import CLOSED_FORM_SIDE, block_singular_values, gram_singular_values
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array, Backend, BlockWork
 from convsv_core.conv import Conv, as_int
 
 __all__ = [
@@ -176,7 +176,7 @@ def visited_values(operand: Operand, method: str = "auto", max_bytes: int = BLOC
     gram = _by_gram(operand, method)
     return operand.backend.concatenate(
         [
-            operand.map_blocks(_values_of_block, frequencies, gram, real, budget=max_bytes)
+            operand.map_blocks(_work_on_values, frequencies, gram, real, budget=max_bytes)
             for real, frequencies in real_and_complex(operand.plan)
         ]
     )
@@ -203,7 +203,7 @@ def decompositions(operand: Operand, method: str) -> list[tuple[BlockValues, Int
     """Return what to compute at which of the visited frequencies; see `real_and_complex`."""
     gram = _by_gram(operand, method)
     return [
-        (_values_of_block(operand, gram, real)[0], frequencies) for real, frequencies in real_and_complex(operand.plan)
+        (_values_of_block(operand, gram, real), frequencies) for real, frequencies in real_and_complex(operand.plan)
     ]
 
 
@@ -212,7 +212,12 @@ def _by_gram(operand: Operand, method: str) -> bool:
     return gram and min(operand.plan.block) > CLOSED_FORM_SIDE
 
 
-def _values_of_block(operand: Operand, gram: bool, real: bool) -> tuple[BlockValues, int]:
+def _work_on_values(operand: Operand, gram: bool, real: bool) -> BlockWork:
+    values = _values_of_block(operand, gram, real)
+    return BlockWork(values, values.evaluate.row_bytes)
+
+
+def _values_of_block(operand: Operand, gram: bool, real: bool) -> BlockValues:
     evaluate: Evaluator
     if real:  # These frequencies are few: an FFT would compute the symbol at all of them.
         evaluate = RealPart(operand, symbol_polynomial(operand))
@@ -220,7 +225,7 @@ def _values_of_block(operand: Operand, gram: bool, real: bool) -> tuple[BlockVal
     else:
         evaluate = symbol_evaluator(operand)
         evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
-    return BlockValues(operand.backend, evaluate, gram), evaluate.row_bytes
+    return BlockValues(operand.backend, evaluate, gram)
 
 
 def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:

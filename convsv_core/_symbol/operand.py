@@ -15,11 +15,8 @@ import numpy as np
 from convsv_core._geometry.plan import IntArray, Plan, check_input_shape, make_plan
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
+from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
-
-COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
-REAL_OF = {"complex64": "float32", "complex128": "float64"}
-ANSWERED_IN = {"float16": "float32", "bfloat16": "float32"}
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
     check_conv(conv)
-    dtype = check_dtype(kernel)
+    dtype = answer_dtype(kernel)
     is_complex = dtype in REAL_OF
     answered_in = computed_in = REAL_OF.get(dtype, dtype)
     shape = tuple(int(extent) for extent in kernel.shape)
@@ -227,24 +224,6 @@ def check_conv(conv: object) -> None:
     if not isinstance(conv, Conv):
         hint = f"; did you mean Conv({conv!r})?" if isinstance(conv, str) else ""
         raise TypeError(f"conv={conv!r}: wanted a convsv.Conv, not {type(conv).__name__}{hint}")
-
-
-def dtype_name(dtype: Any) -> str:
-    """Name of an array's dtype, of any library, such as "float32"."""
-    name: str = getattr(dtype, "name", "") or str(dtype).rpartition(".")[2]
-    return name
-
-
-def check_dtype(kernel: Array) -> str:
-    """Name of the dtype that the kernel's results are answered in; TypeError for integers and the like."""
-    name = dtype_name(kernel.dtype)
-    answered = ANSWERED_IN.get(name, name)
-    if answered not in COMPLEX_OF and answered not in REAL_OF:
-        raise TypeError(
-            f"kernel has dtype {name}: wanted one of {', '.join((*ANSWERED_IN, *COMPLEX_OF, *REAL_OF))}; "
-            f"convert it first, for integers to a floating-point dtype with the scale that they stand for"
-        )
-    return answered
 
 
 def check_finite(backend: Backend, kernel: Array) -> tuple[Array, Array | None]:

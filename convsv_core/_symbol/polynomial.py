@@ -18,8 +18,9 @@ import numpy as np
 
 from convsv_core._geometry.phases import unit_phases
 from convsv_core._geometry.plan import HostArray, IntArray
-from convsv_core._symbol.operand import COMPLEX_OF, Operand
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
+from convsv_core.dtypes import COMPLEX_OF
 
 BLOCK_BYTES = 1 << 28
 """Default budget, in bytes, for the frequencies held at one time."""
