@@ -16,14 +16,7 @@ import numpy as np
 
 from convsv_core.dtypes import DTYPES
 
-__all__ = [
-    "Array",
-    "Backend",
-    "BlockFunction",
-    "BlockWork",
-    "Prepare",
-    "split_rows",
-]
+__all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
 
 Array: TypeAlias = Any
 """An array of any library. The standard has no common class to name."""
@@ -104,10 +97,7 @@ class Backend:
         return ""
 
     def devices(self) -> tuple[str, ...]:
-        """Return the names of the devices of this machine, the default device first.
-
-        `asarray` accepts each of the names. The default is ``("cpu",)``.
-        """
+        """Return the names of the devices that `asarray` accepts on this machine, the default device first."""
         return ("cpu",)
 
     def dtypes(self, device: str | None = None) -> tuple[str, ...]:
@@ -251,10 +241,8 @@ class Backend:
     def is_positive_definite(self, array: Array) -> Array:
         """Tell whether each Hermitian matrix is positive definite, up to rounding.
 
-        The result is a boolean array without the last two axes.
-
-        The default computes eigenvalues. Override it if the library has a Cholesky factorisation that reports which
-        matrices of a batch fail, because a factorisation is several times faster.
+        The result is a boolean array without the last two axes. Override it if the library has a Cholesky
+        factorisation that reports which matrices of a batch fail: it is several times faster than eigenvalues.
         """
         return self.eigvalsh(array)[..., 0] > 0
 
