@@ -157,6 +157,7 @@ def svd(kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, max_bytes: i
 
 
 def _svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
+    """Return U, S and Vh of an operand at each frequency of the grid."""
     xp, plan = operand.xp, operand.plan
     u, s, vh = _visited_svd(operand, max_bytes)
     u, s = expand(operand, u), expand(operand, s, conjugate=False)
