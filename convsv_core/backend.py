@@ -22,7 +22,7 @@ Array: TypeAlias = Any
 """An array of any library. The standard has no common class to name."""
 
 BlockFunction: TypeAlias = Callable[[Array], "Array | tuple[Array, ...]"]
-"""A function from a block of rows to an array, or a tuple of arrays, whose first axis is that of the block."""
+"""A function from a block of rows to an array, or to a tuple of arrays, whose first axis is the block's."""
 
 
 class BlockWork(NamedTuple):

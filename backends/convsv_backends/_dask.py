@@ -229,7 +229,7 @@ def _of_blocks(
 ) -> Array:
     """Return a Dask array whose chunks `function` makes from the chunks of `table`.
 
-    Its dtype and shape are those of `sample`, but the chunks have the given lengths along the first axis.
+    It has the dtype and the shape of `sample`, but `lengths` are the lengths of its chunks along the first axis.
     """
     new = {axis + table.ndim: extent for axis, extent in enumerate(sample.shape[1:])}
     return da.blockwise(

@@ -212,7 +212,10 @@ class JaxBackend(Backend):
 
 @functools.cache
 def _compiled(function: Callable[..., Any], arrays: int, static: int) -> Callable[..., Any]:
-    """Return a function compiled for so many arrays, which are followed by so many static arguments."""
+    """Return a compiled function.
+
+    `arrays` and `static` are the numbers of its arguments: arrays come first, and then static arguments.
+    """
     import jax
 
     def call(*arguments: Any) -> Any:

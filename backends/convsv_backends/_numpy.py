@@ -120,6 +120,7 @@ _cholesky = getattr(getattr(np.linalg, "_umath_linalg", None), "cholesky_lo", _c
 
 @functools.cache
 def _blas() -> ThreadpoolController:
+    """Return the controllers of all BLAS libraries of the process."""
     return ThreadpoolController().select(user_api="blas")
 
 

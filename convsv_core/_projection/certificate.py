@@ -67,7 +67,7 @@ It is the default gap of `norm_bounds`, so that `norm_bounds` finds a projected 
 """
 
 CLOSEST_RTOL, CLOSEST_EVALUATIONS = 1e-7, 2000
-"""If the bounds of the norm straddle the limit, search again with this relative gap and at most so many evaluations.
+"""When the bounds of the norm straddle the limit, search again with this relative gap and number of evaluations.
 
 Both values are guesses.
 """

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 LONGER = 1.1
-"""What the step of the dual is multiplied by after one that was not too long. A guess."""
+"""Factor by which the step of the dual grows after each step that was not too long. A guess."""
 
 NEAR = 0.97
 """Frequencies with a norm of at least this share of the bound enter the first working set. A guess."""

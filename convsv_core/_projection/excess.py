@@ -46,7 +46,7 @@ The first polynomial has slope 3.4 at 0. It maps [0, 1.2] into itself, and value
 """
 
 PROBED = 32
-"""One of so many matrices is decomposed to tell whether leading pairs are enough. A guess.
+"""Every `PROBED`-th matrix is decomposed, to tell whether leading pairs are enough. A guess.
 
 With fewer matrices than this, leading pairs are tried at once.
 """

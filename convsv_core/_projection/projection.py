@@ -117,9 +117,9 @@ def project(
         - "newton-schulz": as "alternating", for accelerators, with matrix products and no decomposition. The error of
           a pass is at most about 1e-5 of a matrix's Frobenius norm.
     rtol : float, default 1e-4
-        For "dykstra", the relative gap ``(distance^2 - d^2) / distance^2`` to a lower bound d of the least distance,
-        on the grid of frequencies. It is at least 1e-3 for every input size. For the other methods, the relative
-        excess over the bound at which to stop.
+        For "dykstra", the relative gap ``(distance^2 - d^2) / distance^2`` at which to stop. Here d is a lower bound
+        of the least distance on the grid of frequencies. The gap is at least 1e-3 for every input size. For the
+        other methods, the relative excess over the bound at which to stop.
     max_iterations : int, default 1000
     steps : int, optional
         Take this number of iterations over the whole grid, without reading values: traceable.

@@ -72,9 +72,9 @@ class GramOf:
 class GramPolynomial:
     """Evaluate the Gram matrices from their own coefficients.
 
-    A row of factors stands for the matrix ``level I + sum of cos C_s + sum of sin S_s``. The row holds, in this
-    order, the level, the cosine of the angle of each difference, and the sine of the angle of each difference except
-    the first one. The first difference is 0, and so is its sine.
+    A row of factors stands for the matrix ``level I + sum of cos C_s + sum of sin S_s``. It holds the level, then the
+    cosine of each difference's angle, then the sine of each difference's angle. The sine of the first difference, which
+    is 0, is left out.
 
     Attributes
     ----------
@@ -295,7 +295,10 @@ Pairs: TypeAlias = tuple[tuple[tuple[int, int], ...], ...]
 
 @functools.lru_cache(maxsize=64)
 def _pairs(offsets: tuple[tuple[int, ...], ...], sign: int) -> Pairs:
-    """Return, for each of the `half_differences`, the pairs of taps that differ by `sign` times the difference."""
+    """Return the pairs of taps for each of the `half_differences`.
+
+    The offsets of the two taps of a pair differ by `sign` times the difference.
+    """
     found: dict[tuple[int, ...], list[tuple[int, int]]] = {
         difference: [] for difference in itertools.product(*map(differences_of, offsets))
     }

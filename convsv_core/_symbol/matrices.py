@@ -69,6 +69,7 @@ def symbol(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
 
 
 def _symbol(operand: Operand) -> Array:
+    """Return the symbol on the whole grid."""
     plan = operand.plan
     matrices = operand.map_blocks(_matrices_of_block, plan.frequencies, budget=BLOCK_BYTES)
     full = with_column_phases(operand, expand(operand, matrices))

@@ -96,7 +96,7 @@ class Operand:
         return self.backend.map_prepared(_call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget)
 
     def _frame(self, arrays: int) -> _Frame:
-        """Return the static part of the operand, which has so many arrays of its own."""
+        """Return the static part of the operand; `arrays` is the number of its own arrays."""
         return _Frame(self.plan, self.computed_in, self.answered_in, arrays)
 
     def on(self, input_shape: tuple[int, ...] | None, *, all_residues: bool = False) -> Operand:

@@ -4,9 +4,9 @@ Every search for a largest norm asks these two questions. A test by Cholesky's f
 eigenvalues or less, so a search computes few eigenvalues and tests the other matrices against them. Each search decides
 for itself which rows to ask about.
 
-There are two kinds of rows. A Gram matrix may be made from its own coefficients (`PolynomialRows`), which has one
-rounding error bound for all frequencies, or as a product of the symbol's matrix with its adjoint (`ProductRows`), whose
-rounding error bound goes with each matrix.
+There are two kinds of rows. `PolynomialRows` makes a Gram matrix from its own coefficients, with one rounding error
+bound for all frequencies. `ProductRows` makes it as a product of the symbol's matrix with its adjoint, with a rounding
+error bound for each matrix.
 """
 
 from __future__ import annotations
