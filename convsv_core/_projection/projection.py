@@ -173,7 +173,7 @@ def _solve(problem: Problem, max_iterations: int, steps: int | None, state: Proj
     if steps is not None:
         return _project_steps(problem, as_int("steps", steps, least=1), state)
     if not problem.known:
-        raise ValueError("steps=None: wanted a number of iterations, because no value can be read under tracing")
+        raise ValueError("steps=None: under tracing no value can be read: wanted a number of iterations")
     return _project(problem, as_int("max_iterations", max_iterations, least=1), state)
 
 
