@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -118,35 +119,45 @@ def _cholesky_one_by_one(array: Array) -> Array:
 _cholesky = getattr(getattr(np.linalg, "_umath_linalg", None), "cholesky_lo", _cholesky_one_by_one)
 
 
-@functools.cache
 def _blas() -> ThreadpoolController:
-    """Return the controllers of all BLAS libraries of the process."""
+    """Return the controller of every BLAS library that is loaded now.
+
+    A package that is imported later can bring a BLAS of its own, as SciPy does. A search of the process for libraries
+    takes milliseconds. So the search is repeated only when the number of imported modules has changed.
+    """
+    return _blas_among(len(sys.modules))
+
+
+@functools.lru_cache(maxsize=1)
+def _blas_among(modules: int) -> ThreadpoolController:
+    """Return the controller of every BLAS library, found once for each number of imported modules."""
     return ThreadpoolController().select(user_api="blas")
 
 
 def _limit_blas() -> UserLimit:
-    """Limit every BLAS of the process to one thread."""
+    """Limit every BLAS of the process to one thread and return the user's limit."""
+    blas = _blas()
     # A BLAS of another library may have one thread only, whatever the limit. So the largest number is the user's.
-    found = [library["num_threads"] for library in _blas().info()]
-    _release_blas()
-    limited = _blas().limit(limits=1)
-    _release_blas()
+    found = [library["num_threads"] for library in blas.info()]
+    _release_blas(blas)
+    limited = blas.limit(limits=1)
+    _release_blas(blas)
 
     def restore() -> None:
-        _release_blas()
+        _release_blas(blas)
         limited.restore_original_limits()
-        _release_blas()
+        _release_blas(blas)
 
     return UserLimit(max(found, default=usable_processors()), restore)
 
 
-def _release_blas() -> None:
+def _release_blas(blas: ThreadpoolController) -> None:
     """Allow any thread to set BLAS's limit.
 
     threadpoolctl ignores every thread but the first one that has set a limit, and does not report it. The limit
-    belongs to the process. `SharedLimit` takes care that it is set once and restored once.
+    belongs to the process. `SharedLimit` sets it once and restores it once.
     """
-    for library in _blas().lib_controllers:
+    for library in blas.lib_controllers:
         if hasattr(library, "clear_controlling_thread"):  # threadpoolctl 3.8 introduced this method.
             library.clear_controlling_thread(force=True)
 
