@@ -23,7 +23,7 @@ from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
 from convsv_core._symbol.small_matrices import safe_sqrt
-from convsv_core.backend import Array, BlockFunction
+from convsv_core.backend import Array, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
 
@@ -161,7 +161,7 @@ def _norm_of_all(operand: Operand) -> GridNorm:
     return GridNorm(norm, xp.sqrt(1 + xp.where(known == 0, xp.zeros_like(share), share)))
 
 
-def _squares_of_block(operand: Operand) -> tuple[BlockFunction, int]:
+def _squares_of_block(operand: Operand) -> BlockWork:
     """Return a function that gives the largest eigenvalue at each frequency, and a bound of its rounding error."""
     xp, backend = operand.xp, operand.backend
     evaluate = gram_evaluator(operand, symbol_polynomial(operand))
@@ -175,7 +175,7 @@ def _squares_of_block(operand: Operand) -> tuple[BlockFunction, int]:
         values = largest_eigenvalues(backend, grams)
         return xp.stack([xp.max(values, axis=-1), xp.max(rounding + 0 * values, axis=-1)], axis=-1)
 
-    return squares, 2 * evaluate.row_bytes
+    return BlockWork(squares, 2 * evaluate.row_bytes)
 
 
 def largest_on_grid(operand: Operand) -> Largest:
