@@ -7,41 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from convsv_core.blocks import Array, BlockFunction, BlockWork, Prepare, split_rows
 from convsv_core.dtypes import DTYPES
 
 __all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
-
-Array: TypeAlias = Any
-"""An array of any library. The standard has no common class to name."""
-
-BlockFunction: TypeAlias = Callable[[Array], "Array | tuple[Array, ...]"]
-"""A function from a block of rows to an array, or to a tuple of arrays, whose first axis is the block's."""
-
-
-class BlockWork(NamedTuple):
-    """Hold work that is done block by block.
-
-    Attributes
-    ----------
-    function : callable
-        Takes a block of rows, as `Backend.map_blocks` describes.
-    row_bytes : int
-        Bytes of working memory that one row needs.
-    """
-
-    function: BlockFunction
-    row_bytes: int
-
-
-Prepare: TypeAlias = Callable[..., BlockWork]
-"""A pure function that makes the work on blocks from arrays and static arguments."""
 
 
 class Backend:
@@ -421,9 +397,3 @@ class Backend:
     def vmap(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
         """Return `function` mapped over a new leading axis of its argument; None if the library cannot."""
         return None
-
-
-def split_rows(rows: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield consecutive blocks of at most `size` rows. Their lengths differ by at most 1."""
-    count = max(1, -(-len(rows) // size))
-    return iter(np.array_split(rows, count))

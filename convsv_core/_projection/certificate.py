@@ -40,12 +40,27 @@ __all__ = [
 COARSER = (8, 4, 2, 1)
 """Spacings, in frequencies of the full grid, of the grids that `_search_above` goes through. A guess."""
 
-TESTED = {0.53: 0.25, 0.072: 0.6, 0.0098: 0.6}
-"""Grids on which a kernel is tested: the relative rise of the norm between frequencies, and the largest share.
 
-A grid is tried if the number of its frequencies is at most the share of the frequencies that are left on the kernel's
-own grid. Each rise is about a seventh of the one before. The shares up to 0.6 were chosen by measurements of
-ResNet-32's layers at half and 0.9 of the bound; the rises are a guess.
+class CoarseGrid(NamedTuple):
+    """A grid that stands for all frequencies, on which a kernel is tested.
+
+    Attributes
+    ----------
+    rise : float
+        Relative rise of the norm between its frequencies.
+    share : float
+        The grid is tried if it has at most this share of the frequencies that are left on the kernel's own grid.
+    """
+
+    rise: float
+    share: float
+
+
+TESTED = (CoarseGrid(0.53, 0.25), CoarseGrid(0.072, 0.6), CoarseGrid(0.0098, 0.6))
+"""Grids on which a kernel is tested, coarsest first.
+
+Each rise is about a seventh of the one before. The shares up to 0.6 were chosen by measurements of ResNet-32's layers
+at half and 0.9 of the bound; the rises are a guess.
 """
 
 TESTED_FREQUENCIES = 1024
@@ -237,10 +252,25 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     return Above(np.flatnonzero(values > limit), largest, norms.rounding)
 
 
-def left_above(problem: Problem) -> HostArray | None:
-    """Return the places that a few quick tests do not show to be within the bound, or None if they are unknown.
+class Undecided(NamedTuple):
+    """The frequencies that a few quick tests do not show to be within the bound.
 
-    An empty array means that the whole kernel is within the bound. The tests are, in this order:
+    Attributes
+    ----------
+    places : int array
+        Places among the visited frequencies of the problem, if `on_own_grid`. Otherwise only their number tells: the
+        whole kernel is within the bound if there are none.
+    on_own_grid : bool
+    """
+
+    places: HostArray
+    on_own_grid: bool
+
+
+def quick_tests(problem: Problem) -> Undecided:
+    """Test a problem's own kernel in its narrow dtype, on few frequencies.
+
+    The tests are, in this order:
 
     1. The moments of the Gram matrices on the problem's own grid or the finest test grid.
     2. Grids that stand for all frequencies, coarsest first. A grid is tried if it has few frequencies
@@ -251,8 +281,8 @@ def left_above(problem: Problem) -> HostArray | None:
     limit = float(problem.bound) * (1 - 4 * operand.eps)
     shape = tuple(int(extent) for extent in operand.kernel.shape)
     grids = []
-    for rtol in TESTED:
-        grid = every_size_grid(shape, plan.conv, rtol)
+    for tested in TESTED:
+        grid = every_size_grid(shape, plan.conv, tested.rise)
         grids.append((make_plan(shape, plan.real, grid.input_shape, grid.conv), limit / grid.factor))
     own = not problem.every_size and len(plan.frequencies) <= TESTED_FREQUENCIES
     finest, least = (plan, limit) if own else grids[-1]
@@ -260,10 +290,10 @@ def left_above(problem: Problem) -> HostArray | None:
     left = _left_by_moments(finest, gram, least)
     rows: GramRows | None = None
     places = np.zeros(0, int)
-    for (plan_of_grid, level), share in zip(grids, TESTED.values(), strict=True):
+    for (plan_of_grid, level), tested in zip(grids, TESTED, strict=True):
         if not len(left):
-            return left
-        if len(plan_of_grid.frequencies) > share * len(left):
+            break
+        if len(plan_of_grid.frequencies) > tested.share * len(left):
             continue
         if rows is not None and rows.above(places[:RETESTED], level**2).any():
             continue
@@ -272,7 +302,7 @@ def left_above(problem: Problem) -> HostArray | None:
         left = left if len(places) else places
     if len(left):
         left = left[_on_grid(operand, finest, gram).above(left, least**2)]
-    return left if own or not len(left) else None
+    return Undecided(left, own)
 
 
 def _left_by_moments(grid: Plan, gram: GramPolynomial | None, level: float) -> HostArray:
@@ -304,13 +334,13 @@ class Certificate(NamedTuple):
 
 def certify_original(problem: Problem) -> Certificate:
     """Certify the norm of the problem's own kernel, and allow an excess over the bound that rounding errors explain."""
-    left = left_above(problem)
-    if left is not None and not len(left):
+    left = quick_tests(problem)
+    if not len(left.places):
         return Certificate(float(problem.bound), True)
-    if left is None:
+    if not left.on_own_grid:
         return certify(problem, problem.operand.kernel, slack=True)
     limit = float(problem.bound)
-    upper, rounding = upper_of(problem.rows(problem.operand.kernel), left)
+    upper, rounding = upper_of(problem.rows(problem.operand.kernel), left.places)
     return Certificate(max(limit, upper), upper <= limit * (1 + _slack(problem.operand, rounding, limit)))
 
 

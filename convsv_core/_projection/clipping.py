@@ -6,13 +6,13 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.excess import Method, clip_and_cut, clip_between
-from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.operand import Operand, check_bound, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array, BlockWork
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
 
-__all__ = ["check_bound", "clip"]
+__all__ = ["clip"]
 
 
 def clip(
@@ -122,43 +122,3 @@ def _change_of_block(operand: Operand, limits: Array) -> BlockWork:
         return _change(operand, tuple(limits), chosen)[None, ...]
 
     return BlockWork(change_of_block, 3 * symbol_polynomial(operand).row_bytes)
-
-
-def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> Array:
-    """Check a bound of a norm, and return it as a 0-d array of the operand's real dtype beside the kernel.
-
-    A bound is an int, a float, a NumPy scalar, or a 0-d array of the kernel's library. It is at least 0 and may be
-    infinite. The sign of an array that is traced or lazy cannot be checked.
-
-    Parameters
-    ----------
-    operand : Operand
-    bound : float or 0-d array
-        The user's argument, at the user's scale.
-    name : str, default "bound"
-        The name of the argument in an error.
-
-    Raises
-    ------
-    TypeError
-        `bound` is not a number (a bool is not one), or is an array of another library.
-    ValueError
-        `bound` is an array with axes, is negative, or is NaN.
-    """
-    xp, backend = operand.xp, operand.backend
-    if isinstance(bound, bool) or not (isinstance(bound, int | float) or hasattr(bound, "dtype")):
-        raise TypeError(f"{name}={bound!r}: wanted a number or a 0-d array of the kernel's library")
-    if isinstance(bound, int | float | np.number):
-        array = xp.full_like(operand.scale, float(bound))
-    else:
-        if not backend.owns_array(bound):
-            raise TypeError(
-                f"kernel is an array of {backend.name}, {name} one of {type(bound).__module__}: wanted one library"
-            )
-        if bound.ndim != 0:
-            raise ValueError(f"{name} has shape {tuple(bound.shape)}: wanted a number or a 0-d array")
-        array = xp.astype(bound, operand.real_dtype)
-    known = bound >= 0 if isinstance(bound, int | float) else backend.truth(array >= 0)
-    if known is False:
-        raise ValueError(f"{name}={bound}: wanted a number of at least 0")
-    return array

@@ -18,7 +18,6 @@ from convsv_core._projection.certificate import (
     frequencies_above,
     rescaled,
 )
-from convsv_core._projection.clipping import check_bound
 from convsv_core._projection.dykstra import (
     CHECK_EVERY,
     DualState,
@@ -30,7 +29,7 @@ from convsv_core._projection.dykstra import (
     squared_change,
 )
 from convsv_core._projection.excess import Method, Samples, clip_and_cut
-from convsv_core._symbol.operand import Operand, make_operand, shape_of
+from convsv_core._symbol.operand import Operand, check_bound, make_operand, shape_of
 from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive

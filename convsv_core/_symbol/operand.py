@@ -18,7 +18,7 @@ from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
 
-__all__ = ["Operand", "check_conv", "check_finite", "make_operand", "normalise", "shape_of"]
+__all__ = ["Operand", "check_bound", "check_conv", "check_finite", "make_operand", "normalise", "shape_of"]
 
 
 @dataclass(frozen=True)
@@ -315,3 +315,43 @@ def normalise(kernel: Array, backend: Backend) -> tuple[Array, Array]:
     largest = xp.where(largest <= least, xp.ones_like(largest), xp.minimum(largest, most))
     scale = xp.pow(xp.full_like(largest, 2.0), xp.floor(xp.log2(largest)))
     return kernel / scale, scale
+
+
+def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> Array:
+    """Check a bound of a norm, and return it as a 0-d array of the operand's real dtype beside the kernel.
+
+    A bound is an int, a float, a NumPy scalar, or a 0-d array of the kernel's library. It is at least 0 and may be
+    infinite. The sign of an array that is traced or lazy cannot be checked.
+
+    Parameters
+    ----------
+    operand : Operand
+    bound : float or 0-d array
+        The user's argument, at the user's scale.
+    name : str, default "bound"
+        The name of the argument in an error.
+
+    Raises
+    ------
+    TypeError
+        `bound` is not a number (a bool is not one), or is an array of another library.
+    ValueError
+        `bound` is an array with axes, is negative, or is NaN.
+    """
+    xp, backend = operand.xp, operand.backend
+    if isinstance(bound, bool) or not (isinstance(bound, int | float) or hasattr(bound, "dtype")):
+        raise TypeError(f"{name}={bound!r}: wanted a number or a 0-d array of the kernel's library")
+    if isinstance(bound, int | float | np.number):
+        array = xp.full_like(operand.scale, float(bound))
+    else:
+        if not backend.owns_array(bound):
+            raise TypeError(
+                f"kernel is an array of {backend.name}, {name} one of {type(bound).__module__}: wanted one library"
+            )
+        if bound.ndim != 0:
+            raise ValueError(f"{name} has shape {tuple(bound.shape)}: wanted a number or a 0-d array")
+        array = xp.astype(bound, operand.real_dtype)
+    known = bound >= 0 if isinstance(bound, int | float) else backend.truth(array >= 0)
+    if known is False:
+        raise ValueError(f"{name}={bound}: wanted a number of at least 0")
+    return array
