@@ -309,35 +309,6 @@ class Backend:
         """
         return function(*arrays, *static)
 
-    def run_with_host(
-        self,
-        function: Callable[..., tuple[np.ndarray[Any, Any], ...]],
-        templates: tuple[np.ndarray[Any, Any], ...],
-        arrays: tuple[Array, ...],
-        use: Callable[..., Any],
-        otherwise: Callable[..., Any],
-    ) -> Any:
-        """Use what a function of NumPy arrays gives in traced code, where that is cheap.
-
-        Parameters
-        ----------
-        function : callable
-            From `arrays`, as NumPy arrays, to NumPy arrays; a constant to differentiation. It looks at values.
-        templates : tuple of numpy.ndarray
-            Arrays of the shapes and dtypes that `function` returns.
-        arrays : tuple of arrays
-        use, otherwise : callables
-            Pure functions of the array API. ``use(*arrays, *results)`` takes arrays like the `templates`, and
-            ``otherwise(*arrays)`` does without. Both return a tuple of arrays of the same shapes and dtypes.
-
-        Returns
-        -------
-        tuple of arrays
-            What `use` returns in a library that can call the host from compiled code, on a CPU. Here, what `otherwise`
-            returns.
-        """
-        return otherwise(*arrays)
-
     def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Return ``function(*arguments, **options)`` for a function whose control flow depends on array values.
 

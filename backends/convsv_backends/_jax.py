@@ -112,33 +112,6 @@ class JaxBackend(Backend):
                 return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
-    def run_with_host(
-        self,
-        function: Callable[..., tuple[np.ndarray[Any, Any], ...]],
-        templates: tuple[np.ndarray[Any, Any], ...],
-        arrays: tuple[Array, ...],
-        use: Callable[..., Any],
-        otherwise: Callable[..., Any],
-    ) -> Any:
-        """Call `function` back from a program for the CPU; programs for other platforms do without.
-
-        On a mesh every device would wait for one host, so they do without too.
-        """
-        import jax
-
-        if devices_of_mesh() > 1:
-            return otherwise(*arrays)
-        shapes = [jax.ShapeDtypeStruct(template.shape, template.dtype) for template in templates]
-
-        def called(*values: Any) -> list[np.ndarray[Any, Any]]:
-            return list(function(*map(np.asarray, values)))
-
-        def on_cpu(*arrays: Array) -> Any:
-            constant = map(jax.lax.stop_gradient, arrays)
-            return use(*arrays, *jax.pure_callback(called, shapes, *constant, vmap_method="sequential"))
-
-        return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=otherwise)
-
     def batch_size(self, count: int) -> int:
         """Return the next power of two, because JAX compiles each operation anew for each shape."""
         return 1 << max(count - 1, 0).bit_length()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.plan import HostArray, IntArray, Plan, check_input_shape, make_plan
+from convsv_core._geometry.plan import IntArray, Plan, check_input_shape, make_plan
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
@@ -94,24 +94,6 @@ class Operand:
         """
         own = (self.kernel, self.scale)
         return self.backend.map_prepared(_call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget)
-
-    def run_with_host(
-        self,
-        search: Callable[[Operand], tuple[HostArray, ...]],
-        templates: tuple[HostArray, ...],
-        use: Callable[..., Any],
-        otherwise: Callable[..., Any],
-    ) -> Any:
-        """Call ``use(kernel, scale, *results)`` with what `search` gives on the host, or ``otherwise(kernel, scale)``.
-
-        See `Backend.run_with_host`. `search` gets this operand with NumPy arrays.
-        """
-        own = (self.kernel, self.scale)
-
-        def on_host(kernel: HostArray, scale: HostArray) -> tuple[HostArray, ...]:
-            return _call(kernel, scale, search, self._frame(len(own)), ())
-
-        return self.backend.run_with_host(on_host, templates, own, use, otherwise)
 
     def _frame(self, arrays: int) -> _Frame:
         """Return the static part of the operand; `arrays` is the number of its own arrays."""
