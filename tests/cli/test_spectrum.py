@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,6 +48,28 @@ def test_the_table_keeps_every_figure_in_a_narrow_terminal(run, columns):
     for row in rows:
         assert "  ".join(row[-8:]) in " ".join(narrow.split()).replace(" ", "  ")
     assert "…" not in narrow
+
+
+@pytest.mark.parametrize("command", [["spectrum", "--bounds", "both"], ["norm"]])
+@pytest.mark.parametrize("columns", [30, 40])
+def test_a_narrow_table_drops_columns_and_names_them(run, command, columns):
+    wide, narrow = (run(*command, COLUMNS=str(width)).stdout for width in (200, columns))
+    head, _, rest = narrow.partition("\n\n")
+    assert max(map(len, narrow.splitlines())) <= columns
+    figure = r"(?<!\S)\d+\.\d+\S*"
+    shown = [re.findall(figure, line) for line in head.splitlines() if re.search(figure, line)]
+    assert len(shown) == 7
+    assert {cell for row in shown for cell in row} <= set(re.findall(figure, wide))
+    assert rest.startswith("Too narrow here for the")
+    assert "reshaped norm, factor; --json has every figure." in " ".join(rest.split())
+    assert "factor" not in head
+    headings = {line.split()[0] for line in head.splitlines() if line.startswith("layer")}
+    assert headings == {"layer"}
+
+
+def test_a_table_wider_than_the_terminal_breaks_no_heading(run):
+    narrow = run("spectrum", COLUMNS="12").stdout
+    assert re.search(r"^layer +kernel +norm$", narrow, re.MULTILINE)
 
 
 def test_json(spectrum, kernels):
