@@ -6,6 +6,7 @@ import click
 
 from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
+from benchmarks.network_projection import network_projection
 from benchmarks.norm import norm
 from benchmarks.project import project
 from benchmarks.scale import scale
@@ -21,6 +22,7 @@ def benchmarks() -> None:
 benchmarks.add_command(spectrum)
 benchmarks.add_command(norm)
 benchmarks.add_command(project)
+benchmarks.add_command(network_projection)
 benchmarks.add_command(training)
 benchmarks.add_command(certify)
 benchmarks.add_command(scale)

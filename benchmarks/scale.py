@@ -19,7 +19,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
-from convsv_adapters._checkpoints import Checkpoint, find
+from convsv_adapters.cli.checkpoints import Checkpoint, find
 from convsv_adapters._spectra import SpectraTable
 from distributed import Client, LocalCluster
 

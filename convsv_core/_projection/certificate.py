@@ -21,7 +21,7 @@ from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._symbol.gram import GramPolynomial, useful_polynomial
 from convsv_core._symbol.moments import moment_bounds
 from convsv_core._symbol.operand import Operand, make_operand
-from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows
+from convsv_core._symbol.rows import Eigenvalues, GramRows, PolynomialRows, grid_rows
 from convsv_core.backend import Array
 
 COARSER = (8, 4, 2, 1)
@@ -111,11 +111,14 @@ class Above(NamedTuple):
         An upper bound of the largest norm, which is at most the limit if there are no such frequencies.
     rounding : float
         How much of the square of `upper` is for rounding.
+    norms : float array
+        An upper bound of the norm at each of the places.
     """
 
     places: HostArray
     upper: float
     rounding: float
+    norms: HostArray
 
     @property
     def computed(self) -> float:
@@ -133,12 +136,18 @@ def frequencies_above(problem: Problem, kernel: Array, limit: float, among: Host
     rows = problem.rows(kernel)
     places = np.arange(len(problem.frequencies)) if among is None else among
     places = places[rows.above(places, limit**2)]
-    return Above(places, *upper_of(rows, places)) if len(places) else Above(places, limit, 0.0)
+    if not len(places):
+        return Above(places, limit, 0.0, np.zeros(0))
+    found = rows.largest(places)
+    return Above(places, *_upper_of(found), np.sqrt(np.maximum(found.uppers, 0.0)))
 
 
 def upper_of(rows: GramRows, places: HostArray) -> tuple[float, float]:
     """Return an upper bound of the norms at some places, and how much of its square is for rounding."""
-    found = rows.largest(places)
+    return _upper_of(rows.largest(places))
+
+
+def _upper_of(found: Eigenvalues) -> tuple[float, float]:
     upper = max(float(found.uppers.max()), 0.0)
     return math.sqrt(upper), upper - max(float(found.values.max()), 0.0)
 
@@ -150,7 +159,7 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     """
     norms = TorusNorms(dataclasses.replace(problem.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
     if norms.ceiling <= limit:
-        return Above(np.zeros(0, int), norms.ceiling, norms.rounding)
+        return Above(np.zeros(0, int), norms.ceiling, norms.rounding, np.zeros(0))
     frequencies, periods = problem.frequencies, np.asarray(problem.operand.plan.periods)
     visit = problem.operand.plan.visit.reshape(tuple(periods))
     values = np.full(len(frequencies), -1.0)
@@ -180,7 +189,8 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     largest = float(values.max())
     if largest <= limit:
         largest = max(largest, min(limit, supremum))
-    return Above(np.flatnonzero(values > limit), largest, norms.rounding)
+    places = np.flatnonzero(values > limit)
+    return Above(places, largest, norms.rounding, values[places])
 
 
 def left_above(problem: Problem) -> HostArray | None:
