@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from convsv_adapters.cli import output, plot, table
+from onnx_models import two_convolutions
 
 from convsv_core.reports import LayerReport
 
@@ -190,3 +191,24 @@ def test_exit_status_1_where_no_layer_has_figures(run, tmp_path):
     result = run("spectrum", tmp_path / "m.npz")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no convolution found" in result.stderr
+
+
+def test_a_network_with_free_axes_has_figures_and_says_for_which_input(run, spectrum, tmp_path):
+    path = two_convolutions(tmp_path / "m.onnx", ["N", 3, "H", "W"])
+    result = run("spectrum", path, "--bounds", "both")
+    assert (result.exit_code, result.stderr) == (0, "")
+    shown = " ".join(result.stdout.split())
+    assert shown.count("the model leaves axes free, x=1,3,?,?") == 1
+    assert "for the input x=1,3,128,128; --input-shape gives others" in shown
+    for layer in spectrum(path, "--input-shape", "3,16,16", "--bounds", "both")["layers"]:
+        assert layer["note"] == ""
+        assert layer["norm_lower"] <= layer["norm_upper"]
+
+
+def test_what_depends_on_no_extents_is_printed_without_them(spectrum, tmp_path):
+    path = two_convolutions(tmp_path / "m.onnx", None)
+    for layer in spectrum(path, "--bounds", "both")["layers"]:
+        assert layer["operator_norm"] is layer["norm_lower"] is None
+        assert layer["norm_upper"] > 0
+        assert layer["reshaped_norm"] > 0
+        assert "give the shape of the input" in layer["note"]

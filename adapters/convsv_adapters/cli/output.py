@@ -100,7 +100,7 @@ def one_line_errors(path: Path | None = None) -> Iterator[None]:
 
 def exit_without_figures(reports: Sequence[Row]) -> None:
     """Say how many layers have no figures, and exit with status 1 if no layer has any."""
-    without = sum(report.norm is None for report in reports)
+    without = sum(not report.has_figures for report in reports)
     if without:
         click.echo(f"{without} of {len(reports)} convolutions have no figures; their notes say why.", err=True)
     if without == len(reports):

@@ -235,9 +235,20 @@ def _take_free_axes(root: Scope, found: list[_Found], inputs: Types) -> Types:
 
 
 def _has_output(item: _Found, types: Types) -> bool:
-    """Return whether a layer's input and output have pixels, as far as shape inference knows."""
-    shapes = (dims_of(types[name]) for name in (item.source, item.node.output[0]) if name in types)
-    return all(d is None or d > 0 for dims in shapes for d in dims or ())
+    """Return whether the padded input of a layer is at least as large as its kernel reaches, as far as is known."""
+    assert item.kernel is not None
+    dims, values = _known_dims(types, item.source, item.rank), attributes(item.node)
+    if dims is None:
+        return True
+    taps = item.kernel.shape[2:]
+    auto_pad = values.get("auto_pad", "NOTSET")
+    if item.node.op_type == "ConvTranspose" or auto_pad.startswith("SAME"):
+        return all(d is None or d > 0 for d in dims)
+    reach = (d * (k - 1) + 1 for k, d in zip(taps, values.get("dilations", (1,) * len(taps)), strict=True))
+    pads = zip(_explicit_pads(values, auto_pad, len(taps)), item.pads, strict=True)
+    return all(
+        d is None or d + sum(own) + sum(pad) >= r for d, (own, pad), r in zip(dims[2:], pads, reach, strict=True)
+    )
 
 
 def _run_for_the_rest(model: Any, folder: Path, found: list[_Found], inputs: Types) -> None:
