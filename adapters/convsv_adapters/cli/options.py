@@ -13,11 +13,10 @@ import click
 import numpy as np
 
 from convsv_adapters.cli.files import why_not_writable
-from convsv_adapters.formats.errors import one_line
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import ReadOptions
-from convsv_core.plugins import get_backend
+from convsv_core.plugins import get_backend, one_line
 
 __all__ = [
     "MODEL",

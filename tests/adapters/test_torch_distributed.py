@@ -1,0 +1,152 @@
+"""Tests of a projection that two processes share."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from convsv_adapters.torch import conv_layers, project_after_step
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import convsv_core as convsv
+
+RANKS = 2
+SLACK = 1 + 1e-6
+
+pytestmark = pytest.mark.skipif(
+    not (distributed.is_available() and distributed.is_gloo_available()), reason="PyTorch is built without gloo"
+)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=1, dtype=torch.float32),
+        nn.Flatten(),
+        nn.Linear(100, 2),
+    )
+    with torch.no_grad():
+        for layer in conv_layers(model):
+            layer.weight.mul_(5)
+    return model
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 10, 10, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+def run_on_ranks(function: Callable[[int, Path], None]) -> list[Any]:
+    """Return the result of each rank, from `RANKS` processes that run `function`."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_rank, (function, Path(folder)), nprocs=RANKS)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+def _rank(rank: int, function: Callable[[int, Path], None], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = distributed.FileStore(str(folder / "store"), RANKS)
+    timeout = datetime.timedelta(seconds=120)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timeout)
+    torch.save(function(rank, folder), folder / f"{rank}.pt")
+    distributed.barrier()
+    os._exit(0)  # a process that ends in the usual way is aborted at times by a thread of gloo's that is still there
+
+
+def _data_parallel(rank: int, folder: Path) -> Any:
+    model = DistributedDataParallel(network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    projection = project_after_step(optimizer, model, 1.0)
+    train(model, optimizer, 20, seed=rank)
+    return model.module.state_dict(), projection.norms, projection._owners
+
+
+def test_ranks_share_the_work_and_stay_bit_identical() -> None:
+    (first, norms, owners), (second, other_norms, other_owners) = run_on_ranks(_data_parallel)
+    assert set(owners) == set(range(RANKS))
+    assert owners == other_owners
+    assert norms == other_norms
+    assert set(norms) == {"0", "2", "4"}
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model = network()
+    model.load_state_dict(first)
+    for layer in conv_layers(model):
+        assert float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) <= SLACK
+
+
+def _fails_on_one_rank(rank: int, folder: Path) -> Any:
+    model = DistributedDataParallel(network())
+    projection = project_after_step(torch.optim.SGD(model.parameters()), model, 1.0)
+    owner = projection._owners[0]
+    if rank == owner:
+        with torch.no_grad():
+            model.module[0].weight[0] = float("nan")
+    try:
+        projection.project()
+    except (RuntimeError, ValueError) as error:
+        return owner, f"{type(error).__name__}: {error}"
+    return owner, "no error"
+
+
+@pytest.mark.thorough
+def test_a_failure_on_one_rank_is_raised_on_all() -> None:
+    found = run_on_ranks(_fails_on_one_rank)
+    owner = found[0][0]
+    assert found[owner][1].startswith("ValueError: kernel holds NaN")
+    assert found[1 - owner][1] == f"RuntimeError: the projection failed on rank {owner}, which says why"
+
+
+def _sharded(rank: int, folder: Path) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    projection = project_after_step(optimizer, model, 1.0, method="rescale")
+    train(model, optimizer, 3, seed=rank)
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}, projection.norms
+
+
+def test_sharded_tensors_are_projected_whole() -> None:
+    (first, norms), (second, other_norms) = run_on_ranks(_sharded)
+    assert norms == other_norms
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model = network()
+    model.load_state_dict(first)
+    for layer in conv_layers(model):
+        assert float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) <= SLACK
+
+
+def _flat(rank: int, folder: Path) -> Any:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    try:
+        project_after_step(optimizer, model, 1.0)
+    except TypeError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.thorough
+def test_flat_parameters_are_refused() -> None:
+    for found in run_on_ranks(_flat):
+        assert "FullyShardedDataParallel" in found
+        assert "fully_shard" in found
