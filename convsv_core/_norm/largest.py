@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._symbol.gram import GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
+from convsv_core._symbol.gram import GramOf, GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
+from convsv_core._symbol.polynomial import BLOCK_BYTES, RealPart, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
-from convsv_core._symbol.small_matrices import safe_sqrt
+from convsv_core._symbol.small_matrices import real_and_complex, safe_sqrt
 from convsv_core.backend import Array, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
@@ -153,7 +153,12 @@ def _norm_at(operand: Operand, places: HostArray | Array) -> Array:
 def _norm_of_all(operand: Operand) -> GridNorm:
     """Return the largest norm from the eigenvalues at all visited frequencies."""
     xp, backend = operand.xp, operand.backend
-    found = operand.map_blocks(_squares_of_block, operand.plan.frequencies, budget=BLOCK_BYTES)
+    found: Array = backend.concatenate(
+        [
+            operand.map_blocks(_squares_of_block, frequencies, real, budget=BLOCK_BYTES)
+            for real, frequencies in real_and_complex(operand.plan)
+        ]
+    )
     norm = safe_sqrt(xp, xp.max(found[:, 0]))
     known = backend.stop_gradient(norm)
     nonzero = xp.where(known == 0, xp.ones_like(known), known)
@@ -161,10 +166,10 @@ def _norm_of_all(operand: Operand) -> GridNorm:
     return GridNorm(norm, xp.sqrt(1 + xp.where(known == 0, xp.zeros_like(share), share)))
 
 
-def _squares_of_block(operand: Operand) -> BlockWork:
+def _squares_of_block(operand: Operand, real: bool) -> BlockWork:
     """Return a function that gives the largest eigenvalue at each frequency, and a bound of its rounding error."""
-    xp, backend = operand.xp, operand.backend
-    evaluate = gram_evaluator(operand, symbol_polynomial(operand))
+    xp, backend, symbol = operand.xp, operand.backend, symbol_polynomial(operand)
+    evaluate = GramOf(operand, RealPart(operand, symbol)) if real else gram_evaluator(operand, symbol)
 
     def squares(frequencies: Array) -> Array:
         grams = evaluate(frequencies)

@@ -6,11 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from convsv_core._geometry.plan import IntArray, Plan
+from convsv_core._geometry.plan import IntArray
 from convsv_core._symbol.gram import GramOf, gram_evaluator
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
-from convsv_core._symbol.small_matrices import CLOSED_FORM_SIDE, block_singular_values, gram_singular_values
+from convsv_core._symbol.small_matrices import (
+    CLOSED_FORM_SIDE,
+    block_singular_values,
+    gram_singular_values,
+    real_and_complex,
+)
 from convsv_core.backend import Array, Backend, BlockWork
 from convsv_core.conv import Conv, as_int
 
@@ -20,7 +25,6 @@ __all__ = [
     "frequency_singular_values",
     "make_spectral_operand",
     "mean_over_frequencies",
-    "real_and_complex",
     "singular_values",
     "sorted_values",
     "visited_values",
@@ -243,18 +247,6 @@ def _values_of_block(operand: Operand, gram: bool, real: bool) -> BlockValues:
         evaluate = symbol_evaluator(operand)
         evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
     return BlockValues(operand.backend, evaluate, gram)
-
-
-def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:
-    """Return the visited frequencies in two parts: first with real decompositions, then with complex ones.
-
-    The symbol of a real kernel is real at a frequency that is its own conjugate. The symbol of a 1x1 kernel is real
-    everywhere. A real decomposition takes a third of the time of a complex one. Closed forms gain nothing from it, so
-    their frequencies stay in the second part.
-    """
-    alone = plan.self_conjugate if plan.real and min(plan.block) > CLOSED_FORM_SIDE else 0
-    parts = [(True, plan.frequencies[:alone]), (False, plan.frequencies[alone:])]
-    return [(real, frequencies) for real, frequencies in parts if len(frequencies)]
 
 
 def mean_over_frequencies(operand: Operand, values: Array) -> Array:

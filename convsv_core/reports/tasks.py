@@ -23,11 +23,11 @@ from convsv_core._spectrum.values import (
     BlockValues,
     decompositions,
     make_spectral_operand,
-    real_and_complex,
     sorted_values,
 )
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES
+from convsv_core._symbol.small_matrices import real_and_complex
 from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
 from convsv_core.plugins import get_backend, one_line
 from convsv_core.reports.analysis import (

@@ -90,10 +90,14 @@ def test_an_assignment_is_scaled() -> None:
     assert isinstance(layer.weight, nn.Parameter)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-def test_a_compiled_model_is_the_same() -> None:
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+INDUCTOR = (pytest.mark.thorough, pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=INDUCTOR)])
+def test_a_compiled_model_is_the_same(backend: str) -> None:
     model = nn.Sequential(operator_norm(nn.Conv2d(3, 4, 3), bound=0.3), nn.ReLU())
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend=backend)
     batch = images(2)
     wanted, found = model(batch), compiled(batch)
     assert torch.allclose(found, wanted, rtol=0, atol=16 * torch.finfo(torch.float32).eps)

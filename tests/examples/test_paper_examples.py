@@ -89,6 +89,7 @@ def test_frameworks_end_with_the_same_norms(run: Callable[..., dict[str, Any]]) 
     assert content["comparisons"][1]["largest_norm"] <= SLACK
 
 
+@pytest.mark.thorough
 def test_keras_ends_with_the_same_norms(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "torch")  # read at the first import of Keras
     pytest.importorskip("keras")
