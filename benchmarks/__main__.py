@@ -6,6 +6,7 @@ import click
 
 from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
+from benchmarks.network_projection import network_projection
 from benchmarks.norm import norm
 from benchmarks.project import project
 from benchmarks.scale import scale
@@ -14,7 +15,16 @@ from benchmarks.training import training
 
 __all__ = ["benchmarks"]
 
-COMMANDS: tuple[click.Command, ...] = (spectrum, norm, project, training, certify, scale, peak_memory)
+COMMANDS: tuple[click.Command, ...] = (
+    spectrum,
+    norm,
+    project,
+    network_projection,
+    training,
+    certify,
+    scale,
+    peak_memory,
+)
 
 
 @click.group(

@@ -69,6 +69,9 @@ class Layer:
         For people only: an assumption that was made, or why a figure is missing.
     stored : Stored or None
         Where the file stores `kernel`, entry for entry. None where the kernel is computed from other arrays.
+    assumed_extents : bool
+        Whether `input_shape` follows from extents that the reader chose, because the model leaves axes of its input
+        free. No promise for the model may rest on them.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Layer:
     input_shape: tuple[int, ...] | None
     note: str = ""
     stored: Stored | None = None
+    assumed_extents: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray, Plan, make_plan
 from convsv_core._norm.fixed_grid import every_size_grid
-from convsv_core._norm.tap_bounds import sum_of_norms
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._symbol.gram import GramPolynomial, useful_polynomial
 from convsv_core._symbol.moments import moment_bounds
@@ -30,11 +29,9 @@ __all__ = [
     "Above",
     "Certificate",
     "Problem",
-    "Rescaled",
     "certify",
     "certify_original",
     "frequencies_above",
-    "rescaled",
 ]
 
 COARSER = (8, 4, 2, 1)
@@ -89,13 +86,6 @@ Both values are guesses.
 
 MOST_EVALUATIONS = 20_000
 """Largest number of evaluations of the symbol in one certificate. A guess."""
-
-RESCALINGS = 8
-"""Largest number of attempts to rescale a kernel.
-
-One attempt is enough unless entries are too small to be normal numbers. Each further attempt lowers the target by
-16 times as much as the one before. If no attempt is enough, the kernel becomes 0. A guess.
-"""
 
 SLACK = 1e-6
 """Largest relative excess of a certified norm over the bound that counts as within the bound. A guess.
@@ -170,11 +160,14 @@ class Above(NamedTuple):
         An upper bound of the largest norm. It is at most the limit if there are no such frequencies.
     rounding : float
         The part of ``upper**2`` that allows for rounding errors.
+    norms : float array
+        An upper bound of the norm at each of the places.
     """
 
     places: HostArray
     upper: float
     rounding: float
+    norms: HostArray
 
     @property
     def computed(self) -> float:
@@ -200,14 +193,17 @@ def frequencies_above(problem: Problem, kernel: Array, limit: float, among: Host
     rows = problem.rows(kernel)
     places = np.arange(len(problem.frequencies)) if among is None else among
     places = places[rows.above(places, limit**2)]
-    return Above(places, *upper_of(rows, places)) if len(places) else Above(places, limit, 0.0)
+    if not len(places):
+        return Above(places, limit, 0.0, np.zeros(0))
+    return upper_of(rows, places)
 
 
-def upper_of(rows: GramRows, places: HostArray) -> tuple[float, float]:
-    """Return an upper bound of the norms at some places, and the part of its square that allows for rounding errors."""
+def upper_of(rows: GramRows, places: HostArray) -> Above:
+    """Return some places with upper bounds of their norms."""
     found = rows.largest(places)
     upper = max(float(found.uppers.max()), 0.0)
-    return math.sqrt(upper), upper - max(float(found.values.max()), 0.0)
+    rounding = upper - max(float(found.values.max()), 0.0)
+    return Above(places, math.sqrt(upper), rounding, np.sqrt(np.maximum(found.uppers, 0.0)))
 
 
 def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
@@ -218,7 +214,7 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     """
     norms = TorusNorms(dataclasses.replace(problem.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
     if norms.ceiling <= limit:
-        return Above(np.zeros(0, int), norms.ceiling, norms.rounding)
+        return Above(np.zeros(0, int), norms.ceiling, norms.rounding, np.zeros(0))
     frequencies, periods = problem.frequencies, np.asarray(problem.operand.plan.periods)
     visit = problem.operand.plan.visit.reshape(tuple(periods))
     values = np.full(len(frequencies), -1.0)
@@ -249,7 +245,8 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     largest = float(values.max())
     if largest <= limit:
         largest = max(largest, min(limit, supremum))
-    return Above(np.flatnonzero(values > limit), largest, norms.rounding)
+    places = np.flatnonzero(values > limit)
+    return Above(places, largest, norms.rounding, values[places])
 
 
 class Undecided(NamedTuple):
@@ -340,8 +337,9 @@ def certify_original(problem: Problem) -> Certificate:
     if not left.on_own_grid:
         return certify(problem, problem.operand.kernel, slack=True)
     limit = float(problem.bound)
-    upper, rounding = upper_of(problem.rows(problem.operand.kernel), left.places)
-    return Certificate(max(limit, upper), upper <= limit * (1 + _slack(problem.operand, rounding, limit)))
+    found = upper_of(problem.rows(problem.operand.kernel), left.places)
+    allowed = limit * (1 + _slack(problem.operand, found.rounding, limit))
+    return Certificate(max(limit, found.upper), found.upper <= allowed)
 
 
 def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> Certificate:
@@ -368,37 +366,3 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> Certific
         norms.budget = norms.evaluations + CLOSEST_EVALUATIONS
         upper = min(upper, search_torus(norms, CLOSEST_RTOL, limit))
     return Certificate(upper * scale, upper <= limit)
-
-
-class Rescaled(NamedTuple):
-    """Hold a kernel at the answer's scale and dtype, and a certified upper bound of its norm at the problem's scale."""
-
-    kernel: Array
-    upper: float
-
-
-def rescaled(problem: Problem, kernel: Array, upper: float) -> Rescaled:
-    """Return a kernel multiplied by a number that brings it within the bound, with its certified norm.
-
-    `kernel` is at the problem's scale, and `upper` is a certified upper bound of its norm.
-    """
-    operand, bound = problem.operand, float(problem.bound)
-    xp = operand.xp
-    eps = operand.answer_eps
-    # For every input size, leave room for the gap, so that any certificate with this gap is within the bound.
-    gap = CERTIFICATE_RTOL if problem.every_size and len(problem.frequencies) > 1 else 0.0
-    target = bound * (1 - 2 * eps) / (1 + gap)
-    # Rounding, of the product or to the answer's dtype, adds an error to each tap. The norm grows by at most the sum of
-    # the norms of these errors. For normal numbers this sum is at most `size`.
-    size = eps * sum_of_norms(dataclasses.replace(operand, kernel=kernel))
-    for attempt in range(RESCALINGS):
-        share = min(1.0, target / (upper + size))
-        exact = kernel * share
-        answer = operand.answer(exact)
-        stored = xp.astype(answer, exact.dtype) / operand.scale
-        rounding = stored - exact if operand.widened else eps * exact
-        certified = (share * upper + sum_of_norms(dataclasses.replace(operand, kernel=rounding))) * (1 + eps)
-        if certified <= bound:
-            return Rescaled(answer, certified)
-        target *= 1 - min(1.0, eps * 16.0**attempt)
-    return Rescaled(operand.answer(kernel * 0), 0.0)

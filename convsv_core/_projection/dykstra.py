@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._projection.certificate import Problem, frequencies_above
+from convsv_core._projection.certificate import Above, Problem, frequencies_above
 from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._spectrum.numbers import squared_frobenius
@@ -58,6 +58,13 @@ TOLERANCE = 0.1
 
 INNER = 0.5
 """Share of the gap that the problem of a working set is solved to. A guess."""
+
+COARSE_POINTS = 4
+"""Frequencies of the first working set, along each axis and for each offset of the taps.
+
+Measured on 3 x 3 kernels: with 3, 4, 5 and 6 the projection of 11 layers took 17.5, 19.2, 28 and 37 seconds. With 3 two
+layers had not converged after 200 iterations.
+"""
 
 DUAL_BYTES = 1 << 30
 """Bytes that the dual variables of the working set, and the two more copies of an iteration, may take. A guess."""
@@ -136,10 +143,15 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
     xp = operand.xp
     chosen, dual = from_state(problem, state)
     above = frequencies_above(problem, operand.kernel, NEAR * limit).places
+    if state is None:
+        above = _coarse(problem, above)
     iterations = 0
+    running: DualState | None = None
     while True:
         chosen, dual = _extended(problem, chosen, dual, above)
-        kernel, dual, spent, value = _accelerated(problem, chosen, dual, max_iterations - iterations)
+        running = _continued(problem, chosen, dual, running)
+        kernel, running, spent, value = _accelerated(problem, chosen, running, max_iterations - iterations)
+        dual = running.dual
         iterations += spent
         # The last rescaling moves the whole kernel by its excess. So the tolerance of the excess is smaller for a
         # kernel that is larger than the distance.
@@ -148,10 +160,11 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
         found = frequencies_above(problem, kernel, limit * (1 + tolerance))
         squared = float(squared_change(operand, kernel * min(1.0, limit / found.computed)))
         converged = squared - 2 * value <= problem.rtol * squared
-        fresh = np.setdiff1d(found.places, chosen)
-        if converged or iterations >= max_iterations or not len(fresh):
+        above = np.setdiff1d(_peaks(problem, found), chosen)
+        if not len(above):
+            above = np.setdiff1d(found.places, chosen)
+        if converged or iterations >= max_iterations or not len(above):
             break
-        above = fresh
     used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(dual) > 0, axis=(1, 2, 3)))
     frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
     dual = xp.take(dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
@@ -162,16 +175,30 @@ class _Solved(NamedTuple):
     """Hold the solution of the problem for a working set, with the value of the dual."""
 
     kernel: Array
-    dual: Array
+    state: DualState
     iterations: int
     value: float
 
 
-def _accelerated(problem: Problem, chosen: HostArray, dual: Array, max_iterations: int) -> _Solved:
+def _continued(problem: Problem, chosen: HostArray, dual: Array, state: DualState | None) -> DualState:
+    """Return the state of the iteration on a larger working set, whose new frequencies have a dual of 0.
+
+    The first step is the one that is right for a uniform grid of as many frequencies.
+    """
+    operand, plan = problem.operand, problem.operand.plan
+    if state is None:
+        state = operand.run(begin, arrays=(*Samples.at(operand, chosen), dual))
+        return state._replace(
+            step=state.step * (math.prod(plan.periods) / max(1.0, float(plan.weights()[chosen].sum())))
+        )
+    ahead = operand.xp.concat([state.ahead, dual[state.ahead.shape[0] :, ...]], axis=0)
+    return state._replace(dual=dual, ahead=ahead)
+
+
+def _accelerated(problem: Problem, chosen: HostArray, state: DualState, max_iterations: int) -> _Solved:
     """Solve the problem for the chosen frequencies alone."""
     operand, limit = problem.operand, float(problem.bound)
     samples = Samples.at(operand, chosen)
-    state = operand.run(begin, arrays=(*samples, dual))
     iterations = 0
     while True:
         state = operand.run(advance, arrays=(problem.bound, *samples, *state))
@@ -183,7 +210,36 @@ def _accelerated(problem: Problem, chosen: HostArray, dual: Array, max_iteration
         upper = above.computed if len(above.places) else limit
         squared = float(squared_change(operand, kernel * min(1.0, limit / upper)))
         if squared - 2 * value <= INNER * problem.rtol * squared or iterations >= max_iterations:
-            return _Solved(kernel, state.dual, iterations, value)
+            return _Solved(kernel, state, iterations, value)
+
+
+def _coarse(problem: Problem, places: HostArray) -> HostArray:
+    """Return those of the places that lie on a coarse grid, or all of them where that would save nothing.
+
+    The symbol has few coefficients, so a coarse grid nearly determines the nearest kernel. A matrix with one row or
+    column needs no decomposition: there every frequency is cheap.
+    """
+    plan = problem.operand.plan
+    counts = [min(axis.period, COARSE_POINTS * len(axis.offsets)) for axis in plan.axes]
+    if min(plan.block) == 1 or math.prod(counts) >= len(places):
+        return places
+    along = [np.round(np.arange(n) * axis.period / n).astype(int) for n, axis in zip(counts, plan.axes, strict=True)]
+    indices = np.meshgrid(*along, indexing="ij")
+    kept = np.intersect1d(places, plan.visit[np.ravel_multi_index([one.ravel() for one in indices], plan.periods)])
+    return kept if len(kept) else places
+
+
+def _peaks(problem: Problem, found: Above) -> HostArray:
+    """Return the places among those found whose norm is at least that of every neighbour on the grid."""
+    plan = problem.operand.plan
+    values = np.full(len(plan.frequencies), -1.0)
+    values[found.places] = found.norms
+    on_grid = values[plan.visit].reshape(plan.periods)
+    nearby = on_grid
+    for axis in range(on_grid.ndim):
+        nearby = np.maximum(nearby, np.maximum(np.roll(nearby, 1, axis), np.roll(nearby, -1, axis)))
+    visit = plan.visit.reshape(plan.periods)
+    return np.intersect1d(visit[on_grid >= nearby], found.places)
 
 
 def begin(operand: Operand, frequencies: Array, weights: Array, dual: Array) -> DualState:

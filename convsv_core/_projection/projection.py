@@ -16,7 +16,6 @@ from convsv_core._projection.certificate import (
     certify,
     certify_original,
     frequencies_above,
-    rescaled,
 )
 from convsv_core._projection.dykstra import (
     CHECK_EVERY,
@@ -29,6 +28,7 @@ from convsv_core._projection.dykstra import (
     squared_change,
 )
 from convsv_core._projection.excess import Method, Samples, clip_and_cut
+from convsv_core._projection.final_rescaling import rescaled
 from convsv_core._symbol.operand import Operand, check_bound, make_operand, shape_of
 from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array

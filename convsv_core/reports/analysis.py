@@ -158,7 +158,8 @@ def layer_reports(
     backend : Backend
         The library to compute with.
     bounds : {"none", "upper", "both"}, default "none"
-        Which bounds of the norm with the layer's own padding to certify; see `declared_bounds`.
+        Which bounds of the norm with the layer's own padding to certify; see `declared_bounds`. Of a layer without
+        extents, "both" gives the upper one.
     dtype, device : str, optional
         See `Placement`.
     """
@@ -335,7 +336,8 @@ def _declared(
     extents: tuple[int, ...] | None,
     exact: bool,
 ) -> LayerReport:
-    lower, upper = declared_bounds(kernel, conv, extents, exact=exact)
+    # The upper bound alone needs no extents under most paddings.
+    lower, upper = declared_bounds(kernel, conv, extents, exact=exact and extents is not None)
     return replace(report, norm_lower=lower, norm_upper=upper)
 
 

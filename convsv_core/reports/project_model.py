@@ -148,10 +148,13 @@ class Projected:
 
 
 def _operator(layer: Layer) -> Operator:
-    """Return the operator of a layer with a kernel, for every input size or at the layer's own extents."""
+    """Return the operator of a layer with a kernel, for every input size or at the layer's own extents.
+
+    Extents that a reader assumed do not count: a bound has to hold for the extents that the network will see.
+    """
     assert layer.conv is not None
     assert layer.kernel is not None
-    extents = () if layer.input_shape is None else (layer.input_shape,)
+    extents = () if layer.input_shape is None or layer.assumed_extents else (layer.input_shape,)
     (operator,) = layer_operators(tuple(layer.kernel.shape), layer.conv, extents)
     return operator
 

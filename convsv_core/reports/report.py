@@ -78,6 +78,11 @@ class Row:
         raise NotImplementedError
 
     @property
+    def has_figures(self) -> bool:
+        """Whether something is known of the norm."""
+        return self.norm is not None
+
+    @property
     def factor(self) -> float | None:
         """The operator's norm divided by `reshaped_norm`; None if one is unknown or `reshaped_norm` is 0."""
         if self.norm is None or not self.reshaped_norm:
@@ -125,6 +130,11 @@ class LayerReport(Row):
     def norm(self) -> float | None:
         """The largest singular value."""
         return self.operator_norm
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether the norm, or a bound of it that needs no extents, is known."""
+        return self.norm is not None or self.norm_upper is not None
 
 
 @dataclass(frozen=True, eq=False)

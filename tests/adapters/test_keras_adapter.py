@@ -159,6 +159,52 @@ def test_extents_come_from_shapes_in_nested_shared_and_subclassed_models() -> No
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the order of the axes is Keras's affair: one backend stands for all")
+def test_a_report_takes_its_extents_from_the_declared_input() -> None:
+    functional = keras.Input((12, 10, 3))
+    model = keras.Model(functional, L.Conv2D(4, 3, strides=2)(L.Conv2D(2, 3)(functional)))
+    first, second = analyze(model)
+    assert (first.input_shape, second.input_shape) == ((12, 10), (10, 8))
+    assert first.operator_norm == pytest.approx(analyze(model, (1, 12, 10, 3))[0].operator_norm)
+    subclassed = analyze(Unbound())
+    assert [report.input_shape for report in subclassed] == [None]
+
+
+def test_free_axes_get_extents_that_the_report_states() -> None:
+    one, other = keras.Input((None, 3), name="one"), keras.Input((None, None, 2), name="other")
+    image = L.GlobalMaxPooling2D()(L.Conv2D(2, 3, strides=2, padding="valid")(other))
+    model = keras.Model({"one": one, "other": other}, [L.Conv1D(2, 5)(one), image])
+    reports = {report.kernel_shape: report for report in analyze(model)}
+    assert reports[5, 3, 2].input_shape == (128,)
+    assert reports[3, 3, 2, 2].input_shape == (128, 128)
+    for report in reports.values():
+        assert report.operator_norm is not None
+        assert "(1, 128, 3) and (1, 128, 128, 2); an example_input gives others" in report.note
+    assert {report.note for report in analyze(keras.Sequential([keras.Input((8, 3)), L.Conv1D(2, 3)]))} == {""}
+
+
+def test_a_recurrent_convolution_is_listed_with_the_reason() -> None:
+    model = keras.Sequential([keras.Input((4, 8, 8, 1)), L.ConvLSTM2D(2, 3), L.Conv2D(3, 3, use_bias=False)])
+    kernel, recurrent, plain = analyze(model)
+    assert (kernel.kernel_shape, recurrent.kernel_shape) == ((3, 3, 1, 8), (3, 3, 2, 8))
+    for report in (kernel, recurrent):
+        assert "a recurrent convolution (ConvLSTM2D)" in report.note
+        assert report.operator_norm is None
+    assert plain.input_shape == (6, 6)
+    assert len(conv_layers(model)) == 1
+
+
+class Unbound(keras.Model):  # type: ignore[misc]
+    """A model without a declared input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = L.Conv1D(2, 3)
+        self.conv.build((1, 9, 3))
+
+    def call(self, x: Any) -> Any:
+        return self.conv(x)
+
+
 def test_channels_first() -> None:
     layer = L.Conv2D(4, 3, data_format="channels_first")
     layer.build((None, 2, 8, 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,3 +52,13 @@ def test_projections_are_feasible_and_the_nearest_is_nearest(projections: dict[s
         if row["method"] in ("dykstra", "dykstra, warm"):
             assert row["converged"]
             assert row["distance_ratio"] <= 1 / math.sqrt(1 - gap) + ERROR_EPS * np.finfo(np.float32).eps
+
+
+def test_the_projection_of_a_network_is_timed_both_ways(run_benchmark: Any, tmp_path: Path) -> None:
+    path = tmp_path / "kernels.npz"
+    np.savez(path, first=np.random.default_rng(0).normal(size=(3, 2, 3, 3)).astype(np.float32))
+    shown = run_benchmark("network-projection", str(path), "--repeats", "1").stdout.splitlines()
+    assert shown[1].startswith("first")
+    assert shown[2].startswith("total")
+    whole, coarse = map(float, shown[1].split()[-2:])
+    assert coarse == pytest.approx(whole, rel=1e-2)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from convsv_adapters.cli import backends as backends_command
-from convsv_adapters.cli import output
+from convsv_adapters.cli import output, request
 from convsv_adapters.cli.files import write_whole
 
 from convsv_core.plugins import BackendInfo, get_backend
@@ -127,6 +127,38 @@ def test_interrupt_leaves_no_traceback(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+@pytest.mark.parametrize(
+    "arguments", [["norm"], ["norm", "--json", "-"], ["backends"], ["norm", "--json", "/dev/full"]]
+)
+def test_a_full_disk_is_one_line_and_status_1(arguments):
+    with open("/dev/full", "w") as full:
+        command = [*MAIN, *arguments]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    what = "/dev/full" if arguments[-1] == "/dev/full" else "stdout"
+    assert (result.returncode, result.stderr) == (1, f"Error: {what}: No space left on device\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no folder that nobody can write to")
+@pytest.mark.parametrize(
+    "arguments",
+    [["norm", "--json"], ["spectrum", "--plot"], ["project", "--bound", "1", "-o"]],
+)
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(run, monkeypatch, arguments):
+    monkeypatch.setattr(request.Request, "layers", property(lambda _: pytest.fail("the work began")))
+    result = run(*arguments, "/proc/out.png")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: /proc/out.png: no file can be written in /proc: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_output_that_has_to_be_a_file_does_not_go_to_stdout(run):
+    for arguments in (["project", "--bound", "1", "-o", "-"], ["spectrum", "--plot", "-"]):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "cannot go to stdout: give a name" in result.stderr
+
+
 def test_a_closed_pipe_leaves_no_traceback(tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 from convsv_adapters.cli import output, plot, table
+from onnx_models import two_convolutions
 
 from convsv_core.reports import LayerReport
 
@@ -47,6 +49,28 @@ def test_the_table_keeps_every_figure_in_a_narrow_terminal(run, columns):
     for row in rows:
         assert "  ".join(row[-8:]) in " ".join(narrow.split()).replace(" ", "  ")
     assert "…" not in narrow
+
+
+@pytest.mark.parametrize("command", [["spectrum", "--bounds", "both"], ["norm"]])
+@pytest.mark.parametrize("columns", [30, 40])
+def test_a_narrow_table_drops_columns_and_names_them(run, command, columns):
+    wide, narrow = (run(*command, COLUMNS=str(width)).stdout for width in (200, columns))
+    head, _, rest = narrow.partition("\n\n")
+    assert max(map(len, narrow.splitlines())) <= columns
+    figure = r"(?<!\S)\d+\.\d+\S*"
+    shown = [re.findall(figure, line) for line in head.splitlines() if re.search(figure, line)]
+    assert len(shown) == 7
+    assert {cell for row in shown for cell in row} <= set(re.findall(figure, wide))
+    assert rest.startswith("Too narrow here for the")
+    assert "reshaped norm, factor; --json has every figure." in " ".join(rest.split())
+    assert "factor" not in head
+    headings = {line.split()[0] for line in head.splitlines() if line.startswith("layer")}
+    assert headings == {"layer"}
+
+
+def test_a_table_wider_than_the_terminal_breaks_no_heading(run):
+    narrow = run("spectrum", COLUMNS="12").stdout
+    assert re.search(r"^layer +kernel +norm$", narrow, re.MULTILINE)
 
 
 def test_json(spectrum, kernels):
@@ -167,3 +191,24 @@ def test_exit_status_1_where_no_layer_has_figures(run, tmp_path):
     result = run("spectrum", tmp_path / "m.npz")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no convolution found" in result.stderr
+
+
+def test_a_network_with_free_axes_has_figures_and_says_for_which_input(run, spectrum, tmp_path):
+    path = two_convolutions(tmp_path / "m.onnx", ["N", 3, "H", "W"])
+    result = run("spectrum", path, "--bounds", "both")
+    assert (result.exit_code, result.stderr) == (0, "")
+    shown = " ".join(result.stdout.split())
+    assert shown.count("the model leaves axes free, x=1,3,?,?") == 1
+    assert "for the input x=1,3,128,128; --input-shape gives others" in shown
+    for layer in spectrum(path, "--input-shape", "3,16,16", "--bounds", "both")["layers"]:
+        assert layer["note"] == ""
+        assert layer["norm_lower"] <= layer["norm_upper"]
+
+
+def test_what_depends_on_no_extents_is_printed_without_them(spectrum, tmp_path):
+    path = two_convolutions(tmp_path / "m.onnx", None)
+    for layer in spectrum(path, "--bounds", "both")["layers"]:
+        assert layer["operator_norm"] is layer["norm_lower"] is None
+        assert layer["norm_upper"] > 0
+        assert layer["reshaped_norm"] > 0
+        assert "give the shape of the input" in layer["note"]

@@ -292,7 +292,7 @@ def test_no_frequency_above_the_bound_is_left_out(extents: tuple[int, int], real
             visited = values[tuple(problem.frequencies.T)] / float(problem.operand.scale)
             rounding = 100 * np.finfo(float).eps
             for find in (certificate.frequencies_above, certificate._search_above):
-                above, upper, _ = find(problem, problem.operand.kernel, limit)
+                above, upper, *_ = find(problem, problem.operand.kernel, limit)
                 assert set(np.flatnonzero(visited > limit * (1 + rounding))) <= set(above)
                 assert set(above) <= set(np.flatnonzero(visited > limit * (1 - rounding)))
                 assert upper >= visited.max() * (1 - rounding)

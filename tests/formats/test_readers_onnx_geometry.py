@@ -158,12 +158,36 @@ def test_input_shape_with_or_without_batch_and_channels_last(tmp_path, given):
     assert [layer.input_shape for layer in read(path, given)] == [(20, 12), (10, 6)]
 
 
-def test_free_extents_are_marked_with_how_to_give_them(tmp_path):
+def test_free_extents_are_stated_with_how_to_give_others(tmp_path):
     path = two_convolutions(tmp_path / "m.onnx", ["N", 3, -1, "W"])
+    layers = read(path)
+    assert [layer.input_shape for layer in layers] == [(128, 128), (64, 64)]
+    for layer in layers:
+        assert "x=1,3,?,?" in layer.note
+        assert "for the input x=1,3,128,128; --input-shape gives others" in layer.note
+        assert layer.assumed_extents
+        assert layer.kernel is not None
+    assert not any(layer.assumed_extents or layer.note for layer in read(path, (3, 20, 12)))
+
+
+def test_a_free_axis_of_time_is_long_enough_for_every_layer(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.normal(size=(2, 1, 10)), "w2": rng.normal(size=(2, 2, 8))}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="first", strides=[64]),
+        helper.make_node("Conv", ["a", "w2"], ["y"], name="second", strides=[2]),
+    ]
+    inputs = [value("x", ["N", 1, "time"])]
+    weights = {name: weight.astype(np.float32) for name, weight in weights.items()}
+    path = save(tmp_path / "m.onnx", nodes, inputs=inputs, weights=weights)
+    assert [layer.input_shape for layer in read(path)] == [(4096,), (64,)]
+
+
+def test_an_input_of_unknown_rank_keeps_its_extents_open(tmp_path):
+    path = two_convolutions(tmp_path / "m.onnx", None)
     for layer in read(path):
         assert layer.input_shape is None
-        assert "x=1,3,?,?" in layer.note
-        assert layer.kernel is not None
+        assert "give the shape of the input, x=?" in layer.note
 
 
 def test_input_shapes_by_name(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from projected_files import BOUND, weights
@@ -56,9 +58,12 @@ def test_padding_that_repeats_pixels_is_counted():
     (report,) = report_of(Layer("a", weights(4, 4, 3, 3), conv, (8, 8), "", Stored("a", "float32")))
     assert float(norm_bounds(report.kernel, Conv("OIHW")).upper) == pytest.approx(BOUND / 2, rel=2e-3)
     assert float(norm_bounds(report.kernel, conv, input_shape=(8, 8)).upper) <= report.norm_after <= BOUND
-    (report,) = report_of(Layer("a", weights(4, 4, 3, 3), conv, None, "", Stored("a", "float32")))
-    assert report.failed
-    assert "needs the layer's extents" in report.note
+    unknown = Layer("a", weights(4, 4, 3, 3), conv, None, "", Stored("a", "float32"))
+    assumed = replace(unknown, input_shape=(8, 8), assumed_extents=True)
+    for layer in (unknown, assumed):
+        (report,) = report_of(layer)
+        assert report.failed
+        assert "needs the layer's extents" in report.note
 
 
 def test_what_cannot_be_projected_has_failed_and_says_why():

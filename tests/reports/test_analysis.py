@@ -146,8 +146,12 @@ def test_bounds_without_extents_and_of_what_has_none():
     report = report_of(Layer("layer", kernel, zeros, None, "no extents"), bounds="upper")
     assert (report.operator_norm, report.note) == (None, "no extents")
     assert 9 <= report.norm_upper <= 9 * 1.01
+    both = report_of(Layer("layer", kernel, zeros, None, "no extents"), bounds="both")
+    assert (both.norm_upper, both.norm_lower, both.reshaped_norm) == (report.norm_upper, None, report.reshaped_norm)
+    assert both.has_figures
     report = report_of(Layer("layer", kernel, reflect, None, "no extents"), bounds="upper")
     assert report.norm_upper is None
+    assert not report.has_figures
     assert report.note.startswith("no extents; padding='same' with padding_mode='reflect' repeats pixels")
     assert report.note.endswith("a bound for the layer's own padding needs the layer's extents")
     strided = Conv("OIHW", stride=2)

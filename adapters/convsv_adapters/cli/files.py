@@ -6,10 +6,11 @@ import contextlib
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing", "write_whole"]
+__all__ = ["replacing", "why_not_writable", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
@@ -22,6 +23,23 @@ def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
         return
     with replacing(path, beside=beside) as partial:
         partial.write_bytes(content)
+
+
+def why_not_writable(path: Path) -> str:
+    """Return why no file can be written in the folder that holds `path`, or "" if one can.
+
+    A file is made in the folder and removed, because permissions alone do not tell of a disk that is read-only.
+    A folder or a device at `path` is asked for its own permission.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file() and not target.is_dir():
+        return "" if os.access(target, os.W_OK) else "no permission to write"
+    folder = target if target.is_dir() else target.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"no file can be written in {folder}: {error.strerror or error}"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import click
 import numpy as np
 
+from convsv_adapters.cli.files import why_not_writable
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import ReadOptions
@@ -62,8 +63,12 @@ def output_file(*suffixes: str, folder: bool = False) -> Check:
     """
 
     def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-        if value is None or str(value) == "-":
+        if value is None:
             return value
+        if str(value) == "-":
+            if getattr(param.type, "allow_dash", False):
+                return value
+            raise click.BadParameter("this file cannot go to stdout: give a name other than -")
         if value.is_dir() and not folder:
             raise click.BadParameter(f"{value} is a directory")
         if value.exists() and not value.is_dir() and folder:
@@ -72,6 +77,8 @@ def output_file(*suffixes: str, folder: bool = False) -> Check:
             raise click.BadParameter(f"{value}: there is no directory {value.parent}")
         if suffixes and value.suffix.lower() not in suffixes:
             raise click.BadParameter(f"{value}: wanted a name that ends in {', '.join(suffixes)}")
+        if reason := why_not_writable(value):
+            raise click.ClickException(f"{value}: {reason}")
         return value
 
     return check

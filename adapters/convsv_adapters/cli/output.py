@@ -69,10 +69,11 @@ def write_results(
     """
     text = json.dumps(document, indent=2, allow_nan=False)
     to_stdout = json_path is not None and str(json_path) == "-"
-    with one_line_errors():
-        if json_path is not None and not to_stdout:
+    if json_path is not None and not to_stdout:
+        with one_line_errors(json_path):
             write_whole(json_path, f"{text}\n".encode())
-        for path, content in (files or {}).items():
+    for path, content in (files or {}).items():
+        with one_line_errors(path):
             write_whole(path, content())
     if to_stdout:
         click.echo(text)
@@ -99,7 +100,7 @@ def one_line_errors(path: Path | None = None) -> Iterator[None]:
 
 def exit_without_figures(reports: Sequence[Row]) -> None:
     """Say how many layers have no figures, and exit with status 1 if no layer has any."""
-    without = sum(report.norm is None for report in reports)
+    without = sum(not report.has_figures for report in reports)
     if without:
         click.echo(f"{without} of {len(reports)} convolutions have no figures; their notes say why.", err=True)
     if without == len(reports):

@@ -72,6 +72,9 @@ def command(
     such bound. lower is the norm at the layer's own extents, less a rounding error bound. It is computed with --bounds
     both.
 
+    A model may leave axes of its input free, such as time or height. Then the figures belong to extents that the note
+    of each layer states; --input-shape gives others.
+
     With --scheduler and --out there may be many models: files, and quoted patterns such as 'run/*.safetensors', that
     all workers can read. Every layer of every model is a row of the table. The run of a model is its folder, relative
     to the folder of the table. The step is the number behind "step" in the file's name, or else the last number in the

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import decimal
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from convsv_adapters.cli.columns import Column, print_columns
 from convsv_core.plugins import BackendInfo
 from convsv_core.reports import Bounds, Row
 
@@ -35,17 +32,14 @@ __all__ = [
 SortKey: TypeAlias = Callable[[Any], float | str | None]
 """The key by which a report is sorted, or None for the end of the table."""
 
-UNLIMITED = 10_000
-"""A console width, in characters, that no table needs (a guess)."""
+NAME_WIDTH, SHORTEST_NAME_WIDTH = 16, 5
+"""The widths, in characters, to which layer names are narrowed before and after kernels are.
 
-PIPE_WIDTH = 80
-"""The least width, in characters, of a table that goes to no terminal: the usual width of a terminal."""
+The first is a guess. The second is the length of the heading, which would be broken letter by letter below it.
+"""
 
-NAME_WIDTH, SHORTEST_NAME_WIDTH = 16, 4
-"""The widths, in characters, to which layer names are narrowed before and after kernels are (guesses)."""
-
-KERNEL_WIDTH = 6
-"""The least width, in characters, of a column of kernels: the length of its heading."""
+DTYPE_WIDTH = 10
+"""The least width, in characters, of a column of dtypes: the length of "complex128"."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +73,22 @@ def show(reports: Sequence[Row], title: str, view: View, sort: str) -> None:
     for report in reports:
         if report.note:
             notes.setdefault(report.note, len(notes) + 1)
-    table = _table(f"{title}\n{view.subtitle}")
-    table.add_column("layer", overflow="fold")
-    table.add_column("kernel")
-    for heading in view.columns:
-        table.add_column(heading, justify="left" if heading == "extents" else "right", no_wrap=True)
-    for report in sorted(reports, key=lambda report: _none_last(view.sort_keys[sort](report))):
-        cells = [
-            f"{report.name} ({notes[report.note]})" if report.note else report.name,
-            f"{_by(report.kernel_shape)} {_geometry(report)}".rstrip(),
-            *(cell(report) for cell in view.columns.values()),
-        ]
-        table.add_row(*map(Text, cells))
-    console = _console(table)
-    _narrow(table, console.width, reports)
-    console.print(table)
+    rows = sorted(reports, key=lambda report: _none_last(view.sort_keys[sort](report)))
+    names = [f"{report.name} ({notes[report.note]})" if report.note else report.name for report in rows]
+    kernels = [f"{_by(report.kernel_shape)} {_geometry(report)}".rstrip() for report in rows]
+    shapes = max((len(_by(report.kernel_shape)) for report in rows), default=0)
+    columns = [
+        Column("layer", names, least=(NAME_WIDTH, SHORTEST_NAME_WIDTH)),
+        Column("kernel", kernels, least=(shapes,)),
+        *(
+            Column(heading, [cell(report) for report in rows], right=heading != "extents")
+            for heading, cell in view.columns.items()
+        ),
+    ]
+    first, *others = view.columns
+    # The figure that stays longest is the first one; extents go before it.
+    order = [*reversed(others), first] if first != "extents" else [*reversed(others[1:]), first]
+    console = print_columns(columns, order, f"{title}\n{view.subtitle}", hint="; --json has every figure")
     legend = f"kernel: its shape, with s stride, d dilation, g groups, T transposed where it has them. {view.legend}"
     console.print(Text("\n" + "\n".join(filter(None, (legend, view.summary(reports))))))
     for note, number in notes.items():
@@ -102,46 +97,14 @@ def show(reports: Sequence[Row], title: str, view: View, sort: str) -> None:
 
 def show_backends(rows: Sequence[BackendInfo]) -> None:
     """Print one row for each backend."""
-    table = _table(None, gap=2)
-    for heading in ("backend", "available", "devices", "dtypes", "reason"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        available = "yes" if row.available else "no"
-        cells = (row.name, available, " ".join(row.devices), " ".join(row.dtypes), row.reason)
-        table.add_row(*map(Text, cells))
-    _console(table).print(table)
-
-
-def _table(title: str | None, gap: int = 1) -> Table:
-    """Make an empty table with `gap` spaces between its columns."""
-    return Table(
-        title=title, title_style="bold", box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False
-    )
-
-
-def _narrow(table: Table, width: int, reports: Sequence[Row]) -> None:
-    """Break layer names, and kernels before their strides and groups, so that no figure is cut."""
-    excess = _needed_width(table) - width
-    layer, kernel = table.columns[:2]
-    layer.width, kernel.width = (max(len(str(cell)) for cell in column.cells) for column in (layer, kernel))
-    shape_width = max(KERNEL_WIDTH, *(len(_by(report.kernel_shape)) for report in reports))
-    for column, least in ((layer, NAME_WIDTH), (kernel, shape_width), (layer, SHORTEST_NAME_WIDTH)):
-        assert column.width is not None
-        taken = max(0, min(excess, column.width - least))
-        column.width -= taken
-        excess -= taken
-
-
-def _needed_width(table: Table) -> int:
-    return Console(width=UNLIMITED).measure(table).maximum
-
-
-def _console(table: Table) -> Console:
-    """Return a console as wide as the terminal, or in a pipe as wide as the table needs."""
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=max(PIPE_WIDTH, _needed_width(table)))
-    return console
+    columns = [
+        Column("backend", [row.name for row in rows]),
+        Column("available", ["yes" if row.available else "no" for row in rows]),
+        Column("devices", [" ".join(row.devices) for row in rows], least=(DTYPE_WIDTH,)),
+        Column("dtypes", [" ".join(row.dtypes) for row in rows], least=(DTYPE_WIDTH,)),
+        Column("reason", [row.reason for row in rows], least=(NAME_WIDTH,)),
+    ]
+    print_columns(columns, ("dtypes", "devices", "reason"), gap=2)
 
 
 def _geometry(report: Row) -> str:
@@ -341,15 +304,21 @@ def show_runs(norms: Iterable[Norm], title: str) -> None:
         course.first = min(course.first, norm, key=_step)
         course.last = max(course.last, norm, key=_step)
         course.largest = max(course.largest, norm, key=lambda one: one.norm)
-    table = _table(title)
-    for heading in ("run", "layer", "models", "steps", "first\nnorm", "last\nnorm", "largest\nnorm", "at step"):
-        table.add_column(heading, overflow="fold", justify="left" if heading in ("run", "layer") else "right")
+    rows = []
     for (run, _, layer), course in sorted(courses.items()):
         between = "-" if course.first.step is None else f"{course.first.step}-{course.last.step}"
         figures = (_figure(one.norm) for one in (course.first, course.last, course.largest))
-        table.add_row(*map(Text, (run, layer, str(course.models), between, *figures, _count(course.largest.step))))
-    if courses:
-        _console(table).print(table)
+        rows.append((run, layer, str(course.models), between, *figures, _count(course.largest.step)))
+    if not rows:
+        return
+    headings = ("run", "layer", "models", "steps", "first\nnorm", "last\nnorm", "largest\nnorm", "at step")
+    columns = [
+        Column(heading, list(cells), right=heading not in ("run", "layer"))
+        for heading, cells in zip(headings, zip(*rows, strict=True), strict=True)
+    ]
+    for column in columns[:2]:
+        column.least = (NAME_WIDTH, SHORTEST_NAME_WIDTH)
+    print_columns(columns, ("at step", "models", "steps", "first\nnorm", "last\nnorm"), title)
 
 
 def _step(norm: Norm) -> int:

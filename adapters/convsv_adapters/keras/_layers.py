@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import keras
 from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS
-from convsv_core.layers import Extents, Layer
+from convsv_core.layers import Extents, Layer, join_notes
 
 __all__ = ["conv_layers", "kernel_shape", "model_layers"]
 
@@ -25,6 +26,10 @@ TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 EVERY_KIND = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+RECURRENT = (keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D)
+
+FREE_EXTENT = 128
+"""The extent that a report takes for an axis that `keras.Input` leaves free. A guess, as for models in files."""
 
 
 def kernel_shape(shape: tuple[int, ...], depthwise: bool) -> tuple[int, ...]:
@@ -69,20 +74,65 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list
             f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a keras.Model or a "
             f"keras.layers.Layer"
         )
-    layers = list(dict.fromkeys(_every_layer(model)))
-    traced = example_input is not None
-    seen = _extents(model, layers, example_input) if traced else {}
-    return [
-        found
-        for layer in layers
-        if isinstance(layer, EVERY_KIND)
-        for found in _kernels(layer, tuple(seen.get(id(layer), ())), reached=not traced or id(layer) in seen)
-    ]
+    return [found for _, kernels in _by_layer(model, example_input) for found in kernels]
 
 
 def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer]:
-    """Return the convolutions with their kernels, as a report of the core takes them."""
-    return [model_layer(layer, layer.kernel) for layer in conv_layers(model, example_input)]
+    """Return the convolutions with their kernels, as a report of the core takes them.
+
+    Without an example input the extents are those of `keras.Input`, with `FREE_EXTENT` for axes that it leaves free.
+    The kernels of recurrent convolutions are listed without geometry, because no norm of one kernel bounds the layer.
+    """
+    note = ""
+    if example_input is None:
+        example_input, note = _declared_input(model)
+    rows: list[Layer] = []
+    for layer, kernels in _by_layer(model, example_input):
+        for one in kernels:
+            row = model_layer(one, one.kernel)
+            assumed = bool(note) and row.input_shape is not None
+            rows.append(replace(row, note=join_notes(row.note, note), assumed_extents=True) if assumed else row)
+        if isinstance(layer, RECURRENT):
+            kind = type(layer).__name__
+            reason = (
+                f"a recurrent convolution ({kind}): its output comes back as an input, so no kernel's norm bounds it"
+            )
+            held = [one for one in layer.weights if one.name != "bias"]
+            rows.extend(Layer(one.path, keras.ops.convert_to_tensor(one), None, None, reason) for one in held)
+    return rows
+
+
+def _by_layer(model: keras.layers.Layer, example_input: object) -> Iterator[tuple[keras.layers.Layer, list[ConvLayer]]]:
+    """Yield each layer of a model, once, with its kernels, which are none unless it is a convolution."""
+    layers = list(dict.fromkeys(_every_layer(model)))
+    traced = example_input is not None
+    seen = _extents(model, layers, example_input) if traced else {}
+    for layer in layers:
+        kernels: Iterator[ConvLayer] = iter(())
+        if isinstance(layer, EVERY_KIND):
+            kernels = _kernels(layer, tuple(seen.get(id(layer), ())), reached=not traced or id(layer) in seen)
+        yield layer, list(kernels)
+
+
+def _declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
+    """Return an input of the shapes that `keras.Input` declares, and a note on free axes; None if there are none."""
+    declared = getattr(model, "_inputs_struct", None)
+    if declared is None:
+        inputs = getattr(model, "inputs", None) or []
+        declared = inputs[0] if len(inputs) == 1 else list(inputs)
+    shapes = [tuple(one.shape) for one in keras.tree.flatten(declared)]
+    if not shapes:
+        return None, ""
+
+    def pinned(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+        return tuple((FREE_EXTENT if axis else 1) if n is None else int(n) for axis, n in enumerate(shape))
+
+    example = keras.tree.map_structure(lambda one: keras.KerasTensor(pinned(tuple(one.shape)), one.dtype), declared)
+    free = [shape for shape in shapes if None in shape[1:]]
+    if not free:
+        return example, ""
+    taken = " and ".join(str(pinned(shape)) for shape in free)
+    return example, f"keras.Input leaves axes free: the extents are those for {taken}; an example_input gives others"
 
 
 def _every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:

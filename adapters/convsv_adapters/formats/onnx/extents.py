@@ -30,12 +30,19 @@ from convsv_adapters.formats.onnx.types import (
 )
 from convsv_core.layers import ModelError
 
-__all__ = ["infer_types", "open_inputs", "pin_inputs"]
+__all__ = ["FREE_EXTENTS", "infer_types", "open_inputs", "pin_inputs", "shown_inputs", "with_free_axes"]
 
 SMALL = 1024
 """Entries of the largest constant that shape inference gets by value; of a larger one it gets the shape alone.
 
 Constants that determine shapes have few entries, such as one for each axis. The number is a guess.
+"""
+
+FREE_EXTENTS = (128, 4096)
+"""Extents that a free axis of an input is given, in turn, until every layer has an output. Guesses.
+
+The first suits images and spectrograms, and leaves 4 pixels after five strides of 2. The second suits sampled sound; it
+is tried only where one axis is free, because two of them would take too long.
 """
 
 
@@ -85,12 +92,39 @@ def pin_inputs(scope: Scope, wanted: Mapping[str, tuple[int, ...]], path: Path) 
 
 def open_inputs(types: Types) -> list[str]:
     """Return the inputs whose shape is not fully known, as a user would pin them: ``x=1,3,?,?``."""
-    rows = []
-    for name, kind in types.items():
-        dims = dims_of(kind)
-        if kind.HasField("tensor_type") and (dims is None or None in dims):
-            rows.append(f"{name}={','.join('?' if d is None else str(d) for d in dims) if dims else '?'}")
-    return rows
+    return shown_inputs({name: kind for name, kind in types.items() if _is_open(kind)})
+
+
+def shown_inputs(types: Types) -> list[str]:
+    """Return the shapes of inputs as a user would give them: ``x=1,3,224,224``."""
+    shapes = {name: dims_of(kind) for name, kind in types.items()}
+    return [
+        f"{name}={','.join('?' if d is None else str(d) for d in dims) if dims else '?'}"
+        for name, dims in shapes.items()
+    ]
+
+
+def with_free_axes(types: Types) -> Iterator[Types]:
+    """Yield the inputs whose shape is not fully known, with each of `FREE_EXTENTS` on their free axes.
+
+    Nothing is yielded where the number of axes of an input is not known.
+    """
+    opened = {name: kind for name, kind in types.items() if _is_open(kind)}
+    shapes = {name: dims_of(kind) or () for name, kind in opened.items()}
+    if not all(shapes.values()):
+        return
+    one_axis = all(dims.count(None) <= 1 for dims in shapes.values())
+    for extent in FREE_EXTENTS if one_axis else FREE_EXTENTS[:1]:
+        taken: Types = {}
+        for name, dims in shapes.items():
+            taken[name] = copy_of(opened[name])
+            set_dims(taken[name], tuple(extent if d is None else d for d in dims))
+        yield taken
+
+
+def _is_open(kind: Any) -> bool:
+    dims = dims_of(kind)
+    return bool(kind.HasField("tensor_type")) and (dims is None or None in dims)
 
 
 def _fit(given: tuple[int, ...], declared: Dims | None, what: str) -> Dims:

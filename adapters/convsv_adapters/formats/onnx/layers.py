@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_adapters.formats.onnx.extents import infer_types, open_inputs
+from convsv_adapters.formats.onnx.extents import infer_types, open_inputs, shown_inputs, with_free_axes
 from convsv_adapters.formats.onnx.graph import Node, Place, Scope, attributes
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
 from convsv_adapters.formats.onnx.tensors import STORED_DTYPES
@@ -49,7 +49,7 @@ def convolutions(model: Any, root: Scope, inputs: Types, stored: Mapping[str, An
     found = [_find(place) for place in root.walk() if "Conv" in place.node.op_type]
     for item in found:
         item.dims = _known_dims(types[item.scope], item.source, item.rank)
-    _run_for_the_rest(model, root.folder, found, inputs)
+    _run_for_the_rest(model, root.folder, found, _take_free_axes(root, found, inputs))
     return list(_with_unique_names(_layer(item, stored) for item in found))
 
 
@@ -74,6 +74,8 @@ class _Found:
         Parts of the layer's note.
     dims : Dims or None
         The shape of `source`.
+    assumed : bool
+        Whether `dims` depend on extents that were chosen for free axes of the network's inputs.
     """
 
     scope: Scope
@@ -84,6 +86,7 @@ class _Found:
     padding_mode: str = "zeros"
     notes: list[str] = field(default_factory=list)
     dims: Dims | None = None
+    assumed: bool = False
 
     @property
     def rank(self) -> int | None:
@@ -205,6 +208,49 @@ def _known_dims(types: Types, name: str, rank: int | None) -> Dims | None:
     return dims if dims is not None and len(dims) == rank else None
 
 
+def _take_free_axes(root: Scope, found: list[_Found], inputs: Types) -> Types:
+    """Choose extents for free axes of the inputs if a layer's extents depend on them, and note the choice.
+
+    Returns the inputs with the chosen shapes. The first choice is kept if none gives every layer an output.
+    """
+    rest = [item for item in found if item.rank is not None and item.extents is None]
+    choices = list(with_free_axes(inputs)) if rest else []
+    if not choices:
+        return inputs
+    for taken in choices:
+        types = infer_types(root, inputs | taken)
+        if all(_has_output(item, types[item.scope]) for item in rest):
+            break
+    else:
+        taken = choices[0]
+        types = infer_types(root, inputs | taken)
+    note = (
+        f"the model leaves axes free, {' and '.join(open_inputs(inputs))}: its extents are those for the input "
+        f"{' and '.join(shown_inputs(taken))}; --input-shape gives others"
+    )
+    for item in rest:
+        item.dims, item.assumed = _known_dims(types[item.scope], item.source, item.rank), True
+        item.notes.append(note)
+    return inputs | taken
+
+
+def _has_output(item: _Found, types: Types) -> bool:
+    """Return whether the padded input of a layer is at least as large as its kernel reaches, as far as is known."""
+    assert item.kernel is not None
+    dims, values = _known_dims(types, item.source, item.rank), attributes(item.node)
+    if dims is None:
+        return True
+    taps = item.kernel.shape[2:]
+    auto_pad = values.get("auto_pad", "NOTSET")
+    if item.node.op_type == "ConvTranspose" or auto_pad.startswith("SAME"):
+        return all(d is None or d > 0 for d in dims)
+    reach = (d * (k - 1) + 1 for k, d in zip(taps, values.get("dilations", (1,) * len(taps)), strict=True))
+    pads = zip(_explicit_pads(values, auto_pad, len(taps)), item.pads, strict=True)
+    return all(
+        d is None or d + sum(own) + sum(pad) >= r for d, (own, pad), r in zip(dims[2:], pads, reach, strict=True)
+    )
+
+
 def _run_for_the_rest(model: Any, folder: Path, found: list[_Found], inputs: Types) -> None:
     """Find by running the network the extents that shape inference left unknown, or note why they stay unknown."""
     rest = [item for item in found if item.rank is not None and item.extents is None]
@@ -245,7 +291,8 @@ def _layer(item: _Found, stored: Mapping[str, Any]) -> Layer:
             conv = _conv(item, item.kernel)
         except (TypeError, ValueError) as error:
             item.notes.append(f"its geometry is not valid: {one_line(error)}")
-    return Layer(name, item.kernel, conv, item.extents, "; ".join(item.notes), _stored(item, stored))
+    note = "; ".join(item.notes)
+    return Layer(name, item.kernel, conv, item.extents, note, _stored(item, stored), assumed_extents=item.assumed)
 
 
 def _stored(item: _Found, stored: Mapping[str, Any]) -> Stored | None:
