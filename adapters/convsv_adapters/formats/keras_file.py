@@ -83,7 +83,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
         if archive:
             with zipfile.ZipFile(path) as members:
                 config = json.loads(members.read("config.json"))
-                weights = io.BytesIO(members.read("model.weights.h5"))
+                weights: Path | io.BytesIO = io.BytesIO(members.read("model.weights.h5"))
         else:
             weights, config = path, None
         with h5py.File(weights, "r") as file:
@@ -207,7 +207,7 @@ def _in_archive(file: Any, layer: _Configured) -> _Arrays | str:
 def _in_groups(file: Any, layer: _Configured) -> _Arrays | str:
     """Return the arrays from the groups of an .h5 file, one for each layer of the outermost model."""
     outer, *inner = layer.name.split("/")
-    weights = file["model_weights"] if "model_weights" in file else file
+    weights = file.get("model_weights", file)
     if outer not in weights:
         return "the file holds no arrays for it"
     group = weights[outer]
@@ -222,7 +222,7 @@ def _in_groups(file: Any, layer: _Configured) -> _Arrays | str:
 
 def _holds_kernels(file: Any, layer: _Configured, archive: bool) -> bool:
     """Return whether the file holds arrays with the rank of a kernel for a layer, whatever its class."""
-    weights = file["model_weights"] if "model_weights" in file else file
+    weights = file.get("model_weights", file)
     place = "/".join(layer.keys) if archive else layer.name.partition("/")[0]
     group = weights.get(place) if place else weights
     ranks: list[int] = []
@@ -242,11 +242,12 @@ def _layers(layer: _Configured, arrays: _Arrays | str, options: ReadOptions, *, 
             recurrent = layer.is_keras and re.fullmatch(r"ConvLSTM\dD", layer.kind)
             yield Layer(layer.name, None, None, None, RECURRENT if recurrent else OTHER_CLASS.format(layer.kind))
         return
-    reason = _doubt(layer, arrays, separable=match[1] == "Separable")
+    rank = int(match[2])
+    reason = _doubt(layer, arrays, rank, separable=match[1] == "Separable")
     if isinstance(arrays, str) or reason:
         yield Layer(layer.name, None, None, None, arrays if isinstance(arrays, str) else reason)
         return
-    config, rank = layer.config, int(match[2])
+    config = layer.config
     extents = _extents(layer, rank, options)
     letters = SPATIAL_LETTERS[rank]
     kernel = arrays.values[0]
@@ -284,7 +285,7 @@ def _layers(layer: _Configured, arrays: _Arrays | str, options: ReadOptions, *, 
     yield Layer(f"{layer.name}/pointwise", arrays.values[1], pointwise, outputs, note)
 
 
-def _doubt(layer: _Configured, arrays: _Arrays | str, *, separable: bool) -> str:
+def _doubt(layer: _Configured, arrays: _Arrays | str, rank: int, *, separable: bool) -> str:
     """Return the reason why the arrays of a layer are not its kernels; "" if they are."""
     config = layer.config
     if layer.wrapper not in ("", "TimeDistributed"):
@@ -298,6 +299,8 @@ def _doubt(layer: _Configured, arrays: _Arrays | str, *, separable: bool) -> str
     expected = 1 + separable + bool(config.get("use_bias", True))
     if len(arrays.values) != expected:
         return f"the file holds {len(arrays.values)} arrays for it, and {expected} were expected"
+    if any(array.ndim != rank + 2 or array.dtype.kind != "f" for array in arrays.values[: 1 + separable]):
+        return "where its kernel is expected, the file holds another array"
     return ""
 
 

@@ -42,9 +42,9 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     named = [(name, array) for name, array in arrays if isinstance(array, np.ndarray)]
     stored = {name: Stored(name, array.dtype.name) for name, array in named if array.dtype.itemsize <= 16}
     quantised = {name: not_floating(name, array.dtype.name) for name, array in named if array.ndim in LAYOUTS}
-    arrays = [(name, quantised.get(name) or array) for name, array in named]
+    readable: list[tuple[str, HostArray | str]] = [(name, quantised.get(name) or array) for name, array in named]
     ordered = in_natural_order(name for name, _ in named)
-    return layers_from_arrays(arrays, options, path, ordered=ordered, stored=stored)
+    return layers_from_arrays(readable, options, path, ordered=ordered, stored=stored)
 
 
 @hookimpl
