@@ -31,7 +31,14 @@ GEOMETRIES = [
 CHANNELS = [(3, 2, 1), (2, 3, 1), (4, 2, 2), (3, 3, 3)]  # channels out, channels in, groups
 
 
-@pytest.fixture(params=list(itertools.product(GEOMETRIES, CHANNELS)), ids=str)
+SETTINGS = [
+    # A quick run takes each geometry with one choice of channels.
+    pytest.param(pair, marks=() if number % (len(CHANNELS) + 1) == 0 else pytest.mark.thorough, id=str(pair))
+    for number, pair in enumerate(itertools.product(GEOMETRIES, CHANNELS))
+]
+
+
+@pytest.fixture(params=SETTINGS)
 def setting(request: pytest.FixtureRequest) -> Any:
     return request.param
 

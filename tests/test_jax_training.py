@@ -45,6 +45,7 @@ def test_flax_nnx_ends_within_the_bound() -> None:
     assert max(norms) >= BOUND / 1.02  # of which the grid that stands for every input size takes 1.01
 
 
+@pytest.mark.thorough
 def test_flax_linen_ends_within_the_bound() -> None:
     class Small(linen.Module):
         @linen.compact
@@ -69,6 +70,7 @@ def test_flax_linen_ends_within_the_bound() -> None:
     assert max(uppers(params, layers)) <= BOUND * SLACK
 
 
+@pytest.mark.thorough
 def test_equinox_ends_within_the_bound_every_other_step() -> None:
     model, batch = equinox_cnn(), images(4, 1, 8, 8)
     layers = on_equinox.conv_layers(model, batch[0])

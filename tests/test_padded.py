@@ -157,7 +157,7 @@ def test_norm_by_iteration(case: Case, complex_values: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-@pytest.mark.parametrize("channels", [(8, 8), (4, 12), (12, 3)], ids=str)
+@pytest.mark.parametrize("channels", [(8, 8), pytest.param((4, 12), marks=pytest.mark.thorough), (12, 3)], ids=str)
 def test_norm_of_larger_images(mode: str, channels: tuple[int, int]) -> None:
     case = Case((*channels, 3, 3), (12, 11), Conv("OIHW", padding=(2, 1), padding_mode=mode))
     kernel = case.kernel()
@@ -279,10 +279,11 @@ def test_gradient_at_the_zero_kernel(size: tuple[int, int]) -> None:
 
 # ---- libraries -----------------------------------------------------------------------------------------
 
+SINGLE = pytest.param("jax-single", marks=pytest.mark.thorough)
 TRACED = Case((4, 3, 3, 3), (9, 8), Conv("OIHW", stride=(1, 2), padding=1, padding_mode="reflect"))
 
 
-@pytest.mark.parametrize("library", ["numpy", "torch", "jax", "jax-single", "array_api_strict"])
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax", SINGLE, "array_api_strict"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("size", [(5, 6), (9, 8)], ids=["dense", "iterative"])
 def test_libraries(library: str, dtype: str, size: tuple[int, int]) -> None:
@@ -310,7 +311,7 @@ def precision(single: bool) -> contextlib.AbstractContextManager[Any]:
     return jax.enable_x64(False)
 
 
-@pytest.mark.parametrize("method", ["dense", "iterative"])
+@pytest.mark.parametrize("method", [pytest.param("dense", marks=pytest.mark.thorough), "iterative"])
 def test_jax_transformations(method: str, request: pytest.FixtureRequest) -> None:
     jax = pytest.importorskip("jax")
     if method == "iterative":

@@ -1,4 +1,4 @@
-"""Penalties: what the conformance suite does not ask of every backend."""
+"""Penalties: the tests that the conformance suite does not ask of every backend."""
 
 from __future__ import annotations
 
@@ -9,61 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from convsv_backends._numpy import NumpyBackend
-from convsv_conformance.cases import by_name
 from convsv_conformance.checks import penalties as check
-from convsv_conformance.suite import FEATURES
+from convsv_conformance.features import FEATURES
+from convsv_conformance.table import by_name
 from convsv_conformance.target import Failure, Ledger, Target
+from penalty_cases import CALLS, CONV, EPS, HARD, random_kernel, unitary
 
 import convsv_core as convsv
 from convsv_core import Conv, penalties
 from convsv_core.penalties import _gram
 from convsv_core.plugins import get_backend
 
-EPS = float(np.finfo(np.float64).eps)
-CONV = Conv("OIHW")
-
-CALLS: dict[str, Callable[..., Any]] = {
-    "norm_hinge": lambda *layer: penalties.norm_hinge(*layer, 0.5),
-    "spectrum_hinge": lambda *layer: penalties.spectrum_hinge(*layer, 0.5),
-    "squared_norm": penalties.squared_norm,
-    "orthogonality": penalties.orthogonality,
-    "nuclear": lambda *layer: penalties.schatten(*layer, 1),
-    "schatten-1.5": lambda *layer: penalties.schatten(*layer, 1.5),
-    "frobenius": lambda *layer: penalties.schatten(*layer, 2),
-    "schatten-4": lambda *layer: penalties.schatten(*layer, 4),
-    "schatten-6": lambda *layer: penalties.schatten(*layer, 6),
-    "log_condition_number": penalties.log_condition_number,
-    "negative_log_abs_det": penalties.negative_log_abs_det,
-    "stable_rank": penalties.stable_rank,
-}
 EVERY_SIZE = ("orthogonality", "frobenius", "schatten-4", "schatten-6")
-
-
-def random_kernel(*shape: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
-
-
-def unitary(channels: int = 4) -> Any:
-    """An orthogonal layer's kernel: rotations, and a shift of half of the channels along each axis."""
-    rng = np.random.default_rng(5)
-    first, second, third = (np.linalg.qr(rng.standard_normal((channels, channels)))[0] for _ in range(3))
-    half = np.diag((np.arange(channels) < channels // 2) + 0.0)
-    stay = np.eye(channels) - half
-    kernel = np.zeros((channels, channels, 2, 2))
-    for row, along in enumerate((stay, half)):
-        for column, across in enumerate((stay, half)):
-            kernel[:, :, row, column] = first @ along @ second @ across @ third
-    return kernel
-
-
-HARD = {
-    "zero": np.zeros((4, 4, 3, 3)),
-    "identity": np.eye(4)[:, :, None, None] * (np.arange(9) == 4).reshape(3, 3),
-    "orthogonal": unitary(),
-    "deficient": np.ones((4, 4, 3, 3)),
-    "repeated": np.diag([2.0, 2.0, 1.0, 1.0])[:, :, None, None],
-    "random": random_kernel(4, 4, 3, 3),
-}
 
 
 # ---- normalisation ------------------------------------------------------------------------------------
@@ -251,137 +208,6 @@ def test_bad_layers(name: str) -> None:
 def test_bad_parameters(call: Callable[[Any], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(random_kernel(4, 4, 3, 3))
-
-
-# ---- gradients ------------------------------------------------------------------------------------------
-
-
-STEP = EPS ** (1 / 5)
-"""Where the error of a central difference of order 4 is of the order of that of its rounding, ``STEP**4``."""
-
-TRUNCATION = 100.0
-"""Largest error of such a difference, in units of ``STEP**4``: the size of fifth derivatives here."""
-
-
-def differences(call: Callable[[Any], Any], kernel: Any, direction: Any) -> float:
-    """The derivative in a direction, by the central difference of order 4."""
-    ahead = [float(call(kernel + count * STEP * direction)) for count in (1, 2)]
-    behind = [float(call(kernel - count * STEP * direction)) for count in (1, 2)]
-    return (8 * (ahead[0] - behind[0]) - (ahead[1] - behind[1])) / (12 * STEP)
-
-
-def is_derivative(got: float, slope: float) -> bool:
-    return abs(got - slope) <= TRUNCATION * STEP**4 * max(1.0, abs(slope))
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_gradients_against_finite_differences_on_each_library(name: str) -> None:
-    kernel, conv = 0.3 * random_kernel(4, 4, 3, seed=3) + np.eye(4)[:, :, None] * np.asarray([0, 1, 0]), Conv("OIW")
-    rng = np.random.default_rng(4)
-    directions = [direction / np.linalg.norm(direction) for direction in rng.standard_normal((3, *kernel.shape))]
-    found = {}
-    for library in ("torch", "jax"):
-        pytest.importorskip(library)
-        backend = get_backend(library)
-        derivative = backend.grad(lambda array: CALLS[name](array, 9, conv))
-        assert derivative is not None
-        found[library] = backend.to_numpy(derivative(backend.asarray(kernel, dtype="float64")))
-        for direction in directions:
-            slope = differences(lambda array: CALLS[name](array, 9, conv), kernel, direction)
-            assert is_derivative(float(np.sum(found[library] * direction)), slope)
-    largest = max(np.abs(gradient).max() for gradient in found.values())
-    assert np.abs(found["torch"] - found["jax"]).max() <= 1000 * EPS * largest
-
-
-@pytest.mark.parametrize("hard", HARD)
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_gradients_are_finite_everywhere(hard: str, dtype: str) -> None:
-    torch = pytest.importorskip("torch")
-    for scale in (1.0, 1 / 64):
-        for name, call in CALLS.items():
-            kernel = torch.tensor(scale * HARD[hard] / 4, dtype=getattr(torch, dtype), requires_grad=True)
-            value = call(kernel, (4, 6), CONV)
-            (gradient,) = torch.autograd.grad(value, kernel)
-            assert bool(torch.isfinite(value)), name
-            assert bool(torch.isfinite(gradient).all()), name
-
-
-@pytest.mark.parametrize("power", [-120, -100, 60, 100])
-def test_kernels_of_absurd_scale(power: int) -> None:
-    """Finite wherever the true value is, in single precision."""
-    torch = pytest.importorskip("torch")
-    degrees = dict.fromkeys(CALLS, 2) | {"orthogonality": 4, "schatten-4": 4, "schatten-6": 6, "schatten-1.5": 1.5}
-    degrees |= {"nuclear": 1, "log_condition_number": 0, "negative_log_abs_det": 0, "stable_rank": 0}
-    kernel = torch.tensor(np.ldexp(HARD["random"], power), dtype=torch.float32, requires_grad=True)
-    for name, call in CALLS.items():
-        value = call(kernel, (4, 6), CONV)
-        (gradient,) = torch.autograd.grad(value, kernel)
-        if power * degrees[name] < 125:
-            assert bool(torch.isfinite(value)), name
-            assert bool(torch.isfinite(gradient).all()), name
-        else:
-            assert value.item() == math.inf, name
-
-
-@pytest.mark.parametrize("library", ["torch", "jax"])
-def test_gradients_by_the_bound(library: str) -> None:
-    pytest.importorskip(library)
-    backend = get_backend(library)
-    kernel = backend.asarray(random_kernel(3, 4, 3, 3), dtype="float64")
-    for call in (penalties.norm_hinge, penalties.spectrum_hinge):
-        derivative = backend.grad(lambda bound, call=call: call(kernel, (4, 5), CONV, bound))
-        assert derivative is not None
-        slope = differences(
-            lambda bound, call=call: call(kernel, (4, 5), CONV, float(bound)), np.asarray(0.5), np.asarray(1.0)
-        )
-        got = derivative(backend.asarray(np.asarray(0.5), dtype="float64"))
-        assert is_derivative(float(got), slope)
-
-
-# ---- tracing --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_under_the_transformations_of_torch(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    kernels = torch.stack([torch.tensor(HARD[hard][:, :, :1, :1]) for hard in ("zero", "repeated", "random")])
-
-    def call(kernel: Any) -> Any:
-        return CALLS[name](kernel, (4, 3), CONV)
-
-    alone = torch.stack([call(kernel) for kernel in kernels])
-    assert torch.allclose(torch.func.vmap(call)(kernels), alone, rtol=50 * EPS, atol=50 * EPS)
-    gradients = torch.func.vmap(torch.func.grad(call))(kernels)
-    expected = torch.stack([torch.func.grad(call)(kernel) for kernel in kernels])
-    assert bool(torch.isfinite(gradients).all())
-    assert torch.allclose(gradients[2], expected[2], rtol=1000 * EPS, atol=1000 * EPS)
-
-
-def test_under_the_transformations_of_jax() -> None:
-    jax = pytest.importorskip("jax")
-    kernels = np.stack([HARD[hard][:, :, :2, :2] for hard in ("zero", "identity", "random")])
-
-    def everything(kernel: Any, bound: Any) -> Any:
-        layer = (kernel, (4, 3), CONV)
-        traced = (penalties.norm_hinge(*layer, bound), penalties.spectrum_hinge(*layer, bound))
-        return jax.numpy.stack([*(call(*layer) for call in CALLS.values()), *traced])
-
-    mapped = jax.jit(jax.vmap(everything, in_axes=(0, None)))(kernels, 0.5)
-    slopes = jax.jit(jax.vmap(jax.jacrev(everything), in_axes=(0, None)))(kernels, 0.5)
-    assert bool(jax.numpy.isfinite(slopes).all())
-    names = [*CALLS, "norm_hinge", "spectrum_hinge"]
-    for kernel, row in zip(kernels, mapped, strict=True):
-        alone = np.asarray([float(CALLS[name](kernel, (4, 3), CONV)) for name in names])
-        assert np.abs(np.asarray(row) - alone).max() <= 100 * EPS * (1 + np.abs(alone).max())
-
-
-def test_jax_without_a_transformation() -> None:
-    jax = pytest.importorskip("jax")
-    kernel = random_kernel(4, 4, 1, 3)
-    for name, call in CALLS.items():
-        got = call(jax.numpy.asarray(kernel), (2, 4), CONV)
-        assert isinstance(got, jax.Array)
-        assert float(got) == pytest.approx(float(call(kernel, (2, 4), CONV)), rel=500 * EPS), name
 
 
 # ---- the check ------------------------------------------------------------------------------------------

@@ -105,6 +105,46 @@ def test_one_thread_gives_the_same_bits_whatever_the_limit(kernel: np.ndarray, n
     np.testing.assert_array_equal(*found)
 
 
+WITH_SCIPY = """
+import sys
+import numpy as np
+import convsv_core as convsv
+from convsv_core.plugins import get_backend
+from threadpoolctl import ThreadpoolController
+
+def threads():
+    return [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()]
+
+def load_scipy():
+    global loaded
+    import scipy.linalg
+    loaded = len(threads())
+
+kernel = np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype("float32")
+found = []
+if sys.argv[1] == "first":
+    load_scipy()
+for _ in range(2):
+    before = threads()
+    with get_backend("numpy").single_threaded():
+        assert set(threads()) == {1}, threads()
+        found.append(convsv.singular_values(kernel, (64, 64), convsv.Conv("OIHW")))
+    assert threads() == before
+    if sys.argv[1] == "later":
+        load_scipy()
+assert len(threads()) == loaded
+np.testing.assert_array_equal(*found)
+"""
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_blas_that_another_package_loads_is_limited_too(when: str) -> None:
+    """SciPy brings a BLAS of its own, before the first call or after it."""
+    pytest.importorskip("scipy")
+    done = subprocess.run([sys.executable, "-c", WITH_SCIPY, when], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_limit_holds_in_whichever_thread_asks(kernel: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """threadpoolctl ignores every thread but the first that has set a limit."""
     convsv.singular_values(kernel, (64, 64), CONV)

@@ -103,6 +103,7 @@ def _fails_on_one_rank(rank: int, folder: Path) -> Any:
     return owner, "no error"
 
 
+@pytest.mark.thorough
 def test_a_failure_on_one_rank_is_raised_on_all() -> None:
     found = run_on_ranks(_fails_on_one_rank)
     owner = found[0][0]
@@ -144,6 +145,7 @@ def _flat(rank: int, folder: Path) -> Any:
     return "no error"
 
 
+@pytest.mark.thorough
 def test_flat_parameters_are_refused() -> None:
     for found in run_on_ranks(_flat):
         assert "FullyShardedDataParallel" in found

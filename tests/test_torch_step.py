@@ -24,7 +24,7 @@ def _seeded() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("method", ["dykstra", "rescale"])
+@pytest.mark.parametrize("method", [pytest.param("dykstra", marks=pytest.mark.thorough), "rescale"])
 def test_after_training_every_layer_is_within_the_bound(method: str, device: str) -> None:
     model, batch = network().to(device), images().to(device)
     layers = conv_layers(model, batch)

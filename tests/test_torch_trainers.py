@@ -148,7 +148,9 @@ def lightning_trainer(pl: Any, folder: Path, callbacks: list[Any], **options: An
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.*:Warning:pytorch_lightning")
-@pytest.mark.parametrize(("accumulate", "every", "steps"), [(1, 1, 4), (2, 1, 2), (1, 3, 4)])
+@pytest.mark.parametrize(
+    ("accumulate", "every", "steps"), [pytest.param(1, 1, 4, marks=pytest.mark.thorough), (2, 1, 2), (1, 3, 4)]
+)
 def test_lightning_projects_after_optimizer_steps(tmp_path: Path, accumulate: int, every: int, steps: int) -> None:
     pl = pytest.importorskip("pytorch_lightning")
     from convsv_adapters.lightning import OperatorNormProjection
@@ -168,7 +170,7 @@ def test_lightning_projects_after_optimizer_steps(tmp_path: Path, accumulate: in
 # ---- the Hugging Face Trainer ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_the_hugging_face_trainer_projects_and_logs(tmp_path: Path, every: int) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -106,32 +107,43 @@ def _cholesky_one_by_one(array: Array) -> Array:
 _cholesky = getattr(getattr(np.linalg, "_umath_linalg", None), "cholesky_lo", _cholesky_one_by_one)
 
 
-@functools.cache
 def _blas() -> ThreadpoolController:
+    """Return the controller of every BLAS that is loaded now.
+
+    A package that is imported later can bring a BLAS of its own, as SciPy does. To search the process for libraries
+    takes milliseconds, so the search is repeated only when the number of imported modules has changed.
+    """
+    return _blas_among(len(sys.modules))
+
+
+@functools.lru_cache(maxsize=1)
+def _blas_among(modules: int) -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
 def _limit_blas() -> tuple[int, Callable[[], object]]:
+    """Hold every BLAS to one thread; return how many threads the user's limit left, and a function that restores it."""
+    blas = _blas()
     # Some other library's BLAS may know one thread only, whatever the limit: the largest number is the user's.
-    found = [library["num_threads"] for library in _blas().info()]
-    _release_blas()
-    limited = _blas().limit(limits=1)
-    _release_blas()
+    found = [library["num_threads"] for library in blas.info()]
+    _release_blas(blas)
+    limited = blas.limit(limits=1)
+    _release_blas(blas)
 
     def restore() -> None:
-        _release_blas()
+        _release_blas(blas)
         limited.restore_original_limits()
-        _release_blas()
+        _release_blas(blas)
 
     return max(found, default=usable_processors()), restore
 
 
-def _release_blas() -> None:
+def _release_blas(blas: ThreadpoolController) -> None:
     """Let any thread set the limit: threadpoolctl ignores all threads, silently, but the first that has set one.
 
-    The limit is the process's, and `SharedLimit` sees to it that it is set once and given back once.
+    The limit is the process's. `SharedLimit` sets it once and restores it once.
     """
-    for library in _blas().lib_controllers:
+    for library in blas.lib_controllers:
         if hasattr(library, "clear_controlling_thread"):  # since threadpoolctl 3.8
             library.clear_controlling_thread(force=True)
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from convsv_conformance.failures import KnownFailures
 from convsv_conformance.report import Cell, Report, check_path
-from convsv_conformance.suite import Item, KnownFailures, Skip, select
+from convsv_conformance.suite import Item, Skip, select
 
 try:
     import click
@@ -20,14 +21,17 @@ try:
 except ImportError as error:
     sys.exit(f"convsv conformance needs click and rich, which come with convsv[cli]: {error}")
 
+__all__ = ["main"]
+
 PRINTED = 20
-"""Failures that are printed; a report has them all."""
+"""Largest number of failures that are printed: a guess at what a terminal shows. A report has all failures."""
 
 
 @click.command()
 @click.option("--backend", multiple=True, metavar="NAME", help="Backend to test; repeatable. Default: all there are.")
 @click.option("--device", multiple=True, metavar="NAME", help="Device; repeatable. Default: all of the backend's.")
 @click.option("--dtype", multiple=True, metavar="NAME", help="Kernel dtype; repeatable. Default: all.")
+@click.option("--feature", multiple=True, metavar="NAME", help="Feature; repeatable. Default: all.")
 @click.option("--thorough", is_flag=True, help="Every case also for libraries that take seconds for each (JAX).")
 @click.option(
     "--known-failures",
@@ -43,6 +47,7 @@ def main(
     backend: tuple[str, ...],
     device: tuple[str, ...],
     dtype: tuple[str, ...],
+    feature: tuple[str, ...],
     thorough: bool,
     known_failures: Path | None,
     report: Path | None,
@@ -58,7 +63,7 @@ def main(
     try:
         if report is not None:
             check_path(report)
-        selection = select(backend, device, dtype, thorough=thorough)
+        selection = select(backend, device, dtype, features=feature, depth="thorough" if thorough else "usual")
         known = {t.backend.name: KnownFailures.of(t.backend.name, known_failures) for t in selection.targets}
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -88,7 +93,7 @@ def _run(items: list[Item | Skip], known: dict[str, KnownFailures]) -> Report:
         start = time.perf_counter()
         try:
             ledger = item.verify()
-        except Exception as error:  # whatever a backend raises is that case's failure
+        except Exception as error:  # a backend may raise anything, and each exception fails its case only
             cell.cases += 1
             if reason:
                 cell.known += 1

@@ -1,8 +1,8 @@
-"""The judge: the whole matrix of a convolutional layer, built from the definition in plain NumPy.
+"""Build the whole matrix of a convolutional layer from the definition, in plain NumPy: the judge of all results.
 
-Nothing here is fast, clever or shared with the library under test: every entry is found by walking over
-output pixels, taps and groups of channels. Products with the matrix are checked against the
-convolutions of PyTorch and JAX in the project's tests.
+Nothing here is fast, clever or shared with the library under test. A loop over output pixels, taps and groups of
+channels finds every entry. The project's tests check products with the matrix against the convolutions of PyTorch
+and JAX.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["Array", "Pairs", "accurate_singular_values", "dense_matrix", "same_pads", "source"]
+
 Array: TypeAlias = NDArray[Any]
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 
 
 def same_pads(taps: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Pairs:
-    """Elements before and after each axis that give ``extent // stride`` outputs, the odd one at the end.
+    """Return the elements before and after each axis that give ``extent // stride`` outputs.
+
+    Where their number is odd, one more stands after the axis than before it.
 
     Examples
     --------
@@ -35,9 +39,9 @@ def same_pads(taps: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[in
 
 
 def source(index: int, extent: int, padding_mode: str) -> int | None:
-    """Which of `extent` elements stands at `index` once the axis is padded; None where a zero does.
+    """Return which of `extent` elements stands at `index` of the padded axis, or None where a zero stands.
 
-    Indices outside ``range(extent)`` are those of the padding, which may be wider than the axis itself.
+    Indices outside ``range(extent)`` belong to the padding, which may be wider than the axis itself.
 
     Examples
     --------
@@ -69,35 +73,35 @@ def dense_matrix(
     transposed: bool = False,
     output_shape: tuple[int, ...] | None = None,
 ) -> Array:
-    """Matrix of the layer that takes an image of ``(channels, *input_shape)`` to its output.
+    """Return the matrix of the layer that takes an image of ``(channels, *input_shape)`` to its output.
 
     Parameters
     ----------
     kernel : array
-        Taps, with axes as in `layout`; the axis ``I`` (``O`` when `transposed`) holds one group.
+        Taps, with the axes of `layout`. The axis ``I`` (``O`` when `transposed`) holds one group.
     input_shape : tuple of int
         Spatial extents of the input, in the order of the spatial letters of `layout`.
     layout : str
-        ``O``, ``I`` and the spatial letters in the order of the kernel's axes.
+        ``O``, ``I`` and the spatial letters, in the order of the kernel's axes.
     stride, dilation : tuple of int
-        One value an axis.
+        One value for each spatial axis.
     groups : int
-        Groups of channels.
+        Number of groups of channels.
     pads : pairs of int, optional
-        Elements before and after each axis; `same_pads` by default.
+        Elements before and after each axis, by default those of `same_pads`.
     padding_mode : str
         "circular", "zeros", "reflect" or "replicate".
     transposed : bool
         Whether to return the transpose of the convolution described, without conjugation. That
         convolution then goes from `output_shape` to `input_shape`.
     output_shape : tuple of int, optional
-        Spatial extents of the output of a transposed convolution; by default ``input_shape * stride``.
+        Spatial extents of the output of a transposed convolution, by default ``input_shape * stride``.
 
     Returns
     -------
     array of float64 or complex128
-        Rows are the outputs and columns the inputs, both with the channel as the slowest index and the
-        pixels in row-major order.
+        Rows are the outputs and columns the inputs. In both, the channel is the slowest index, and the pixels are
+        in row-major order.
 
     Examples
     --------
@@ -115,7 +119,7 @@ def dense_matrix(
     rows_all, columns_of_group, *taps = weights.shape
     rows_of_group = rows_all // groups
 
-    wide = input_shape  # what the strided convolution takes in; a transposed one puts it out
+    wide = input_shape  # extents of the strided convolution's input, which is the output of a transposed one
     if transposed:
         wide = output_shape or tuple(n * s for n, s in zip(input_shape, stride, strict=True))
     pads = same_pads(tuple(taps), stride, dilation) if pads is None else pads
@@ -146,17 +150,20 @@ def dense_matrix(
 
 
 CLUSTER = 1e-9
-"""Distance, relative to the largest, from which two singular values are told apart by first-order terms."""
+"""The least distance of two singular values, relative to the largest, that first-order terms tell apart.
+
+The second-order terms that are left out are of the order of ``eps**2 / CLUSTER``, far below the rounding of doubles.
+"""
 
 
 def accurate_singular_values(matrix: Array) -> Array:
-    """Singular values, descending, with an error far below the rounding of double precision.
+    """Return the singular values, in descending order, with an error far below the rounding of double precision.
 
-    LAPACK's values of a dense matrix of a hundred rows are off by ten units of eps times the largest and more,
-    which is too much for the judge of results in double precision. So its factors are made orthonormal and
-    ``C = U* A V`` is formed in extended precision. C is diagonal up to rounding: its values are its diagonal, to
-    second order in what is off it, except that values closer than `CLUSTER` share a small block. (Where NumPy's
-    long double is a double, the values are LAPACK's.)
+    LAPACK's values of a dense matrix of a hundred rows are off by ten units of eps times the largest and more. This
+    is too much for the judge of results in double precision. So LAPACK's factors are made orthonormal, and
+    ``C = U* A V`` is formed in extended precision. C is diagonal up to rounding, so its singular values are its
+    diagonal, to second order in the other entries. Values closer than `CLUSTER` share a small block of C instead.
+    Where NumPy's long double is a double, the function returns LAPACK's values.
 
     Examples
     --------
@@ -175,7 +182,7 @@ def accurate_singular_values(matrix: Array) -> Array:
     for stop in [*(np.flatnonzero(s[:-1] - s[1:] > CLUSTER * s[0]) + 1), len(s)]:
         block, middle = core[start:stop, start:stop], s[start]
         if middle > np.sqrt(CLUSTER) * s[0]:
-            rest = block - middle * np.eye(stop - start)  # small, so double precision is plenty for it
+            rest = block - middle * np.eye(stop - start)  # so small that double precision suffices
             rest = ((rest + rest.conj().T) / 2).astype(matrix.dtype)
             values[start:stop] = middle + np.linalg.eigvalsh(rest)[::-1]
         else:
@@ -185,5 +192,5 @@ def accurate_singular_values(matrix: Array) -> Array:
 
 
 def _orthonormal(columns: Array) -> Array:
-    """The nearest orthonormal columns to nearly orthonormal ones, by one step of Newton and Schulz."""
+    """Return the orthonormal columns nearest to nearly orthonormal ones, by one step of Newton and Schulz."""
     return columns @ (3 * np.eye(columns.shape[1]) - columns.conj().T @ columns) / 2

@@ -1,65 +1,50 @@
-"""Random layers of every kind and geometry, and a search for the norms of their symbols.
+"""Draw random layers of every kind and geometry, and search for the norms of their symbols.
 
-The layers are tiny, and the search shares nothing with the library under test.
+The layers are tiny. The search shares no code with the library under test.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 import convsv_core as convsv
+from convsv_conformance.cases import Case
+from convsv_conformance.dense import Array
+from convsv_conformance.symbols import climb, frequency_grid, symbol_norms
 
-Array: TypeAlias = NDArray[Any]
+__all__ = ["random_layer", "refined_supremum", "symbol_norm"]
 
 
 def symbol_norm(kernel: Array, conv: convsv.Conv, angles: Array) -> Array:
-    """Norm of the symbol, from its definition, at each row of angles; one loop a tap, nothing from the core."""
-    order = [conv.layout.index(letter) for letter in (*conv.spatial, *("IO" if conv.transposed else "OI"))]
-    taps = kernel.astype(complex if np.iscomplexobj(kernel) else float).transpose(order)
-    taps = taps.conj() if conv.transposed else taps  # the layer is the transpose: the adjoint of the conjugate
-    *extents, rows, columns = taps.shape
-    size = math.prod(conv.strides)
-    each = rows // conv.groups
-    found = np.zeros((len(angles), conv.groups, each, size, columns), complex)
-    for place in itertools.product(*map(range, extents)):
-        offset, residue = zip(
-            *(divmod(p * d, s) for p, d, s in zip(place, conv.dilations, conv.strides, strict=True)), strict=True
-        )
-        phase = np.exp(1j * angles @ offset)
-        column = np.ravel_multi_index(residue, conv.strides)
-        found[:, :, :, column, :] += phase[:, None, None, None] * taps[place].reshape(conv.groups, each, columns)
-    blocks = found.reshape(len(angles), conv.groups, each, size * columns)
-    return np.linalg.svd(blocks, compute_uv=False)[..., 0].max(axis=1)
+    """Return the norm of the symbol at each row of `angles`, by its definition and without the core."""
+    channels = [kernel.shape[conv.layout.index(letter)] for letter in ("IO" if conv.transposed else "OI")]
+    case = Case(
+        name="layer",
+        channels=(channels[0], channels[1]),
+        taps=tuple(kernel.shape[conv.layout.index(letter)] for letter in conv.spatial),
+        input_shape=(1,) * conv.ndim,
+        layout=conv.layout,
+        stride=conv.strides,
+        dilation=conv.dilations,
+        groups=conv.groups,
+        transposed=conv.transposed,
+    )
+    return symbol_norms(case, kernel, angles)
 
 
 def refined_supremum(norm: Callable[[Array], Array], ndim: int, start: Array) -> float:
-    """The largest norm that a fine grid and a pattern search from its best points find."""
+    """Return the largest norm that a fine grid finds, refined by a search from `start` and the grid's best points."""
     points = {1: 400, 2: 40, 3: 12}[ndim]
-    grid = np.stack(np.meshgrid(*[np.arange(points) * 2 * np.pi / points] * ndim), axis=-1).reshape(-1, ndim)
-    values = norm(grid)
-    candidates = np.concatenate([grid[np.argsort(values)[-4:]], start[None, :]])
-    step = 2 * np.pi / points
-    best = norm(candidates)
-    moves = np.asarray(list(itertools.product((-1, 0, 1), repeat=ndim)), float)
-    while step > 1e-9:
-        tried = candidates[:, None, :] + step * moves
-        found = norm(tried.reshape(-1, ndim)).reshape(tried.shape[:2])
-        chosen = found.argmax(axis=1)
-        improved = found.max(axis=1) > best
-        candidates = np.where(improved[:, None], tried[np.arange(len(tried)), chosen], candidates)
-        best = np.maximum(best, found.max(axis=1))
-        step = step if improved.any() else step / 3
-    return float(best.max())
+    grid = frequency_grid(points, ndim)
+    candidates = np.concatenate([grid[np.argsort(norm(grid))[-4:]], start[None, :]])
+    return climb(norm, candidates, step=2 * np.pi / points)
 
 
 def random_layer(rng: np.random.Generator) -> tuple[Array, convsv.Conv]:
-    """A kernel of one of many kinds, of any geometry."""
+    """Return a kernel of one of many kinds, and a description with any geometry."""
     ndim = int(rng.choice([1, 2, 2, 2, 3]))
     taps = tuple(int(k) for k in rng.integers(1, {1: 8, 2: 5, 3: 4}[ndim], ndim))
     groups = int(rng.choice([1, 1, 1, 2]))

@@ -1,4 +1,4 @@
-"""What a run found, as a table for people and as JSON, Markdown or HTML for files."""
+"""Report what a run found, as a table for people and as JSON, Markdown or HTML for files."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+__all__ = ["Cell", "Report", "check_path"]
+
 
 @dataclass
 class Cell:
-    """One feature on one library, device and dtype.
+    """The results of one feature on one library, device and dtype.
 
     Attributes
     ----------
     cases : int
-        Convolutions or mistakes tried.
+        Number of convolutions, or of wrong calls, that were tried.
     largest : float
-        Largest error found, in units of eps times the scale of the result (`sigma_max` for singular values).
+        Largest error, in units of eps times the scale of the result (`sigma_max` for singular values).
     seconds : float
-        Time it took, the dense reference's included.
+        Wall-clock time of the checks, with that of the dense reference.
     known : int
-        Cases that failed as a file of known failures says.
+        Number of cases that failed and that a file of known failures lists.
     failures : list of str
-        What failed, and how.
+        One line for each case that failed, with the error.
     """
 
     backend: str
@@ -43,18 +45,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Report:
-    """The cells of a run, and what was skipped: pairs of a name and a reason."""
+    """The cells of a run, and the skips as pairs of a name and a reason."""
 
     cells: Sequence[Cell]
     skipped: Sequence[tuple[str, str]]
 
     @property
     def failures(self) -> list[str]:
-        """Every failure."""
+        """Return every failure."""
         return [failure for cell in self.cells for failure in cell.failures]
 
     def matrix(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the matrix: a feature a row, a backend a column, over all devices and dtypes."""
+        """Return header and rows of a table with a row for each feature and a column for each backend.
+
+        An entry sums up all devices and dtypes.
+        """
         backends = list(dict.fromkeys(cell.backend for cell in self.cells))
         rows = []
         for feature in dict.fromkeys(cell.feature for cell in self.cells):
@@ -66,7 +71,7 @@ class Report:
         return ["feature", *backends], rows
 
     def write(self, path: Path) -> None:
-        """Write to a file, in the format that its ending names; `check_path` tells which there are."""
+        """Write the report to a file, in the format that its ending names; `check_path` checks the ending."""
         path.write_text(WRITERS[path.suffix](self), encoding="utf-8")
 
 
@@ -137,3 +142,4 @@ def _lists(report: Report) -> list[tuple[str, list[str]]]:
 
 
 WRITERS = {".json": _json, ".md": _markdown, ".html": _html}
+"""The formats of a report, by the ending of the file's name."""

@@ -1,8 +1,9 @@
-"""What is under test, one library on one device in one dtype, and the record of what was compared."""
+"""Describe what is under test, one library on one device in one dtype, and record what was compared."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from convsv_conformance.cases import Case, Truth
 from convsv_conformance.dense import Array
 from convsv_core.backend import Backend
 
+__all__ = ["UNITS_IN_LAST_PLACE", "Failure", "Ledger", "Target"]
+
 REAL_ANSWERS = {
     "float16": "float32",
     "bfloat16": "float32",
@@ -21,19 +24,30 @@ REAL_ANSWERS = {
     "complex64": "float32",
     "complex128": "float64",
 }
-"""The dtype that real results are given in, for each dtype of a kernel."""
+"""The dtype of real results, by the dtype of the kernel."""
 
 COMPLEX_ANSWERS = {"float32": "complex64", "float64": "complex128"}
+"""The dtype of complex results, by the dtype of real results."""
 
 UNITS_IN_LAST_PLACE = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+"""The distance from 1 to the next larger number of a dtype, which is its eps."""
+
+REFERENCE_FACTOR = 16.0
+"""Error allowed to the reference's own norms, in units of the rounding of double precision; a guess, twice LAPACK's."""
 
 
 class Failure(AssertionError):
-    """A result that is not what the dense reference, or the public face, says it must be."""
+    """A result differs from the dense reference, or has another kind than the documentation says."""
 
 
 class Ledger:
-    """What was compared, and the worst of it in units of eps times the scale of the result."""
+    """A record of comparisons: their number, and the largest error in units of eps times the scale of the result.
+
+    Parameters
+    ----------
+    eps : float
+        Unit of rounding of the results.
+    """
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
@@ -43,7 +57,7 @@ class Ledger:
     def close(self, what: str, actual: Array | float, expected: Array | float, *, scale: float, factor: float) -> None:
         """Raise `Failure` unless ``|actual - expected| <= factor * eps * scale`` everywhere.
 
-        Infinities must be equal, and a NaN is never close to anything.
+        Infinities must be equal. A NaN is never close to anything.
         """
         got, wanted = np.asarray(actual), np.asarray(expected)
         if got.shape != wanted.shape:
@@ -52,7 +66,7 @@ class Ledger:
             return
         with np.errstate(invalid="ignore"):
             error = np.where(got == wanted, 0.0, np.abs(got - wanted))
-        worst = float(np.max(error))  # NaN where there is one
+        worst = float(np.max(error))  # NaN if any error is NaN
         unit = self.eps * scale
         units = worst / unit if unit else (0.0 if worst == 0 else math.inf)
         if not units <= factor:
@@ -63,6 +77,11 @@ class Ledger:
                 f"{units:.3g} units of eps * scale = {unit:.3g}, allowed {factor:g}"
             )
         self.largest = max(self.largest, units)
+
+    def not_above(self, what: str, value: float, limit: float) -> None:
+        """Raise `Failure` unless ``value <= limit``, with room for the error of the reference's own norms."""
+        room = REFERENCE_FACTOR * UNITS_IN_LAST_PLACE["float64"] * abs(value)
+        self.true(f"{what}: {value} is more than {limit}", value <= limit + room)
 
     def true(self, what: str, condition: bool) -> None:
         """Raise `Failure` unless `condition` holds."""
@@ -80,31 +99,35 @@ class Target:
 
     @property
     def name(self) -> str:
-        """As in ids and reports: ``torch-cpu-float32``."""
+        """Return the name that ids and reports use, as ``torch-cpu-float32``."""
         return f"{self.backend.name}-{self.device}-{self.dtype}"
 
     @property
     def answer(self) -> str:
-        """Name of the dtype of real results."""
+        """Return the name of the dtype of real results."""
         return REAL_ANSWERS[self.dtype]
 
     @property
     def eps(self) -> float:
-        """Unit of rounding of real results."""
+        """Return the unit of rounding of real results."""
         return UNITS_IN_LAST_PLACE[self.answer]
 
     @property
     def kernel_eps(self) -> float:
-        """Unit of rounding of the kernel itself."""
+        """Return the unit of rounding of the kernel itself."""
         return UNITS_IN_LAST_PLACE.get(self.dtype, self.eps)
 
     @property
     def is_complex(self) -> bool:
-        """Whether kernels are complex."""
+        """Return whether kernels are complex."""
         return self.dtype.startswith("complex")
 
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` compiled, if the library has a compiler: without it such a library takes seconds."""
+        return self.backend.jit(function) or function
+
     def array(self, values: Array, dtype: str | None = None) -> Any:
-        """`values` as an array of the library, on the device; in the target's dtype unless another is given."""
+        """Return `values` as an array of the library, on the device, in `dtype` or else in the target's dtype."""
         dtype = dtype or self.dtype
         made = self.backend.asarray(values, dtype=dtype, device=self.device)
         exact = self.backend.to_numpy(made)
@@ -114,22 +137,22 @@ class Target:
         return made
 
     def kernel(self, case: Case) -> tuple[Any, Truth]:
-        """The kernel of `case` as an array of the library, and the truth about its values as rounded."""
+        """Return the kernel of `case` as an array of the library, and the truth about its rounded values."""
         kernel = self.array(case.values(self.dtype))
         return kernel, case.truth(self.exact(kernel))
 
     def exact(self, array: Any) -> Array:
-        """The values of an array of the library, in double precision on the host."""
+        """Return the values of an array of the library, in double precision on the host."""
         host = self.backend.to_numpy(array)
         return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
 
     def fetch(self, what: str, result: Any, shape: tuple[int, ...], dtype: str | None = None) -> Array:
-        """Values of a result of the library under test, once library, shape, dtype and device are right.
+        """Return the values of a result, after a check of its library, shape, dtype and device.
 
-        `dtype` is that of real results unless given.
+        The wanted dtype is `dtype`, or else the dtype of real results.
         """
         like = self.backend.asarray(np.zeros(1), dtype=dtype or self.answer, device=self.device)
-        # The namespace, not the type: NumPy's own reductions give a scalar where others give a 0-d array.
+        # The namespaces are compared, not the types: NumPy's own reductions give a scalar where others give an array.
         if not array_api_compat.is_array_api_obj(result) or _namespace(result) != _namespace(like):
             raise Failure(f"{what}: a {type(result).__name__}, not an array of {self.backend.name}")
         if tuple(result.shape) != shape:
@@ -143,7 +166,7 @@ class Target:
 
     @property
     def complex_answer(self) -> str:
-        """Name of the dtype of complex results."""
+        """Return the name of the dtype of complex results."""
         return COMPLEX_ANSWERS[self.answer]
 
 

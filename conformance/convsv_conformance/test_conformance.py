@@ -1,8 +1,10 @@
-"""The suite under pytest: one test, which the plugin parametrises."""
+"""The suite under pytest: the plugin parametrises this one test."""
 
 from convsv_conformance.suite import Item
 
+__all__ = ["test_conformance"]
+
 
 def test_conformance(conformance_item: Item) -> None:
-    """The backend's answer is that of the dense reference."""
+    """The backend's answer agrees with the dense reference."""
     conformance_item.verify()

@@ -149,6 +149,7 @@ def test_damaged_and_malicious_files_have_their_reason(
     assert result.stderr.count("has no figures") == 4
 
 
+@pytest.mark.thorough
 def test_the_table_of_a_killed_client_is_readable_and_can_be_completed(
     cluster: LocalCluster, run_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
-"""What is asked of every backend: one function a question, each given a target, a case and a ledger.
+"""The checks of the suite: one function for each question, which takes a target, a subject and a ledger.
 
-A check raises `Failure` (or whatever the library under test raises) when the answer is wrong, and enters in the
-ledger how far off the worst answer was.
+A check raises `Failure`, or whatever the library under test raises, when the answer is wrong. It enters the largest
+error of the answers in the ledger.
 """
+
+__all__: list[str] = []

@@ -1,8 +1,10 @@
-"""Certified bounds of the norm: never violated, attained where they say, and not misled where searches are."""
+"""Check certified bounds of the norm.
+
+The bounds must hold, be attained at the frequency that they name, and hold for kernels that mislead a search too.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,44 +15,61 @@ import numpy as np
 import convsv_core as convsv
 from convsv_conformance.cases import Case, make_case
 from convsv_conformance.checks.spectrum import VALUE_FACTOR
-from convsv_conformance.dense import Array, same_pads
+from convsv_conformance.dense import Array
+from convsv_conformance.symbols import climb, frequency_grid, symbol_at, symbol_norms
 from convsv_conformance.target import UNITS_IN_LAST_PLACE, Ledger, Target
 
-REFERENCE_FACTOR = 16.0
-"""Error of the reference's own norms, in units of the rounding of double precision: all that the bounds are allowed."""
+__all__ = [
+    "PEAKS",
+    "Peak",
+    "gradients_of_a_fixed_grid",
+    "of_a_fixed_grid",
+    "of_a_fixed_grid_compiled",
+    "of_every_size",
+    "of_flat_symbols",
+    "of_one_size",
+    "of_peaks",
+]
 
 ATTAINED_FACTOR = 300.0
-"""Most that `lower` may stay below the norm at the frequency that it names, in units of eps times that norm.
+"""Largest distance of `lower` below the norm at the frequency that it names, in units of eps times that norm.
 
-What rounding can have added to the squared norm is taken off `lower`: some units for each of the sums that make it,
-as a share of the sum of the moduli of its terms.
+The library takes a bound of the rounding error off `lower`: some units of eps for each of the sums that make the
+squared norm, relative to the sum of the moduli of their terms. The number is a guess that covers the cases here.
 """
 
 RTOL = 1e-3
+"""Relative gap of the bounds that is asked for on the cases of the table; the library's own default."""
+
 FIXED_RTOL = 0.05
+"""Relative gap that is asked of a fixed grid; a guess, at which the grids stay small."""
+
 GRADIENT_FACTOR = 200.0
-"""Error of the derivative along the kernel, in units of eps times the sum of moduli."""
+"""Error allowed to the derivative along the kernel, in units of eps times the sum of the moduli; a guess."""
 
 TIGHT = {"float32": 1e-6, "float64": 1e-8}
-"""Relative gap asked for where no gap shall hide the rounding, by dtype of the answer."""
+"""Relative gap that is asked for where a wider gap would hide rounding errors, by dtype of the answer; a guess."""
 
 TIGHT_EVALUATIONS = 4000
-"""Budget there: in 32 bits the gap may be out of reach, which the answer then has to say."""
+"""Number of evaluations allowed for a gap of `TIGHT`; a guess.
 
-POINTS, STARTS = 24, 8
-"""The reference looks for a supremum from the best few of so many points an axis."""
+In 32 bits the gap may be out of reach. The answer must then say that it has not converged.
+"""
 
+POINTS = 24
+"""Points on each axis of the grid on which the reference begins its search for a supremum; a guess."""
 
-# ---- the table of cases ----------------------------------------------------------------------------------
+STARTS = 8
+"""Number of the grid's best points from which the reference searches; a guess."""
 
 
 def of_one_size(target: Target, case: Case, ledger: Ledger) -> None:
-    """With an input shape: the largest singular value of the dense matrix lies between the bounds."""
+    """Check that the dense matrix's norm lies between the bounds that are given with an input shape."""
     kernel, truth = target.kernel(case)
     bounds = convsv.norm_bounds(kernel, case.conv, input_shape=case.input_shape, rtol=RTOL)
     lower, upper = _consistent(target, case, truth.values, bounds, RTOL, ledger)
-    _not_above(ledger, f"the upper bound {upper} is violated", truth.norm, upper)
-    _not_above(ledger, "the lower bound is violated", lower, truth.norm)
+    ledger.not_above(f"norm_bounds: the upper bound {upper} is violated", truth.norm, upper)
+    ledger.not_above("norm_bounds: the lower bound is violated", lower, truth.norm)
     turns = np.asarray(bounds.frequency) * case.grid / (2 * math.pi)
     on_grid = np.abs(turns - np.rint(turns)) <= 2 * UNITS_IN_LAST_PLACE["float64"] * np.maximum(turns, 1)
     ledger.true(f"norm_bounds: frequency={bounds.frequency} is not on the grid {case.grid}", bool(on_grid.all()))
@@ -58,32 +77,32 @@ def of_one_size(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def of_every_size(target: Target, case: Case, ledger: Ledger) -> None:
-    """Without one: neither the circular nor the zero-padded layer goes beyond `upper`, and `lower` is attained."""
+    """Check bounds without an input shape: `upper` holds for circular and zero padding, and `lower` is attained."""
     kernel, truth = target.kernel(case)
     bounds = convsv.norm_bounds(kernel, case.conv, rtol=RTOL)
     _, upper = _consistent(target, case, truth.values, bounds, RTOL, ledger)
-    _not_above(ledger, f"the circular layer's norm is beyond {upper}", truth.norm, upper)
-    _not_above(ledger, f"the zero-padded layer's norm is beyond {upper}", truth.zero_padded_norm, upper)
+    ledger.not_above(f"norm_bounds: the circular layer's norm is beyond {upper}", truth.norm, upper)
+    ledger.not_above(f"norm_bounds: the zero-padded layer's norm is beyond {upper}", truth.zero_padded_norm, upper)
     ledger.true("norm_bounds did not converge", bounds.converged)
 
 
 def of_flat_symbols(target: Target, case: Case, ledger: Ledger) -> None:
-    """Norms that are the same at every frequency: no gap hides the rounding, and none must be left."""
+    """Check bounds of symbols whose norm is equal at every frequency, with a gap that hides no rounding error."""
     kernel, truth = target.kernel(case)
     rtol = TIGHT[target.answer]
     bounds = convsv.norm_bounds(kernel, case.conv, rtol=rtol, max_evaluations=TIGHT_EVALUATIONS)
     _, upper = _consistent(target, case, truth.values, bounds, rtol, ledger)
-    _not_above(ledger, f"the circular layer's norm is beyond {upper}", truth.norm, upper)
+    ledger.not_above(f"norm_bounds: the circular layer's norm is beyond {upper}", truth.norm, upper)
     ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
 
 
 def of_a_fixed_grid(target: Target, case: Case, ledger: Ledger) -> None:
-    """The bound from a grid that shapes decide: above both layers, and not by more than it says."""
+    """Check the bound from a fixed grid: it holds for circular and zero padding, and is as tight as it promises."""
     _fixed_grid(target, case, ledger, lambda kernel: convsv.norm_upper_bound(kernel, case.conv, rtol=FIXED_RTOL))
 
 
 def of_a_fixed_grid_compiled(target: Target, case: Case, ledger: Ledger) -> None:
-    """The same as one function under the library's compiler."""
+    """Check the bound from a fixed grid as one function under the library's compiler."""
     run = target.backend.jit(lambda kernel: convsv.norm_upper_bound(kernel, case.conv, rtol=FIXED_RTOL))
     assert run is not None  # only libraries that have it are asked
     _fixed_grid(target, case, ledger, run)
@@ -92,17 +111,17 @@ def of_a_fixed_grid_compiled(target: Target, case: Case, ledger: Ledger) -> None
 def _fixed_grid(target: Target, case: Case, ledger: Ledger, bound: Callable[[Any], Any]) -> None:
     kernel, truth = target.kernel(case)
     upper = float(target.fetch("norm_upper_bound", bound(kernel), ()))
-    _not_above(ledger, f"norm_upper_bound: the circular layer's norm is beyond {upper}", truth.norm, upper)
+    ledger.not_above(f"norm_upper_bound: the circular layer's norm is beyond {upper}", truth.norm, upper)
     padded = truth.zero_padded_norm
-    _not_above(ledger, f"norm_upper_bound: the zero-padded layer's norm is beyond {upper}", padded, upper)
+    ledger.not_above(f"norm_upper_bound: the zero-padded layer's norm is beyond {upper}", padded, upper)
     supremum = float(target.exact(convsv.norm_bounds(kernel, case.conv, rtol=RTOL).upper))
-    # Beside the grid's share, what rounding can have added to the squared norm.
+    # The bound may exceed the supremum by the grid's share, and by what the bound of the rounding error adds.
     room = (1 + FIXED_RTOL) * (1 + ATTAINED_FACTOR * target.eps)
     ledger.true(f"norm_upper_bound: {upper} is far above {supremum}", upper <= room * supremum)
 
 
 def gradients_of_a_fixed_grid(target: Target, case: Case, ledger: Ledger) -> None:
-    """Finite at every kernel, and along the kernel itself the value, which is homogeneous."""
+    """Check that gradients are finite, and that the derivative along the kernel is the value, which is homogeneous."""
     kernel, _ = target.kernel(case)
 
     def bound(kernel: Any) -> Any:
@@ -124,20 +143,20 @@ def gradients_of_a_fixed_grid(target: Target, case: Case, ledger: Ledger) -> Non
 
 @dataclass(frozen=True, eq=False)
 class Peak:
-    """A kernel whose norm stands at a frequency where others do not look.
+    """A kernel whose norm is attained at a frequency that a usual search misses.
 
     Parameters
     ----------
     case : Case
-        Its geometry.
+        The geometry of the kernel.
     kernel : array, float64
     mistake : str
-        What others do.
+        A mistake that other programs make.
     mistaken : callable
-        The norm by that mistake; it must be less than the right one by more than a twentieth, or the kernel would
-        not tell them apart.
+        The norm by that mistake. It must be less than the right norm by more than a twentieth, or the kernel would
+        not tell the two apart.
     norm : float or None
-        The supremum, where the construction tells it; else the reference searches for it.
+        The supremum, if the construction gives it. Otherwise the reference searches for it.
     """
 
     case: Case
@@ -148,12 +167,12 @@ class Peak:
 
     @property
     def name(self) -> str:
-        """That of the case."""
+        """Return the name of the case."""
         return self.case.name
 
 
 def of_peaks(target: Target, peak: Peak, ledger: Ledger) -> None:
-    """The supremum, found from many starts, lies below `upper`, though a usual search stays well below it."""
+    """Check that `upper` is above the supremum, which a search from many starts finds and a usual search misses."""
     kernel, case = target.array(peak.kernel), peak.case
     values = target.exact(kernel)
     rtol = TIGHT[target.answer]
@@ -164,19 +183,26 @@ def of_peaks(target: Target, peak: Peak, ledger: Ledger) -> None:
     ledger.true(f"{peak.mistake}: the kernel does not tell, {wrong} for {truth}", wrong < 0.95 * truth)
     if peak.norm is not None:
         ledger.close("the reference's own search", truth, peak.norm, scale=peak.norm, factor=VALUE_FACTOR)
-    _not_above(ledger, f"the supremum is beyond {upper}", truth, upper)
-    _not_above(ledger, "the lower bound is violated", lower, truth)
+    ledger.not_above(f"norm_bounds: the supremum is beyond {upper}", truth, upper)
+    ledger.not_above("norm_bounds: the lower bound is violated", lower, truth)
     ledger.true("norm_bounds did not converge", bounds.converged or target.answer == "float32")
 
 
+def _climbed_from(case: Case, values: Array, points: int, starts: int) -> float:
+    """Return the highest local maximum near the best `starts` points of a grid with `points` points on each axis."""
+    places = frequency_grid(points, len(case.taps))
+    best = np.argsort(symbol_norms(case, values, places))[-starts:]
+    return climb(lambda angles: symbol_norms(case, values, angles), places[best], step=0.2)
+
+
 def _climbed(case: Case, values: Array) -> float:
-    """A local search from the best of as many points as taps."""
+    """Return the result of one local search, which starts at the best point of a grid with as many points as taps."""
     return _climbed_from(case, values, max(case.taps), 1)
 
 
 def _sampled(case: Case, values: Array) -> float:
-    """The largest norm on the grid of the case."""
-    return float(_norms(case, values, _grid(case.grid[0], len(case.taps))).max())
+    """Return the largest norm on the grid of the case."""
+    return float(symbol_norms(case, values, frequency_grid(case.grid[0], len(case.taps))).max())
 
 
 def _reshaped(case: Case, values: Array) -> float:
@@ -190,10 +216,10 @@ def _gaussian(seed: int) -> Peak:
 
 
 def _wave(taps: int, angles: tuple[float, ...], height: float) -> Array:
-    """Real kernel of two channels that turns them: its norm is `height` at plus and minus `angles`, and less elsewhere.
+    """Return a real kernel that rotates two channels; its norm is `height` at plus and minus `angles`, else less.
 
-    Rotations by t commute and have the eigenvalues ``exp(+-i t)``, so the symbol is normal and its values are two
-    Dirichlet kernels.
+    Rotations by t commute and have the eigenvalues ``exp(+-i t)``, so the symbol is normal and its singular values
+    are two Dirichlet kernels.
     """
     turns: Array = np.zeros((taps,) * len(angles))
     for place in np.ndindex(turns.shape):
@@ -203,7 +229,7 @@ def _wave(taps: int, angles: tuple[float, ...], height: float) -> Array:
 
 
 def _two_blocks() -> Peak:
-    """The higher peak stands between the points of a search, the lower one on one of them."""
+    """Return a kernel with two peaks: the higher one lies between the points of a search, the lower one on a point."""
     kernel: Array = np.zeros((4, 4, 3, 3))
     kernel[:2, :2] = _wave(3, (2 * math.pi / 3, 0.0), 1.0)
     kernel[2:, 2:] = _wave(3, (math.pi / 3, math.pi), 1.2)
@@ -212,7 +238,7 @@ def _two_blocks() -> Peak:
 
 
 PEAKS = (
-    *map(_gaussian, (5, 54, 63, 90)),  # found among 150
+    *map(_gaussian, (5, 54, 63, 90)),  # seeds whose kernels mislead a local search, out of 150 seeds
     _two_blocks(),
     Peak(
         make_case("between-grid-points", (2, 2), (5,), (8,)),
@@ -231,13 +257,13 @@ PEAKS = (
 )
 
 
-# ---- what holds of any bounds ----------------------------------------------------------------------------
+# ---- checks of any bounds ----------------------------------------------------------------------------
 
 
 def _consistent(
     target: Target, case: Case, values: Array, bounds: convsv.NormBounds, rtol: float, ledger: Ledger
 ) -> tuple[float, float]:
-    """Lower and upper bound, once they are of the right kind, in order, and attained where they say."""
+    """Return the lower and upper bound, after a check of their kind, order, frequency and singular vectors."""
     lower = float(target.fetch("norm_bounds: lower", bounds.lower, ()))
     upper = float(target.fetch("norm_bounds: upper", bounds.upper, ()))
     ledger.true(f"norm_bounds: lower={lower}, upper={upper}", 0 <= lower <= upper < math.inf)
@@ -252,13 +278,13 @@ def _consistent(
     )
     matrices = symbol_at(case, values, np.asarray([bounds.frequency]))[0]
     norm = float(np.linalg.norm(matrices, 2, axis=(-2, -1)).max())
-    _not_above(ledger, f"at the frequency {bounds.frequency} the lower bound is not attained", lower, norm)
+    ledger.not_above(f"norm_bounds: at the frequency {bounds.frequency} the lower bound is not attained", lower, norm)
     ledger.close("norm_bounds: lower", lower, norm, scale=norm, factor=ATTAINED_FACTOR)
     rows, columns = case.block
     left = target.fetch("norm_bounds: left", bounds.left, (case.groups, rows), target.complex_answer)
     right = target.fetch("norm_bounds: right", bounds.right, (case.groups, columns), target.complex_answer)
     factor = VALUE_FACTOR * min(case.block)
-    attained = np.linalg.norm(left, axis=-1)  # of each group: 1 for one that attains the norm, 0 for the others
+    attained = np.linalg.norm(left, axis=-1)  # 1 for the group that attains the norm, 0 for other groups
     ledger.true("norm_bounds: left is not a vector of one group", int(np.rint(attained).sum()) == 1)
     for what, got, expected, scale in (
         ("A right = norm left", np.einsum("grc,gc->gr", matrices, right), norm * left, norm),
@@ -268,63 +294,3 @@ def _consistent(
     ):
         ledger.close(f"norm_bounds: {what}", got, expected, scale=scale, factor=factor)
     return lower, upper
-
-
-def _not_above(ledger: Ledger, what: str, value: float, limit: float) -> None:
-    """Raise `Failure` unless ``value <= limit``, but for the reference's own error."""
-    room = REFERENCE_FACTOR * UNITS_IN_LAST_PLACE["float64"] * abs(value)
-    ledger.true(f"norm_bounds: {what}: {value} is more than {limit}", value <= limit + room)
-
-
-# ---- the symbol at any frequency, from its definition ----------------------------------------------------
-
-
-def symbol_at(case: Case, values: Array, angles: Array) -> Array:
-    """Matrices of the symbol at each row of `angles`: shape (len(angles), groups, rows, columns).
-
-    A tap reads the pixel at ``tap * dilation - padding`` from the output's, which is a residue modulo the stride and
-    an offset in units of it; the offset gives the phase.
-    """
-    layout, stride = case.layout, case.stride
-    spatial = [axis for axis, letter in enumerate(layout) if letter not in "OI"]
-    order = [layout.index(letter) for letter in ("IO" if case.transposed else "OI")] + spatial
-    weights = values.transpose(order).astype(complex)
-    weights = weights.conj() if case.transposed else weights  # a transpose is the adjoint of the conjugate
-    outputs, inputs, *taps = weights.shape
-    weights = weights.reshape(case.groups, outputs // case.groups, inputs, *taps)
-    pads = same_pads(case.taps, stride, case.dilation) if case.padding is None else case.padding
-    found = np.zeros((len(angles), *weights.shape[:2], math.prod(stride), inputs), complex)
-    for tap in np.ndindex(*taps):
-        read = [t * d - before for t, d, (before, _) in zip(tap, case.dilation, pads, strict=True)]
-        offset, residue = zip(*map(divmod, read, stride), strict=True)
-        phases = np.exp(1j * angles @ np.asarray(offset, float))
-        found[:, :, :, np.ravel_multi_index(residue, stride)] += phases[:, None, None, None] * weights[..., *tap]
-    matrices = found.reshape(*found.shape[:3], -1)
-    return matrices.conj().swapaxes(-1, -2) if case.transposed else matrices
-
-
-def _norms(case: Case, values: Array, angles: Array) -> Array:
-    norms: Array = np.linalg.norm(symbol_at(case, values, angles), 2, axis=(-2, -1)).max(axis=-1)
-    return norms
-
-
-def _grid(points: int, ndim: int) -> Array:
-    return np.indices((points,) * ndim).reshape(ndim, -1).T * (2 * math.pi / points)
-
-
-def _climbed_from(case: Case, values: Array, points: int, starts: int) -> float:
-    """The highest of the local maxima near the best `starts` of `points` an axis."""
-    ndim = len(case.taps)
-    places = _grid(points, ndim)
-    norms = _norms(case, values, places)
-    best = np.argsort(norms)[-starts:]
-    places, norms, step = places[best], norms[best], 0.2
-    moves = np.asarray(list(itertools.product((-1, 0, 1), repeat=ndim)), float)
-    while step > 1e-9:
-        tried = places[:, None] + step * moves
-        found = _norms(case, values, tried.reshape(-1, ndim)).reshape(tried.shape[:2])
-        better = found.max(axis=1) > norms
-        places = np.where(better[:, None], tried[np.arange(len(tried)), found.argmax(axis=1)], places)
-        norms = np.maximum(norms, found.max(axis=1))
-        step = step if better.any() else step / 4
-    return float(norms.max())

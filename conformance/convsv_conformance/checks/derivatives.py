@@ -1,4 +1,4 @@
-"""Gradients and tracing: the transformations of a library, applied to the public functions."""
+"""Check the public functions under a library's transformations: gradients, compilation, and maps over a batch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,32 @@ from convsv_conformance.checks.spectrum import VALUE_FACTOR
 from convsv_conformance.dense import Array
 from convsv_conformance.target import Failure, Ledger, Target
 
+__all__ = [
+    "GRADIENT_FACTOR",
+    "batched",
+    "compiled",
+    "compiled_values",
+    "gradients",
+    "gradients_not_compiled",
+    "gradients_where_values_meet",
+]
+
 DIRECTIONS = 4
-"""Random directions in which a gradient is compared with the derivative of the dense reference."""
+"""Number of random directions in which a gradient is compared with the dense reference's derivative; a guess."""
 
 GRADIENT_FACTOR = 200.0
 """Largest error of a directional derivative, in units of eps times its scale.
 
-The gradient of a value is ``Re(u* dA v)``, and the vectors are off by eps over the distance to the nearest other
-value, relative to the largest: by a factor of ten or so in the cases here.
+The gradient of a singular value is ``Re(u* dA v)``. The error of the vectors is eps divided by the distance to the
+nearest other value, relative to the largest value. In the cases here this amplifies eps by about ten. The number is a
+guess that leaves room for that.
 """
 
 Scalar = Callable[[Any], Any]
 
 
 def gradients(target: Target, case: Case, ledger: Ledger) -> None:
-    """Gradients of the norm and of a weighted sum of all values, against the derivative of the dense operator's."""
+    """Check gradients of the norm and of a weighted sum of all values against the dense operator's derivatives."""
     kernel, truth = target.kernel(case)
     weights = np.linspace(2.0, 1.0, case.count)
     weighted = _weighted_sum(target, case, weights)
@@ -39,10 +50,10 @@ def gradients(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def gradients_where_values_meet(target: Target, case: Case, ledger: Ledger) -> None:
-    """Zero, identity and orthogonal kernels: finite everywhere, and a subgradient where there are many.
+    """Check gradients where singular values are equal: they must be finite, and be subgradients.
 
     The operator norm and the sum of all values are convex, so ``f(K + E) >= f(K) + <g, E>`` for every E. The sum
-    is differentiable wherever the operator has full rank, equal values or not.
+    is differentiable wherever the operator has full rank, even where values are equal.
     """
     kernel, truth = target.kernel(case)
     total = np.ones(case.count)
@@ -55,7 +66,7 @@ def gradients_where_values_meet(target: Target, case: Case, ledger: Ledger) -> N
         here = float(of_values(truth.singular_values))
         slope = float(np.sum(gradient * truth.values))
         scale = max(float(np.sum(np.abs(gradient * truth.values))), here)
-        # Both are homogeneous: the derivative along the kernel itself is the value.
+        # Both functions are homogeneous, so the derivative along the kernel itself is the value.
         rounded = scale * target.kernel_eps / target.eps  # a gradient has the kernel's own dtype
         ledger.close(f"gradient of {what} along the kernel", slope, here, scale=rounded, factor=GRADIENT_FACTOR)
         for _ in range(DIRECTIONS):
@@ -69,7 +80,7 @@ def gradients_where_values_meet(target: Target, case: Case, ledger: Ledger) -> N
 
 
 def compiled_values(target: Target, case: Case, ledger: Ledger) -> None:
-    """All singular values, compiled as one function."""
+    """Check all singular values, compiled as one function."""
     kernel, truth = target.kernel(case)
     run = _transform(target, "jit", lambda array: convsv.singular_values(array, case.input_shape, case.conv))
     got = target.fetch("singular_values under jit", run(kernel), (case.count,))
@@ -77,7 +88,7 @@ def compiled_values(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def compiled(target: Target, case: Case, ledger: Ledger) -> None:
-    """Under the library's compiler: the eager answer, also for gradients, and NaN for a kernel with NaN."""
+    """Check the answers of several functions compiled as one, and that a kernel with NaN gives NaN."""
     kernel, truth = target.kernel(case)
 
     def everything(array: Any) -> tuple[Any, ...]:
@@ -116,7 +127,7 @@ def compiled(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def gradients_not_compiled(target: Target, case: Case, ledger: Ledger) -> None:
-    """The gradient without the compiler, for libraries whose gradients are otherwise compiled here."""
+    """Check the gradient without the compiler; the other checks compile gradients where the library can."""
     kernel, truth = target.kernel(case)
     result = _transform(target, "grad", _norm(case))(kernel)
     got = target.fetch("gradient, not compiled", result, tuple(kernel.shape), target.dtype)
@@ -124,7 +135,7 @@ def gradients_not_compiled(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def batched(target: Target, case: Case, ledger: Ledger) -> None:
-    """Kernels stacked on a leading axis: each gets the answer that it gets alone."""
+    """Check kernels that are stacked on a leading axis: each must get the answer that it gets alone."""
     drawn = case.values(target.dtype)
     kernels = target.array(np.stack([drawn, drawn[..., ::-1] / 2, np.zeros_like(drawn)]))
     truths = [case.truth(values) for values in target.exact(kernels)]
@@ -137,14 +148,14 @@ def batched(target: Target, case: Case, ledger: Ledger) -> None:
         ),
         ("operator_norm", _norm(case), [truth.norm for truth in truths]),
     ):
-        result = _fast(target, _transform(target, "vmap", function))(kernels)
+        result = target.compiled(_transform(target, "vmap", function))(kernels)
         got = target.fetch(f"{what} under vmap", result, np.shape(expected))
         ledger.close(f"{what} under vmap", got, np.asarray(expected), scale=scale, factor=VALUE_FACTOR)
     drawn = drawn.copy()
     drawn[(0,) * drawn.ndim] = math.nan
     poisoned = np.stack([case.values(target.dtype), drawn])
     array = target.backend.asarray(poisoned, dtype=target.dtype, device=target.device)
-    got = target.exact(_fast(target, _transform(target, "vmap", _norm(case)))(array))
+    got = target.exact(target.compiled(_transform(target, "vmap", _norm(case)))(array))
     ledger.close("operator_norm beside a kernel with NaN", got[0], truths[0].norm, scale=scale, factor=VALUE_FACTOR)
     ledger.true("NaN in a kernel gave a number under vmap", bool(np.isnan(got[1])))
 
@@ -169,14 +180,9 @@ def _transform(target: Target, trait: str, function: Callable[..., Any]) -> Call
     return transformed
 
 
-def _fast(target: Target, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled where that can be: such a library takes seconds to map operations one by one."""
-    return target.backend.jit(function) or function
-
-
 def _gradient(target: Target, what: str, function: Scalar, kernel: Any) -> Array:
-    """The gradient of `function`, which must be finite and like the kernel."""
-    result = _fast(target, _transform(target, "grad", function))(kernel)
+    """Return the gradient of `function`, after a check that it is finite and of the kernel's kind."""
+    result = target.compiled(_transform(target, "grad", function))(kernel)
     gradient = target.fetch(f"gradient of {what}", result, tuple(kernel.shape), target.dtype)
     if not np.all(np.isfinite(gradient)):
         raise Failure(f"gradient of {what}: {np.count_nonzero(~np.isfinite(gradient))} entries are not finite")
@@ -184,7 +190,7 @@ def _gradient(target: Target, what: str, function: Scalar, kernel: Any) -> Array
 
 
 def _agrees(target: Target, ledger: Ledger, what: str, truth: Truth, gradient: Array, weights: Array) -> None:
-    """Compare directional derivatives with those of the largest singular values, weighted, of the dense matrix."""
+    """Compare derivatives in random directions with those of the dense matrix's largest values, weighted."""
     rng = np.random.default_rng(gradient.size)
     for _ in range(DIRECTIONS):
         direction = rng.standard_normal(gradient.shape)

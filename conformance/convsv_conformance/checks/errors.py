@@ -1,4 +1,4 @@
-"""Bad input: the right exception, with a message that says what was passed and what is wanted."""
+"""Check that bad input gives the right exception, with a message that says what was passed and what is wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 import convsv_core as convsv
 from convsv_conformance.target import Ledger, Target
 
+__all__ = ["MISTAKES", "Mistake", "mistakes"]
+
 Arrays = Callable[..., Any]
+"""A function from a shape, and optionally a last entry and a dtype, to an array of the library."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,13 @@ class Mistake:
     ----------
     name : str
     call : callable
-        Given a function from a shape (and optionally a fill value or dtype) to an array of the library.
+        Makes the wrong call. Its argument is a function that makes arrays of the library, see `Arrays`.
     error : type of exception
+        The exception that the call must raise.
     words : tuple of str
-        What the message must contain.
+        Words that the message must contain.
     of_values : bool
-        Whether it lies in the kernel's values. Where these are not there yet, the results must be NaN.
+        Whether the mistake lies in the kernel's values. A lazy library cannot see it, and must return NaN.
     """
 
     name: str
@@ -64,7 +68,7 @@ def _project(bound: Any = 1.0, **options: Any) -> Callable[[Arrays], object]:
 
 
 def _of_all(name: str, make_arguments: Callable[[Arrays], tuple[Any, ...]], *rest: Any) -> tuple[Mistake, ...]:
-    """The same mistake in a call of each public function."""
+    """Return one mistake as a call of each public function."""
 
     def call(function: Any) -> Callable[[Arrays], object]:
         return lambda make: function(*make_arguments(make))
@@ -202,7 +206,7 @@ MISTAKES = (
 
 
 def mistakes(target: Target, mistake: Mistake, ledger: Ledger) -> None:
-    """The exception's kind, and words that its message must hold; NaN where values are not there to be looked at."""
+    """Check the exception's type and message; a lazy library must return NaN for a mistake in the values."""
 
     def make(shape: tuple[int, ...], last: float = 1.0, dtype: str | None = None) -> Any:
         values = np.ones(shape)

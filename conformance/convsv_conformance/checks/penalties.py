@@ -1,4 +1,4 @@
-"""Penalties: values and gradients against the singular values of the dense matrix."""
+"""Check values and gradients of penalties against the singular values of the dense matrix."""
 
 from __future__ import annotations
 
@@ -16,33 +16,36 @@ from convsv_conformance.dense import Array
 from convsv_conformance.target import Failure, Ledger, Target
 from convsv_core import penalties
 
+__all__ = ["Penalty", "gradients", "values"]
+
 DIRECTIONS = 2
-"""Random directions in which each gradient is compared with the derivative of the dense reference."""
+"""Number of random directions in which a gradient is compared with the dense reference's derivative; a guess."""
 
 SHARE = 0.6
-"""Bound of the hinges, relative to the norm."""
+"""Bound of the hinges, relative to the norm; a guess that leaves values on both sides of the bound."""
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """One penalty of one convolution, and what the singular values of the dense matrix say of it.
+    """One penalty of one convolution, with the answers that follow from the singular values of the dense matrix.
 
     Parameters
     ----------
     name : str
     function : callable
-        From a kernel to the penalty.
+        The function from a kernel to the penalty.
     value : float
+        The right value.
     sensitivity : float
-        How far an error of 1 in every singular value, relative to the largest, moves the value: to first order.
+        Change of the value, to first order, by an error of 1 in every singular value, relative to the largest.
     slopes : array, shape (count,)
         Derivatives of the value by the singular values.
     bend : float
-        How far such an error moves the slopes: summed over the singular values.
+        Change of the slopes by such an error, summed over the singular values.
     smooth : bool
-        Whether the value is differentiable where singular values meet each other.
+        Whether the value is differentiable where singular values are equal.
     exact : bool
-        Whether value and slopes are those of the definition, or the singular values are too near to 0 for that.
+        Whether value and slopes follow the definition. They do not where singular values are too near to 0.
     """
 
     name: str
@@ -56,10 +59,10 @@ class Penalty:
 
 
 def values(target: Target, case: Case, ledger: Ledger) -> None:
-    """Every penalty within the error that its singular values may have; NaN, compiled, for a kernel with NaN."""
+    """Check every penalty within the error that its singular values may have; with NaN, a compiled one must be NaN."""
     kernel, truth = target.kernel(case)
     chosen = tuple(_penalties(case, truth, target.eps))
-    run = _fast(target, lambda array: tuple(penalty.function(array) for penalty in chosen))
+    run = target.compiled(lambda array: tuple(penalty.function(array) for penalty in chosen))
     for penalty, result in zip(chosen, run(kernel), strict=True):
         got = float(target.fetch(penalty.name, result, ()))
         if penalty.exact:
@@ -75,11 +78,11 @@ def values(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def gradients(target: Target, case: Case, ledger: Ledger) -> None:
-    """Gradients against the derivative of the dense operator's; finite where there is no such derivative."""
+    """Check gradients against the dense operator's derivatives; where there are none, gradients must be finite."""
     kernel, truth = target.kernel(case)
     chosen = tuple(_penalties(case, truth, target.eps))
     derivatives = [target.backend.grad(penalty.function) for penalty in chosen]
-    run = _fast(target, lambda array: tuple(derivative(array) for derivative in derivatives if derivative))
+    run = target.compiled(lambda array: tuple(derivative(array) for derivative in derivatives if derivative))
     rng = np.random.default_rng(case.count)
     directions = [rng.standard_normal(truth.values.shape) for _ in range(DIRECTIONS)]
     lengths = [float(np.linalg.norm(case.matrix(direction), 2)) for direction in directions]
@@ -157,7 +160,7 @@ def _orthogonality(case: Case, truth: Truth, function: Callable[[Any], Any], eps
     sigma, frequencies = truth.singular_values, math.prod(case.grid)
     defect = sigma**2 - 1
     value = float(np.sum(defect**2)) / frequencies
-    # The Gram matrix is off by eps times the larger of the squared norm and 1, in each of its directions.
+    # The error of the Gram matrix is eps times the larger of the squared norm and 1, in each of its directions.
     rounding = max(truth.norm**2, 1.0)
     values_each = case.count / frequencies
     sensitivity = 2 * math.sqrt(value * values_each) * rounding + 2 * VALUE_FACTOR * eps * values_each * rounding**2
@@ -169,7 +172,7 @@ def _orthogonality(case: Case, truth: Truth, function: Callable[[Any], Any], eps
 def _schatten(case: Case, truth: Truth, function: Callable[[Any], Any], p: float) -> Penalty:
     sigma, norm, frequencies = truth.singular_values, truth.norm, math.prod(case.grid)
     power = sigma ** (p - 1)
-    # Even powers go by way of the Gram matrix, which is off by eps * norm**2.
+    # Even powers are computed from the Gram matrix, whose error is eps * norm**2.
     moved = p * power * norm if p % 2 else p / 2 * sigma ** (p - 2) * norm**2
     curvature = max(1.0, p - 1) * p * norm ** (p - 1) * (1 if p >= 2 else _steepness(truth))
     return Penalty(
@@ -188,7 +191,7 @@ def _steepness(truth: Truth) -> float:
 
 
 def _logarithms(case: Case, truth: Truth, of: Callable[..., Callable[[Any], Any]], eps: float) -> list[Penalty]:
-    """The two penalties that have no limit where a singular value vanishes, but for the floor."""
+    """Return the two penalties that grow without limit, up to the floor, as a singular value vanishes."""
     sigma, norm, frequencies = truth.singular_values, truth.norm, math.prod(case.grid)
     smallest, nothing = float(sigma[-1]), np.zeros(case.count)
     exact = smallest > 4 * VALUE_FACTOR * eps * norm
@@ -222,8 +225,3 @@ def _logarithms(case: Case, truth: Truth, of: Callable[..., Callable[[Any], Any]
             )
         )
     return found
-
-
-def _fast(target: Target, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled where that can be."""
-    return target.backend.jit(function) or function

@@ -1,4 +1,4 @@
-"""Projection onto the operator-norm ball: within the bound by the dense matrix, and as near as that allows."""
+"""Check projections onto the operator-norm ball: the dense matrix must be within the bound, and the nearest such."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,37 +15,54 @@ from convsv_conformance.cases import Case, Truth
 from convsv_conformance.checks.spectrum import VALUE_FACTOR
 from convsv_conformance.dense import Array
 from convsv_conformance.target import UNITS_IN_LAST_PLACE, Ledger, Target
-from convsv_core._projection.projection import ProjectionMethod
 
-METHODS: tuple[ProjectionMethod, ...] = ("dykstra", "alternating", "rescale", "newton-schulz")
+__all__ = [
+    "METHODS",
+    "compiled",
+    "least_distance",
+    "nearest",
+    "of_every_size",
+    "of_nothing",
+    "of_one_size",
+    "steps",
+    "without_decompositions",
+]
+
+METHODS: tuple[Literal["dykstra", "alternating", "rescale", "newton-schulz"], ...] = (
+    "dykstra",
+    "alternating",
+    "rescale",
+    "newton-schulz",
+)
+"""The methods of `convsv_core.project`."""
 
 SHARE = 0.6
-"""The bound, as a share of the norm."""
+"""The bound, relative to the norm; a guess that leaves values on both sides of the bound."""
 
 SLACK = {"float32": 1e-6, "float64": 8 * UNITS_IN_LAST_PLACE["float64"]}
-"""How far the norm of a result may be beyond the bound, relative, by dtype of the answer."""
-
-REFERENCE_FACTOR = 16.0
-"""Error of the reference's own norms, in units of the rounding of double precision."""
+"""Relative excess of a result's norm over the bound that is allowed, by dtype of the answer: the library's promise."""
 
 RTOL = 1e-4
-"""The relative gap that is asked for, and the default."""
+"""Relative gap that is asked for; the library's default."""
 
 OTHERS_RTOL = 1e-2
-"""Where the alternating projections may stop: they converge slowly, and the last rescaling makes up for the rest."""
+"""Relative gap at which other methods than "dykstra" may stop; a guess.
+
+They converge slowly, and the last rescaling makes their results feasible.
+"""
 
 REFERENCE_RTOL = 1e-5
-"""Gap of the reference's own projection."""
+"""Relative gap of the reference's own projection; a guess, a tenth of `RTOL`."""
 
 PRODUCTS_ERROR = 1e-5
-"""Error of a pass without a decomposition, as a share of a matrix's Frobenius norm: what the library states."""
+"""Error of a pass without a decomposition, relative to a matrix's Frobenius norm, as the library states it."""
 
 STEPS = 150
-"""A number of iterations that suffices here for the gap that is asked for."""
+"""A number of iterations that reaches the gap `RTOL` on the cases here, by trial."""
 
 
 def of_one_size(target: Target, case: Case, ledger: Ledger) -> None:
-    """Each method on a kernel that is above the bound, on one that is within it, and on its own result."""
+    """Check each method on a kernel above the bound, on one within the bound, and on the method's own result."""
     kernel, truth = target.kernel(case)
     bound = SHARE * truth.norm
     distances = {}
@@ -59,14 +76,14 @@ def of_one_size(target: Target, case: Case, ledger: Ledger) -> None:
         ledger.true(f"{method}: a state", (found.state is not None) == (method == "dykstra" and found.iterations > 0))
         wide = convsv.project(kernel, case.input_shape, case.conv, 1.5 * truth.norm + 1, method=method)
         _unchanged(target, f"{method} of a kernel within the bound", wide, truth.values, ledger)
-    # The others are no nearer than the nearest, which "dykstra" is up to its gap.
+    # No other method may come nearer than "dykstra", whose result is the nearest up to its gap.
     room = 1 / math.sqrt(1 - RTOL)
     least = min(distances.values())
     ledger.true(f"the nearest kernel is not: {distances}", distances["dykstra"] <= least * room + _blur(target, truth))
 
 
 def nearest(target: Target, case: Case, ledger: Ledger) -> None:
-    """The distance of "dykstra" against that of a projection that knows the dense matrix alone."""
+    """Check the distance of "dykstra" against that of a projection which uses the dense matrix alone."""
     kernel, truth = target.kernel(case)
     bound = SHARE * truth.norm
     least = least_distance(truth, bound)
@@ -80,7 +97,7 @@ def nearest(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def of_nothing(target: Target, case: Case, ledger: Ledger) -> None:
-    """A bound of zero, and the zero kernel."""
+    """Check a bound of zero, and the zero kernel."""
     kernel, truth = target.kernel(case)
     zeros = target.array(0 * truth.values)
     for shape in (case.input_shape, None):
@@ -94,7 +111,7 @@ def of_nothing(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def of_every_size(target: Target, case: Case, ledger: Ledger) -> None:
-    """Without an input shape the bound holds of circular and zero-padded layers of several sizes."""
+    """Check that a projection without an input shape bounds circular and zero-padded layers of several sizes."""
     kernel, truth = target.kernel(case)
     bound = SHARE * float(target.exact(convsv.norm_bounds(kernel, case.conv).upper))
     for method in ("dykstra", "rescale"):
@@ -105,12 +122,12 @@ def of_every_size(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def steps(target: Target, case: Case, ledger: Ledger) -> None:
-    """A fixed number of iterations, without a compiler."""
+    """Check a fixed number of iterations, without a compiler."""
     _fixed(target, case, ledger, lambda function: function)
 
 
 def compiled(target: Target, case: Case, ledger: Ledger) -> None:
-    """The same as one function under the library's compiler, the states included."""
+    """Check a fixed number of iterations, states included, as one function under the library's compiler."""
 
     def jit(function: Callable[..., Any]) -> Callable[..., Any]:
         run = target.backend.jit(function)
@@ -121,14 +138,14 @@ def compiled(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def without_decompositions(target: Target, case: Case, ledger: Ledger) -> None:
-    """One pass of "newton-schulz" beside one of "alternating", within the error that is stated."""
+    """Check that one pass of "newton-schulz" agrees with one of "alternating", within the stated error."""
     kernel, truth = target.kernel(case)
     bound = SHARE * truth.norm
     one, other = (
         case.matrix(target.exact(convsv.project(kernel, case.input_shape, case.conv, bound, method=m, steps=1).kernel))
         for m in ("newton-schulz", "alternating")
     )
-    # The error of a pass, and what the rescaling makes of the same error of the norm.
+    # The error of a pass moves the kernel, and through the norm also the rescaling.
     share = PRODUCTS_ERROR * _frobenius(truth.matrix)
     largest = PRODUCTS_ERROR * float(np.max(np.linalg.norm(truth.symbol, axis=(-2, -1))))
     allowed = share + largest * _frobenius(other) / bound + 2 * _blur(target, truth)
@@ -138,7 +155,7 @@ def without_decompositions(target: Target, case: Case, ledger: Ledger) -> None:
     )
 
 
-# ---- what holds of any projection --------------------------------------------------------------------
+# ---- checks of any projection --------------------------------------------------------------------
 
 
 def _kernel_dtype(target: Target) -> str:
@@ -150,26 +167,21 @@ def _frobenius(array: Array) -> float:
 
 
 def _blur(target: Target, truth: Truth) -> float:
-    """What rounding of the kernel may add to a distance."""
+    """Return how much rounding of the kernel may add to a distance."""
     return VALUE_FACTOR * target.eps * _frobenius(truth.matrix)
-
-
-def _not_above(ledger: Ledger, what: str, value: float, limit: float) -> None:
-    room = 1 + REFERENCE_FACTOR * UNITS_IN_LAST_PLACE["float64"]
-    ledger.true(f"{what}: {value} is more than {limit}", value <= limit * room)
 
 
 def _consistent(
     target: Target, truth: Truth, what: str, found: convsv.Projection, bound: float, ledger: Ledger
 ) -> float:
-    """The distance, once the dense matrix has confirmed it, the norm and the bound."""
+    """Return the distance, after a check of distance, norm and bound by the dense matrix."""
     values = target.fetch(f"{what}: kernel", found.kernel, truth.values.shape, _kernel_dtype(target))
     norm = float(target.fetch(f"{what}: norm", found.norm, ()))
     distance = float(target.fetch(f"{what}: distance", found.distance, ()))
     matrix = truth.case.matrix(values)
-    _not_above(ledger, f"{what}: the norm", float(np.linalg.norm(matrix, 2)), bound * (1 + SLACK[target.answer]))
-    _not_above(ledger, f"{what}: the norm beside its certificate", float(np.linalg.norm(matrix, 2)), norm)
-    _not_above(ledger, f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
+    ledger.not_above(f"{what}: the norm", float(np.linalg.norm(matrix, 2)), bound * (1 + SLACK[target.answer]))
+    ledger.not_above(f"{what}: the norm beside its certificate", float(np.linalg.norm(matrix, 2)), norm)
+    ledger.not_above(f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
     expected, scale = _frobenius(matrix - truth.matrix), _frobenius(truth.matrix)
     ledger.close(f"{what}: distance", distance, expected, scale=scale, factor=VALUE_FACTOR)
     return distance
@@ -187,14 +199,14 @@ def _of_sizes(target: Target, truth: Truth, what: str, found: convsv.Projection,
     case = truth.case
     values = target.fetch(f"{what}: kernel", found.kernel, truth.values.shape, _kernel_dtype(target))
     norm = float(target.fetch(f"{what}: norm", found.norm, ()))
-    _not_above(ledger, f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
+    ledger.not_above(f"{what}: the certificate", norm, bound * (1 + SLACK[target.answer]))
     step = (1,) * len(case.taps) if case.transposed else case.stride
     larger = tuple(n + s for n, s in zip(case.input_shape, step, strict=True))
     for extents in (case.input_shape, step, larger):
         sized = dataclasses.replace(case, input_shape=extents)
         for mode in ("circular", "zeros"):
             dense = float(np.linalg.norm(sized.matrix(values, mode), 2))
-            _not_above(ledger, f"{what}: the norm of {extents}, {mode}, beside its certificate", dense, norm)
+            ledger.not_above(f"{what}: the norm of {extents}, {mode}, beside its certificate", dense, norm)
     distance = float(target.fetch(f"{what}: distance", found.distance, ()))
     expected, scale = _frobenius(values - truth.values), _frobenius(truth.values)
     ledger.close(f"{what}: distance", distance, expected, scale=scale, factor=VALUE_FACTOR)
@@ -226,7 +238,7 @@ def _fixed(
     room, blur = 1 / math.sqrt(1 - RTOL), _blur(target, truth)
     least = min(distances.values())
     ledger.true(f"the nearest kernel is not: {distances}", distances["dykstra"] <= least * room + blur)
-    # One step that begins where others ended is as near as they came.
+    # A step that starts from the state of earlier iterations must be as near as those iterations were.
     after = _consistent(target, truth, "dykstra, from a state", following, bound, ledger)
     ledger.true(f"dykstra, from a state: {after} for {distances}", after <= distances["dykstra"] * room + blur)
     same = bool(np.all(target.exact(again.kernel) == target.exact(fixed[0].kernel)))
@@ -242,11 +254,16 @@ def _fixed(
 
 @functools.cache
 def least_distance(truth: Truth, bound: float) -> float:
-    """Least Frobenius distance to an operator of the case whose norm is at most `bound`, from below.
+    """Return a lower bound of the Frobenius distance to operators of the case whose norm is at most `bound`.
 
-    Dykstra's algorithm on the dense matrix, as proximal gradient steps of the dual with Nesterov's momentum: the
-    dual's value is a lower bound whatever the iteration does. It is within `REFERENCE_RTOL` of the distance of a
-    feasible operator, or RuntimeError is raised.
+    The iteration is Dykstra's algorithm on the dense matrix, as proximal gradient steps of the dual with Nesterov's
+    momentum. The dual's value is a lower bound at every iteration. The result is within `REFERENCE_RTOL` of the
+    distance of a feasible operator.
+
+    Raises
+    ------
+    RuntimeError
+        If 5000 iterations do not reach that gap.
     """
     basis = np.eye(truth.values.size).reshape(-1, *truth.values.shape)
     taps = np.stack([truth.case.matrix(one).reshape(-1) for one in basis], axis=1)

@@ -1,4 +1,4 @@
-"""Values: each public function against the dense matrix."""
+"""Check each public function of singular values and vectors against the dense matrix."""
 
 from __future__ import annotations
 
@@ -10,15 +10,31 @@ import convsv_core as convsv
 from convsv_conformance.cases import Case
 from convsv_conformance.target import Ledger, Target
 
+__all__ = [
+    "VALUE_FACTOR",
+    "clip",
+    "extremes",
+    "frequencies",
+    "methods",
+    "scalars",
+    "singular_vectors",
+    "svd",
+    "symbol",
+    "values",
+]
+
 VALUE_FACTOR = 20.0
-"""Largest error of a singular value, in units of eps * sigma_max: what the library promises."""
+"""Largest error of a singular value that the library promises, in units of eps * sigma_max."""
 
 LEAST_RAISED = 0.02
-"""Singular values of less than this share of the norm are too near to zero to be raised."""
+"""Least singular value, relative to the norm, that a check raises; a guess.
+
+Rounding changes the singular vectors of smaller values too much.
+"""
 
 
 def values(target: Target, case: Case, ledger: Ledger) -> None:
-    """All singular values, in descending order."""
+    """Check all singular values, and that they are in descending order."""
     kernel, truth = target.kernel(case)
     result = convsv.singular_values(kernel, case.input_shape, case.conv)
     got = target.fetch("singular_values", result, (case.count,))
@@ -27,15 +43,15 @@ def values(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def methods(target: Target, case: Case, ledger: Ledger) -> None:
-    """Each ``method=`` within the error bound that its documentation states."""
+    """Check each ``method=`` within the error bound that its documentation states."""
     kernel, truth = target.kernel(case)
     for method in ("svd", "gram"):
         what = f"singular_values(method={method!r})"
         result = convsv.singular_values(kernel, case.input_shape, case.conv, method=method)
         got = target.fetch(what, result, (case.count,))
         expected = truth.singular_values
-        # An eigenvalue of the Gram matrix is off by eps * norm**2, so its root by that over the value; the root of
-        # an eigenvalue near 0 by sqrt(eps) * norm at most, which no value goes beyond.
+        # An eigenvalue of the Gram matrix has an error of eps * norm**2, so its root has that error over the value.
+        # The root of an eigenvalue near 0 has an error of at most sqrt(eps) * norm, which also bounds the others.
         largest = math.sqrt(VALUE_FACTOR * target.eps) * truth.norm
         if method == "gram" and truth.norm > 0:
             error = VALUE_FACTOR * target.eps * truth.norm**2 / np.maximum(expected, largest)
@@ -48,7 +64,7 @@ def methods(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def frequencies(target: Target, case: Case, ledger: Ledger) -> None:
-    """The singular values of each frequency's matrix, in that frequency's place."""
+    """Check the singular values of each frequency's matrix, in the place of that frequency."""
     kernel, truth = target.kernel(case)
     count = case.groups * min(case.block)
     result = convsv.frequency_singular_values(kernel, case.input_shape, case.conv)
@@ -59,7 +75,7 @@ def frequencies(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def symbol(target: Target, case: Case, ledger: Ledger) -> None:
-    """The matrices themselves, against the Fourier transform of the dense matrix."""
+    """Check the matrices themselves, against the Fourier transform of the dense matrix."""
     kernel, truth = target.kernel(case)
     result = convsv.symbol(kernel, case.input_shape, case.conv)
     got = target.fetch("symbol", result, truth.symbol.shape, target.complex_answer)
@@ -67,7 +83,7 @@ def symbol(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def svd(target: Target, case: Case, ledger: Ledger) -> None:
-    """The decomposition of each frequency: factors of the right shape, orthonormal, with the symbol as product."""
+    """Check the decomposition of each frequency: its factors are orthonormal, and their product is the symbol."""
     kernel, truth = target.kernel(case)
     rows, columns = case.block
     side = min(rows, columns)
@@ -86,7 +102,7 @@ def svd(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def singular_vectors(target: Target, case: Case, ledger: Ledger) -> None:
-    """Singular vectors as images: the layer maps each to sigma times its partner, and they are orthonormal."""
+    """Check singular vectors as images: orthonormal, and the layer maps each to sigma times its partner."""
     kernel, truth = target.kernel(case)
     decomposition = convsv.svd(kernel, case.input_shape, case.conv)
     count, vectors_dtype = case.count, target.complex_answer if target.is_complex else target.answer
@@ -117,7 +133,7 @@ def singular_vectors(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def scalars(target: Target, case: Case, ledger: Ledger) -> None:
-    """The norms, the ranks and the determinant that follow from the singular values."""
+    """Check the norms, the ranks and the determinant that follow from the singular values."""
     kernel, truth = target.kernel(case)
     arguments = (kernel, case.input_shape, case.conv)
     sigma = truth.singular_values
@@ -130,9 +146,11 @@ def scalars(target: Target, case: Case, ledger: Ledger) -> None:
     ledger.close("frobenius_norm", got, frobenius, scale=frobenius, factor=VALUE_FACTOR)
     got = target.fetch("stable_rank", convsv.stable_rank(*arguments), ())
     rank = (frobenius / norm) ** 2 if norm else 0.0
-    ledger.close("stable_rank", got, rank, scale=rank, factor=4 * VALUE_FACTOR)  # two squares, twice the error each
+    ledger.close(
+        "stable_rank", got, rank, scale=rank, factor=4 * VALUE_FACTOR
+    )  # two squares, each of which doubles the error
 
-    # A value below `blur` cannot be told from zero, and the quotient and logarithm amplify what error it has.
+    # A value below `blur` cannot be told from zero. Quotient and logarithm amplify the error of a small value.
     blur = VALUE_FACTOR * target.eps * norm
     got = target.fetch("condition_number", convsv.condition_number(*arguments), ())
     if smallest > 2 * blur:
@@ -157,7 +175,7 @@ def scalars(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def clip(target: Target, case: Case, ledger: Ledger) -> None:
-    """One clip-and-cut step at half of the norm, and none at all where nothing exceeds the bound."""
+    """Check one clip-and-cut step at shares of the norm, and that a kernel within the bound does not change."""
     kernel, truth = target.kernel(case)
     dtype = target.dtype if target.kernel_eps == target.eps else target.answer
     shape = tuple(kernel.shape)
@@ -170,25 +188,25 @@ def clip(target: Target, case: Case, ledger: Ledger) -> None:
     ledger.true("clip: changed a kernel that is within the bound", bool(np.all(got == truth.values)))
     smallest = float(truth.singular_values[-1])
     if smallest < LEAST_RAISED * truth.norm or not truth.norm:
-        return  # zero has no direction to be raised in, and what is near it none that rounding leaves alone
+        return  # a value of zero has no singular vectors to raise it by, and rounding spoils those of a value near it
     for bound, lower in ((0.8 * truth.norm, 0.5 * truth.norm), (math.inf, 2 * smallest), (0.5 * truth.norm,) * 2):
         result = convsv.clip(kernel, case.input_shape, case.conv, bound, lower=lower)
         got = target.fetch("clip: lower", result, shape, dtype)
         expected = truth.clipped(bound, lower)
-        # Vectors of small values are off by eps * norm / value, and are multiplied by what their values lack.
+        # The vectors of small values have errors of eps * norm / value, and are multiplied by ``lower - value``.
         scale = truth.norm * (1 + lower / smallest)
         ledger.close(f"clip to {lower}...{bound}", got, expected, scale=scale, factor=VALUE_FACTOR)
 
 
 def extremes(target: Target, case: Case, ledger: Ledger) -> None:
-    """Kernels whose squares would overflow or vanish are as accurate as others."""
-    if target.kernel_eps != target.eps:  # 16 bits: the range of their own dtype
+    """Check that kernels whose squares would overflow or vanish get accurate answers."""
+    if target.kernel_eps != target.eps:  # a kernel of 16 bits has the range of its own dtype
         powers = {"float16": (-8, 10), "bfloat16": (-100, 100)}[target.dtype]
     else:
         powers = {"float32": (-100, 100), "float64": (-900, 900)}[target.answer]
     for power in powers:
         kernel = target.array(np.ldexp(1.0, power) * case.values(target.dtype))
-        # judged at the scale of 1, where the reference has no such trouble
+        # The reference would overflow too, so the results are compared at the scale of 1.
         truth = case.truth(target.exact(kernel) * np.ldexp(1.0, -power))
         for what, result, expected in (
             ("singular_values", convsv.singular_values(kernel, case.input_shape, case.conv), truth.singular_values),

@@ -1,4 +1,4 @@
-"""Cases that other programs get wrong: the right number here, and proof that the usual mistake shows."""
+"""Check cases that other programs get wrong, and that the case tells the usual mistake from the right number."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 import convsv_core as convsv
-from convsv_conformance.cases import Case, Truth, by_name, make_case
+from convsv_conformance.cases import Case, Truth, make_case
 from convsv_conformance.checks.spectrum import VALUE_FACTOR
 from convsv_conformance.dense import Array
+from convsv_conformance.table import by_name
 from convsv_conformance.target import Ledger, Target
+
+__all__ = ["CLIPPED", "TRAPS", "ZERO", "Trap", "clip_leaves_more", "norms", "zero_kernel"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,10 @@ class Trap:
     ----------
     case : Case
     mistake : str
-        What others do.
+        A mistake that other programs make.
     mistaken : callable
-        The norm by that mistake, from the truth; it must differ from the right one by more than a tenth,
-        or the case would not tell them apart.
+        The norm by that mistake, computed from the truth. It must differ from the right norm by more than a tenth,
+        or the case would not tell the two apart.
     """
 
     case: Case
@@ -35,7 +38,7 @@ class Trap:
 
     @property
     def name(self) -> str:
-        """That of the case."""
+        """Return the name of the case."""
         return self.case.name
 
 
@@ -66,7 +69,7 @@ def _reshaped(truth: Truth) -> float:
 
 
 def _taps_strided(truth: Truth) -> float:
-    """Every second tap only: a kernel that is subsampled where it should be split into classes."""
+    """Return the norm with every second tap only: taps are subsampled instead of split into residue classes."""
     case = truth.case
     kept = np.zeros_like(truth.values)
     kept[..., :: case.stride[0], :: case.stride[1]] = truth.values[..., :: case.stride[0], :: case.stride[1]]
@@ -87,12 +90,14 @@ TRAPS = (
 )
 
 ZERO = by_name("zero")[0]
+"""The case of the zero kernel."""
 
 CLIPPED = make_case("trap-clip", (3, 3), (3, 3), (6, 6))
+"""A case in which one clip-and-cut step leaves a norm well above the bound."""
 
 
 def norms(target: Target, trap: Trap, ledger: Ledger) -> None:
-    """The norm of a case that a known mistake gets wrong."""
+    """Check the norm of a case that a known mistake gets wrong."""
     case = trap.case
     kernel, truth = target.kernel(case)
     wrong = trap.mistaken(truth)
@@ -102,7 +107,7 @@ def norms(target: Target, trap: Trap, ledger: Ledger) -> None:
 
 
 def zero_kernel(target: Target, case: Case, ledger: Ledger) -> None:
-    """Every number of the zero operator, where others divide zero by zero."""
+    """Check every number of the zero operator, for which other programs divide zero by zero."""
     kernel, _ = target.kernel(case)
     arguments = (kernel, case.input_shape, case.conv)
     for function, expected in (
@@ -119,7 +124,7 @@ def zero_kernel(target: Target, case: Case, ledger: Ledger) -> None:
 
 
 def clip_leaves_more(target: Target, case: Case, ledger: Ledger) -> None:
-    """One clip-and-cut step to 1 leaves a norm well above 1, as its documentation says, and it is the right one."""
+    """Check that one clip-and-cut step leaves the right norm, well above the bound as the documentation says."""
     kernel, truth = target.kernel(case)
     bound = truth.norm / 2
     clipped = convsv.clip(kernel, case.input_shape, case.conv, bound)
