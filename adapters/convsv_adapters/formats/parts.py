@@ -75,9 +75,7 @@ def _wholes(named: Named) -> Any:
     for (stem, base, is_new), names in families.items():
         parts = {part: named[name] for part, name in names.items()}
         whole = stem + base
-        place = next((part for part in ("v", "orig", "bar", "original", "original1") if part in parts), None)
-        if set(parts) >= {"orig", "v"}:
-            place = "orig"
+        place = next((part for part in ("orig", "bar", "v", "original", "original1") if part in parts), None)
         if place is None:
             continue
         reasons = [part for part in parts.values() if isinstance(part, str)]
