@@ -192,10 +192,10 @@ def _network(rng: np.random.Generator) -> tuple[nn.Module, list[str]]:
         if rng.random() < 0.2:
             layers.append(nn.LayerNorm([outputs, *(PIXELS,) * ndim]))
             kinds.append("other")
-    if rng.random() < 0.2 and kinds[0] == "plain":
+    if rng.random() < 0.2 and kinds[0] == "plain" and type(layers[0]) is conv:
         layers.append(conv(*layers[0].weight.shape[1::-1], layers[0].weight.shape[2], bias=False))
         layers[-1].weight = layers[0].weight
-        kinds.append("plain" if type(layers[0]) is conv else "other")
+        kinds.append("plain")
     model = nn.Sequential(*layers)
     dtype = DTYPES[int(rng.choice(4, p=[0.7, 0.1, 0.1, 0.1]))]
     if "orthogonal" in kinds and dtype.itemsize < 4:  # PyTorch has no QR decomposition of half precision

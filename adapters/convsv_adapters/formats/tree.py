@@ -103,7 +103,7 @@ def _walk(content: object, path: str, is_array: Callable[[object], bool], left_o
         if _holds_arrays(content, is_array):
             left_out.append(LeftOut(path, OPTIMIZER_STATE))
         return
-    nested = _nested_layers(content, "", is_array)
+    nested = _nested_layers(content, "", is_array) if len(content) > 1 else None
     if nested is not None:
         yield _Part(path, nested, False)
         return
