@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,7 +180,7 @@ def _network(rng: np.random.Generator) -> tuple[nn.Module, list[str]]:
     up = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}[ndim]
     layers: list[nn.Module] = []
     kinds: list[str] = []
-    for inputs, outputs in zip(channels[:-1], channels[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(channels):
         taps = int(rng.integers(1, 4))
         layer = (up if rng.random() < 0.3 else conv)(inputs, outputs, taps, bias=bool(rng.random() < 0.7))
         with torch.no_grad():
@@ -271,8 +273,6 @@ def _pruned(layer: nn.Module, rng: Any) -> nn.Module:
 
 
 def _old_weight_norm(layer: nn.Module, rng: Any) -> nn.Module:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         layer = nn.utils.weight_norm(layer, dim=_dim(layer, rng))

@@ -137,22 +137,30 @@ def _configured(
     entry: Mapping[str, Any],
     prefix: str = "",
     keys: tuple[str, ...] = (),
-    input_shape: tuple[int | None, ...] | None = None,
+    input_shape: Any = None,
     wrapper: str = "",
 ) -> Iterator[_Configured]:
     """Yield the layers of a configuration in the order of the model, the layers of nested models in their place."""
     kind, config = entry["class_name"], entry["config"]
-    built = (entry.get("build_config") or {}).get("input_shape", input_shape) or _inbound_shape(entry)
+    built = (
+        (entry.get("build_config") or {}).get("input_shape")
+        or _inbound_shape(entry)
+        or config.get("batch_input_shape")
+        or input_shape
+    )
     shape = tuple(built) if isinstance(built, list | tuple) and not _is_nested(built) else None
     name = f"{prefix}{config.get('name') or kind}"
     if isinstance(config.get("layers"), list):
         counts: dict[str, int] = {}
+        fed: Any = None  # the shape that the first layer of a sequence takes, which an input layer states
         for inner in config["layers"]:
             key = _snake_case(inner["class_name"])
             counts[key] = counts.get(key, -1) + 1
             place = f"{key}_{counts[key]}" if counts[key] else key
             below = "" if not keys else f"{name}/"
-            yield from _configured(inner, below, (*keys, "layers", place), wrapper=wrapper)
+            yield from _configured(inner, below, (*keys, "layers", place), fed, wrapper)
+            is_input = kind == "Sequential" and inner["class_name"] == "InputLayer"
+            fed = inner["config"].get("batch_shape", inner["config"].get("batch_input_shape")) if is_input else None
         return
     if isinstance(config.get("layer"), Mapping):  # a wrapper, such as TimeDistributed
         yield from _configured(config["layer"], f"{name}/", (*keys, "layer"), wrapper=kind)
