@@ -61,8 +61,9 @@ def command(
 ) -> None:
     """Compute the singular values of every convolution.
 
-    MODEL is an ONNX model, a PyTorch state dict, a safetensors file or an .npz archive. Without it, convsv reads a
-    small network that comes along. The figures belong to the circular convolution at the layer's extents, whatever
+    MODEL is an ONNX model, a PyTorch checkpoint, a safetensors file, the index of a model in several files, a Keras
+    model or an .npz archive. Every network of a checkpoint is read, unless --network chooses one. Without MODEL, convsv
+    reads a small network that comes along. The figures belong to the circular convolution at the layer's extents, whatever
     padding the layer has. norm is the largest singular value, min the smallest one, and cond. is norm / min. stable
     rank is the sum of the squared singular values, divided by the largest square. reshaped norm is the norm of the
     kernel as a matrix, and factor is norm / reshaped norm.
