@@ -91,6 +91,21 @@ def test_optimizers_are_known_by_their_form_or_their_key(tmp_path, key):
     assert {part.path.partition("/")[0] for part in layers.left_out} == {key}
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
+def test_the_state_of_an_optimizer_in_a_flat_list_of_arrays(tmp_path, suffix):
+    kernel = np.ones((4, 4, 3, 3), np.float32)
+    names = ["opt_state/0/mu/conv/kernel", "opt_state/0/nu/conv/kernel", "optimizer.state.0.exp_avg", "conv/kernel"]
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **dict.fromkeys(names, kernel))
+    else:
+        save = torch.save if suffix == ".pt" else safetensors.torch.save_file
+        save({name: torch.from_numpy(kernel.copy()) for name in names}, path)
+    layers = read_model(path)
+    assert [layer.name for layer in layers] == ["conv/kernel"]
+    assert {part.path for part in layers.left_out} == {"opt_state", "optimizer"}
+
+
 def test_every_network_is_listed_by_its_path_and_one_can_be_chosen(tmp_path):
     models = {"g": network(0), "d": network(1, 5), "g_ema": network(2, 9)}
     wanted = {name: pytest.approx(truth(model), rel=1e-5) for name, model in models.items()}

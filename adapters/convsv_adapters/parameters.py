@@ -12,7 +12,7 @@ from typing import NamedTuple
 from convsv_adapters.formats.companions import Companions, look_around, shown_names
 from convsv_adapters.formats.parts import HostArray, Named, put_together
 from convsv_core.conv import SPATIAL_LETTERS, Conv
-from convsv_core.layers import Geometry, Layer, ModelError, ReadOptions, Stored
+from convsv_core.layers import Geometry, Layer, LayerList, LeftOut, ModelError, ReadOptions, Stored
 
 __all__ = [
     "LAYOUTS",
@@ -45,6 +45,12 @@ The list is a guess: it names what common vision networks store beside their ker
 """
 
 
+OPTIMIZER_STATE = re.compile(
+    r"((?:.*?[./])??(?:opt_state|optimi[sz]er\w*|exp_avg|exp_avg_sq|momentum_buffer))(?:[./].*)?$", re.IGNORECASE
+)
+"""Names of arrays that are the state of an optimizer, in files that hold a flat list of arrays. A guess."""
+
+
 class NetworkArrays(NamedTuple):
     """The arrays of one network.
 
@@ -70,7 +76,7 @@ def layers_from_arrays(
     *,
     ordered: bool = True,
     stored: Mapping[str, Stored] | None = None,
-) -> list[Layer]:
+) -> LayerList:
     """Return the layers of a network of which only the named arrays are known.
 
     A kernel is a floating-point or complex array of rank 3 to 5, unless the last part of its name has a word of
@@ -110,22 +116,30 @@ def layers_from_arrays(
 
 def layers_from_networks(
     networks: Sequence[NetworkArrays], options: ReadOptions, path: Path, *, ordered: bool = True
-) -> list[Layer]:
+) -> LayerList:
     """Return the layers of several networks, one network after the other: see `layers_from_arrays`.
+
+    Arrays whose names say that they are the state of an optimizer are left out.
 
     A name, or a pattern of one, in the options is the name of a layer here or the name of its array in the file.
     """
     layers: list[Layer] = []
     used: set[str] = set()
+    left_out: dict[str, LeftOut] = {}
     for network in networks:
-        layers += _Reading(network, options, path, used).layers(ordered)
+        states = {name: found[1] for name in network.arrays if (found := OPTIMIZER_STATE.match(name))}
+        for state in states.values():
+            place = "/".join(filter(None, (network.path, state)))
+            left_out[place] = LeftOut(place, "the state of an optimizer")
+        kept = {name: array for name, array in network.arrays.items() if name not in states}
+        layers += _Reading(network._replace(arrays=kept), options, path, used).layers(ordered)
     unknown = [name for name in options.input_shapes if name and name not in used]
     if unknown:
         raise ModelError(f"{path}: no kernel is called {unknown[0]!r} (this format names arrays, not inputs)")
     unknown = [name for name in options.layers if name not in used]
     if unknown:
         raise ModelError(f"{path}: no kernel is called {unknown[0]!r}")
-    return layers
+    return LayerList(layers, networks=[network.path for network in networks], left_out=left_out.values())
 
 
 def refuse_geometry(options: ReadOptions, path: Path) -> None:

@@ -190,7 +190,7 @@ def _snake_case(name: str) -> str:
     >>> _snake_case("DepthwiseConv2D"), _snake_case("Conv2DTranspose"), _snake_case("ConvLSTM2D")
     ('depthwise_conv2d', 'conv2d_transpose', 'conv_lstm2d')
     """
-    name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 

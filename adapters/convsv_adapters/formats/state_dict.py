@@ -81,7 +81,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> LayerList | None:
         for name in with_kernels
     ]
     layers = layers_from_networks(found, options, path)
-    return LayerList(layers, networks=with_kernels, left_out=left_out)
+    return LayerList(layers, networks=with_kernels, left_out=[*left_out, *layers.left_out])
 
 
 def read_shard(path: Path) -> dict[str, HostArray | str]:
