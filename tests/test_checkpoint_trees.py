@@ -63,6 +63,15 @@ def test_a_metric_kept_as_a_tensor_hides_no_network(tmp_path):
     assert said == ""
 
 
+@pytest.mark.parametrize("number", [np.float64(76.1), np.float32(3), np.int64(3), np.bool_(True)])
+def test_a_metric_kept_as_a_numpy_number_is_no_obstacle(tmp_path, number):
+    torch.save({"state_dict": network().state_dict(), "best": number}, tmp_path / "m.pt")
+    assert [layer.name for layer in read_model(tmp_path / "m.pt")] == ["0.weight"]
+    result = run("project", tmp_path / "m.pt", "--bound", 1, "-o", tmp_path / "out.pt", "--method", "rescale")
+    assert result.exit_code == 0
+    assert (tmp_path / "out.pt").exists()
+
+
 def test_the_state_of_an_optimizer_is_named_and_never_read(tmp_path):
     model = network()
     state = adam(model)

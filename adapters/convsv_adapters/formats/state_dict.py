@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
 from convsv_adapters.formats.tree import Tree, find_networks
@@ -123,7 +125,7 @@ def _load(path: Path) -> _Checkpoint | None:
         raise ModelError(f"{path}: a TorchScript archive, which holds code: save its state_dict() instead")
     torch = load_library("torch", path, "torch")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numbers()):
             warnings.simplefilter("ignore")  # PyTorch warns about the storage classes of old files
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -136,6 +138,13 @@ def _load(path: Path) -> _Checkpoint | None:
     if not tree.networks and not tree.left_out:
         raise ModelError(f"{path}: holds no state dict")
     return _Checkpoint(torch, content, tree)
+
+
+def _numbers() -> list[Any]:
+    """Return what the pickle of a NumPy number calls: checkpoints keep metrics so. None of it runs code of the file."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")}
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
 
 
 def _key(path: str, name: str) -> str:
