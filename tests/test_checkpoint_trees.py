@@ -205,6 +205,14 @@ def test_companions_tell_a_kernel_of_three_axes(tmp_path, beside):
 
 def test_experts_and_modulated_kernels_have_the_reason(tmp_path):
     state = {
+        "bilinear.weight": torch.ones(4, 5, 6),
+        "bilinear.bias": torch.ones(4),
+        "attention.query.kernel": torch.ones(8, 2, 4),
+        "attention.query.bias": torch.ones(2, 4),
+        "attention.out.kernel": torch.ones(2, 4, 8),
+        "attention.out.bias": torch.ones(8),
+        "heads.kernel": torch.ones(2, 4, 8),
+        "heads.bias": torch.ones(8),
         "experts.w.weight": torch.ones(4, 5, 6),
         "experts.w.bias": torch.ones(4, 6),
         "style.weight": torch.ones(1, 8, 8, 3, 3),
@@ -212,7 +220,10 @@ def test_experts_and_modulated_kernels_have_the_reason(tmp_path):
     }
     torch.save(state, tmp_path / "m.pt")
     layers = read_model(tmp_path / "m.pt")
-    assert [layer.name for layer in layers if layer.kernel is None] == ["experts.w.weight", "style.weight"]
+    assert len(layers) == 6
+    assert not [layer.name for layer in layers if layer.kernel is not None]
+    layers = read_model(tmp_path / "m.pt", ReadOptions(layers={"heads.kernel": Geometry(stride=1)}))
+    assert [layer.name for layer in layers if layer.kernel is not None] == ["heads.kernel"]
 
 
 def test_a_bias_tells_the_axis_of_the_outputs(tmp_path):

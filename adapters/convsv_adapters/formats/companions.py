@@ -27,8 +27,11 @@ CHANGES_THE_LAYER = re.compile(
 )
 """The rest of the name of an array in the layer of a weight, which is then not the whole of the layer. A guess."""
 
-SAYS_CONVOLUTION = re.compile(r"conv|cnn|kernel|fir|tdnn|wavelet", re.IGNORECASE)
+SAYS_CONVOLUTION = re.compile(r"conv|cnn|(^|[._/])fir|tdnn", re.IGNORECASE)
 """Words in the name of an array of three axes that say that it is the kernel of a convolution. A guess."""
+
+SAYS_OTHERWISE = re.compile(r"bilinear|expert|attention|attn|query|(^|[._/])(key|value|out)[._/]", re.IGNORECASE)
+"""Words in the name of an array of three axes that say that a bias of a convolution's form is none. A guess."""
 
 WEIGHT = re.compile(r"(.*[./])?(weight|kernel|w)")
 """The name of a weight inside the layer that owns it."""
@@ -81,7 +84,7 @@ def look_around(
         told = _told_by_bias(array.shape, bias.size)
     elif bias is not None and bias.ndim > 1 and max(bias.shape) != bias.size and not sure:
         return Companions(doubt=f"its bias has the shape {_by(bias.shape)}, which no convolution has")
-    if array.ndim == 3 and not (sure or fresh or told.doubt) and not _says_convolution(name, array, bias, named):
+    if array.ndim == 3 and not (sure or fresh or told.doubt) and not _says_convolution(name, array, told, bias, named):
         return Companions(
             doubt="its three axes may be those of a Conv1d kernel or of anything else, and nothing in the file says: "
             f"name it with --layer '{name}:stride=1' if it is one"
@@ -158,13 +161,19 @@ def _told_by_bias(shape: tuple[int, ...], outputs: int) -> Companions:
 
 
 def _says_convolution(
-    name: str, array: HostArray, bias: HostArray | None, named: Mapping[str, HostArray | str]
+    name: str,
+    array: HostArray,
+    told: Companions,
+    bias: HostArray | None,
+    named: Mapping[str, HostArray | str],
 ) -> bool:
     """Return whether something says that an array of three axes is the kernel of a convolution."""
     if SAYS_CONVOLUTION.search(name):
         return True
-    if bias is not None and bias.ndim == 1:
-        return True
+    if SAYS_OTHERWISE.search(name):
+        return False
+    if bias is not None and bias.ndim == 1:  # a bias along the last axis may also be that of a dense layer with heads
+        return told.layout != "last"
     names = list(named)
     after = names[names.index(name) + 1 : names.index(name) + 6]  # a batch normalisation next to it has five arrays
     sizes = {other.size for key in after if isinstance(other := named[key], np.ndarray) and "running_mean" in key}
