@@ -1,4 +1,4 @@
-"""Entry point of ``python -m benchmarks``: one subcommand a question."""
+"""Run ``python -m benchmarks``, which has one subcommand for each question."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
 from benchmarks.training import training
 
+__all__ = ["benchmarks"]
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+COMMANDS: tuple[click.Command, ...] = (spectrum, norm, project, training, certify, scale, peak_memory)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    commands={command.name or "": command for command in COMMANDS},
+)
 def benchmarks() -> None:
     """Measure convsv against what it replaces, alternately in one process."""
 
-
-benchmarks.add_command(spectrum)
-benchmarks.add_command(norm)
-benchmarks.add_command(project)
-benchmarks.add_command(training)
-benchmarks.add_command(certify)
-benchmarks.add_command(scale)
-benchmarks.add_command(peak_memory)
 
 if __name__ == "__main__":
     benchmarks(prog_name="python -m benchmarks")

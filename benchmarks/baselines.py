@@ -1,52 +1,106 @@
-"""What `convsv` is measured against: the two lines of the paper, and the dense matrix.
+"""Run the baselines of `singular_values`: the two lines of the paper, and the SVD of the dense matrix.
 
 The two lines are an FFT of the kernel padded with zeros to the input's extents, and a batched SVD without
-vectors of the matrices at all frequencies. Where they do not apply as they stand they are given what they
-need, at no charge: a strided convolution as its polyphase kernel, without the classes of input elements that
-no tap reads; a dilated one with zeros between its taps; groups as one more batch axis. Source: Sedghi, Gupta
-and Long, *The Singular Values of Convolutional Layers*, ICLR 2019, listing in section 3.
+vectors of the matrices at all frequencies. Some convolutions need more, which is not timed: a strided one gets its
+polyphase kernel, without the classes of input elements that no tap reads; a dilated one gets zeros between its
+taps; groups are one more batch axis. Source: Sedghi, Gupta and Long, *The Singular Values of Convolutional
+Layers*, ICLR 2019, listing in section 3.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.libraries import Function, Library
-from benchmarks.shapes import Shape
-from benchmarks.timing import Task, time_once
+from benchmarks.shapes import HostArray, Shape
+from benchmarks.timing import Task, WeightedTasks, time_once
 from convsv_core.backend import Array
 
-HostArray: TypeAlias = np.ndarray[Any, Any]
+__all__ = [
+    "Polyphase",
+    "Reference",
+    "TwoLines",
+    "dense_matrix",
+    "from_polyphase",
+    "matrices_at",
+    "polyphase",
+    "polyphase_places",
+    "prepare_dense",
+    "reference",
+    "sample",
+]
 
 SYMBOL_BYTES = 2 << 30
-"""Largest symbol, in complex64, that the two lines are run on in full; they hold it several times over."""
+"""Largest symbol, in complex64, that the two lines run on in full: a guess, as they hold it several times over."""
 
 SAMPLE_BYTES = 1 << 28
-"""Largest sample of matrices, in complex64."""
+"""Largest sample of matrices, in bytes of complex64: a guess."""
 
 PROBE_SECONDS = 0.1
-"""A sample that takes this long tells how long the whole takes."""
+"""A sample whose SVDs take this long is large enough to estimate the time of all SVDs: a guess."""
 
 PROBES = 3
-"""Runs of such a sample, of which the shortest counts: the scheduler only ever adds time."""
+"""Runs of such a sample, of which the shortest counts, as other load only ever adds time: a guess."""
+
+
+class Polyphase(NamedTuple):
+    """Say where the taps of a strided convolution stand in its polyphase kernel.
+
+    Attributes
+    ----------
+    extents : tuple of int
+        Spatial extents of the polyphase kernel.
+    classes : tuple of int
+        Classes of input elements that some tap reads, along each axis.
+    places : mapping of tuple of int to tuple of int
+        For each tap its offset along each axis, then its class along each axis.
+    """
+
+    extents: tuple[int, ...]
+    classes: tuple[int, ...]
+    places: Mapping[tuple[int, ...], tuple[int, ...]]
+
+
+class Reference(NamedTuple):
+    """Hold singular values in float64 at some frequencies.
+
+    Attributes
+    ----------
+    frequencies : numpy.ndarray of int, shape (count,)
+        Places in the grid: all of them, or a uniform sample and frequency 0.
+    values : numpy.ndarray of float64, shape (count, groups * values)
+        Descending along the last axis.
+    """
+
+    frequencies: HostArray
+    values: HostArray
+
+
+class _Ready(NamedTuple):
+    """Hold a task that has run once, the seconds of that run, and the seconds of its compilation."""
+
+    task: Task
+    seconds: float
+    compile_seconds: float | None
 
 
 def polyphase(shape: Shape, kernel: HostArray) -> HostArray:
-    """The kernel of the equivalent convolution of stride 1: shape (*extents, groups, columns, rows).
+    """Return the kernel of the equivalent convolution of stride 1: shape (*extents, groups, columns, rows).
 
     A tap at position t of a layer with stride s reads the class ``t mod s`` of the input's elements at the
     offset ``t // s``. Columns are the classes that some tap reads, times the input channels of a group.
-    Offsets that wrap round the input are added, so that cropping to the grid loses none.
+    Taps whose offsets wrap round the input to the same place are added, so that cropping to the grid loses none.
     """
     ndim = len(shape.taps)
     kernel = kernel.reshape(*kernel.shape[:-1], shape.groups, -1)
     kernel = np.moveaxis(kernel, -2, ndim)
-    extents, classes, places = _polyphase_places(shape)
+    extents, classes, places = polyphase_places(shape)
     folded = np.zeros((*extents, *classes, *kernel.shape[ndim:]), kernel.dtype)
     for tap, place in places.items():
         folded[place] += kernel[tap]
@@ -55,9 +109,9 @@ def polyphase(shape: Shape, kernel: HostArray) -> HostArray:
 
 
 def from_polyphase(shape: Shape, folded: HostArray) -> HostArray:
-    """The kernel whose taps are those of a polyphase kernel; where several fell on one place, each gets all of it."""
+    """Return the kernel whose taps a polyphase kernel holds; taps that were added each get the whole sum."""
     ndim = len(shape.taps)
-    extents, classes, places = _polyphase_places(shape)
+    extents, classes, places = polyphase_places(shape)
     rows = folded.shape[-1]
     folded = folded.reshape(*extents, shape.groups, *classes, -1, rows)
     folded = np.moveaxis(folded, ndim, 2 * ndim)
@@ -67,10 +121,8 @@ def from_polyphase(shape: Shape, folded: HostArray) -> HostArray:
     return np.moveaxis(kernel, ndim, -2).reshape(shape.kernel_shape)
 
 
-def _polyphase_places(
-    shape: Shape,
-) -> tuple[tuple[int, ...], tuple[int, ...], dict[tuple[int, ...], tuple[int, ...]]]:
-    """Extents of the polyphase kernel, classes along each axis, and at which offset and class each tap stands."""
+def polyphase_places(shape: Shape) -> Polyphase:
+    """Return where each tap stands in the polyphase kernel."""
     along, extents, classes = [], [], []
     for taps, stride, dilation, grid in zip(shape.taps, shape.stride, shape.dilation, shape.grid, strict=True):
         pairs = [divmod(tap * dilation, stride) for tap in range(taps)]
@@ -82,11 +134,11 @@ def _polyphase_places(
     for index in np.ndindex(*shape.taps):
         chosen = [axis[tap] for axis, tap in zip(along, index, strict=True)]
         places[index] = (*(q for q, _ in chosen), *(r for _, r in chosen))
-    return tuple(extents), tuple(classes), places
+    return Polyphase(tuple(extents), tuple(classes), places)
 
 
 def matrices_at(kernel: HostArray, grid: tuple[int, ...], frequencies: HostArray) -> HostArray:
-    """The symbol of a polyphase kernel at some frequencies, in double precision, from its definition.
+    """Return the symbol of a polyphase kernel at some frequencies, in double precision, from its definition.
 
     Parameters
     ----------
@@ -115,50 +167,19 @@ def matrices_at(kernel: HostArray, grid: tuple[int, ...], frequencies: HostArray
 
 
 def sample(count: int, wanted: int) -> HostArray:
-    """Return `wanted` of `count` frequencies chosen uniformly, ascending; always the same ones."""
+    """Return `wanted` of `count` frequencies, chosen uniformly by a fixed seed, ascending."""
     if wanted >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(count).choice(count, wanted, replace=False))
 
 
-@dataclass
-class Measured:
-    """How a baseline is to be timed.
-
-    Attributes
-    ----------
-    tasks : dict of str to callable
-        What is timed.
-    estimates : dict of str to float
-        Seconds that each took at its first run, or is expected to.
-    weights : dict of str to float
-        The baseline's time is the sum of the tasks' times with these weights: 1 for what is run in full.
-    sampled : int
-        Frequencies whose SVDs are timed.
-    compile_seconds : float or None
-        None where nothing is compiled.
-    """
-
-    tasks: dict[str, Task]
-    estimates: dict[str, float]
-    weights: dict[str, float]
-    sampled: int
-    extrapolated: bool
-    compile_seconds: float | None = None
-
-    def combine(self, times: dict[str, list[float]]) -> list[float]:
-        """Seconds of the whole baseline in each turn."""
-        parts = [[self.weights[name] * t for t in times[name]] for name in self.tasks]
-        return [sum(turn) for turn in zip(*parts, strict=True)]
-
-
 @dataclass(eq=False)
 class TwoLines:
-    """The paper's two lines on one convolution, in one library.
+    """Run the paper's two lines on one convolution, in one library.
 
-    Where the whole run is estimated to take longer than `limit` seconds, only the SVDs of a uniform sample of
-    the frequencies are timed, with the whole FFT, and their time is scaled up linearly. Where the symbol
-    is larger than `symbol_bytes` so is the FFT's, from a slice of the columns.
+    Where the whole run is estimated to take longer than `limit` seconds, the whole FFT is timed, and the SVDs of a
+    uniform sample of the frequencies, whose time is scaled up linearly. Where the symbol is larger than
+    `symbol_bytes`, the FFT is timed on a slice of the columns, and its time is scaled up as well.
 
     Parameters
     ----------
@@ -167,13 +188,13 @@ class TwoLines:
     limit : float
         Seconds up to which the lines are run in full.
     sample_seconds : float
-        Seconds that a sample's SVDs are to take.
+        Seconds that the SVDs of a sample take, about.
     threads : int or None
         Threads that BLAS and OpenMP may use for the lines; None for the libraries' defaults.
     values : function, optional
-        The second line: from the matrices in the last two axes; the SVD without vectors by default.
+        The second line: a function of the matrices in the last two axes, by default the SVD without vectors.
     symbol_bytes : int
-        See above.
+        Largest symbol, in complex64, that the lines run on in full.
     """
 
     library: Library
@@ -195,48 +216,43 @@ class TwoLines:
         return self._values(self.transform(kernel))
 
     def transform(self, kernel: Array) -> Array:
-        """The first line: what is timed as a whole where the second is sampled."""
+        """Run the first line, which is timed as a whole where the second line is sampled."""
         return self.library.fft(kernel, self.shape.grid)
 
-    def prepare(self) -> Measured:
-        """Decide what can be run in full, and compile and run once what is to be timed."""
+    def prepare(self) -> WeightedTasks:
+        """Decide what can run in full, then compile and run once every part that will be timed."""
         kernel, total = self.kernel, math.prod(self.shape.grid)
         columns = kernel.shape[-2]
         symbol_bytes = 8 * total * math.prod(kernel.shape[-3:])
         taken = columns if symbol_bytes <= self.symbol_bytes else max(1, columns * self.symbol_bytes // symbol_bytes)
         first = np.ascontiguousarray(kernel[..., :taken, :])
-        fft, fft_seconds, fft_compile = self._ready(self.transform, first)
-        fft_seconds *= columns / taken
+        fft = self._ready(self.transform, first)
+        fft_seconds = fft.seconds * columns / taken
         seconds = self._probe(total)
         if taken == columns and fft_seconds + total * seconds <= self.limit:
             array = self.library.asarray(kernel)
             run, compiled = self.library.compile(self, array)
-            return Measured(
-                {"two lines": self._task(run, array)},
-                {"two lines": fft_seconds + total * seconds},
-                {"two lines": 1.0},
-                sampled=total,
-                extrapolated=False,
-                compile_seconds=compiled,
-            )
+            expected = fft_seconds + total * seconds
+            task = self._task(run, array)
+            return WeightedTasks.whole("two lines", task, expected, sampled=total, compile_seconds=compiled)
         count = min(total, max(2, round(self.sample_seconds / seconds)), self._affordable())
-        svd, svd_seconds, svd_compile = self._ready(self._values, self._matrices(total, count))
-        return Measured(
-            {"fft": fft, "svd": svd},
-            {"fft": fft_seconds, "svd": svd_seconds},
+        svd = self._ready(self._values, self._matrices(total, count))
+        return WeightedTasks(
+            {"fft": fft.task, "svd": svd.task},
+            {"fft": fft_seconds, "svd": svd.seconds},
             {"fft": columns / taken, "svd": total / count},
             sampled=count,
             extrapolated=True,
-            compile_seconds=None if svd_compile is None else svd_compile + (fft_compile or 0.0),
+            compile_seconds=None if svd.compile_seconds is None else svd.compile_seconds + (fft.compile_seconds or 0.0),
         )
 
     def _probe(self, total: int) -> float:
-        """Seconds that the SVDs of one frequency take within a batch."""
+        """Return the seconds that the SVDs of one frequency take within a batch."""
         count = 1
         while True:
             count = min(count, total, self._affordable())
-            run, _, _ = self._ready(self._values, self._matrices(total, count))
-            seconds = min(time_once(run) for _ in range(PROBES))
+            task = self._ready(self._values, self._matrices(total, count)).task
+            seconds = min(time_once(task) for _ in range(PROBES))
             if seconds >= PROBE_SECONDS or count == min(total, self._affordable()):
                 return seconds / count
             count *= 4
@@ -248,13 +264,12 @@ class TwoLines:
     def _affordable(self) -> int:
         return max(1, SAMPLE_BYTES // (8 * math.prod(self.kernel.shape[-3:])))
 
-    def _ready(self, function: Function, argument: HostArray) -> tuple[Task, float, float | None]:
-        """Compile and run a function of one array: the task, seconds of its first run, seconds of compilation."""
+    def _ready(self, function: Function, argument: HostArray) -> _Ready:
+        """Compile a function of one array, and run it once."""
         array = self.library.asarray(argument)
         run, compiled = self.library.compile(function, array)
-
         task = self._task(run, array)
-        return task, time_once(task), compiled
+        return _Ready(task, time_once(task), compiled)
 
     def _task(self, run: Function, array: Array) -> Task:
         def task() -> None:
@@ -272,10 +287,9 @@ class TwoLines:
 
 
 def prepare_dense(library: Library, shape: Shape) -> Task:
-    """Return the SVD without vectors of the operator's whole matrix, whose making is not timed, run once."""
-    host = dense_matrix(shape)
-    matrix = library.asarray(host)
-    run, _ = library.compile(library.svdvals, matrix)
+    """Return a task that has run once: the SVD without vectors of the operator's whole matrix, which is made before."""
+    matrix = library.asarray(dense_matrix(shape))
+    run = library.compile(library.svdvals, matrix).run
 
     def task() -> None:
         library.wait(run(matrix))
@@ -285,10 +299,10 @@ def prepare_dense(library: Library, shape: Shape) -> Task:
 
 
 def dense_matrix(shape: Shape) -> HostArray:
-    """The whole matrix of a convolution of stride 1 without groups, in float32.
+    """Return the whole matrix of a convolution of stride 1 without groups, in float32.
 
-    Columns are ``(*position, input)``, rows ``(*position, output)``. Offsets count from the first tap: how
-    the layer is padded only permutes the rows.
+    Columns are ``(*position, input)``, rows ``(*position, output)``. Offsets count from the first tap, since
+    padding only permutes the rows.
     """
     kernel, grid = shape.kernel(), shape.grid
     count, ndim = math.prod(grid), len(grid)
@@ -301,25 +315,16 @@ def dense_matrix(shape: Shape) -> HostArray:
     return matrix.reshape(count * shape.outputs, count * shape.inputs)
 
 
-def reference(shape: Shape, seconds: float) -> tuple[HostArray, HostArray]:
-    """Singular values by the two lines in double precision, at every frequency if that takes `seconds` at most.
+def reference(shape: Shape, seconds: float) -> Reference:
+    """Return singular values by the two lines in double precision.
 
-    Returns
-    -------
-    frequencies : numpy.ndarray of int, shape (count,)
-        Places in the grid: all of them, or a uniform sample and frequency 0.
-    values : numpy.ndarray of float64, shape (count, groups * values)
-        Descending along the last axis.
+    They are at every frequency if that takes at most `seconds`, else at a sample of them.
     """
     kernel, total = polyphase(shape, shape.kernel()), math.prod(shape.grid)
     first = matrices_at(kernel, shape.grid, np.arange(1))
-    one = min(time_once(lambda: _discard(np.linalg.svd(first, compute_uv=False))) for _ in range(3))
+    one = min(time_once(lambda: np.linalg.svd(first, compute_uv=False)) for _ in range(3))
     affordable = max(1, 2 * SAMPLE_BYTES // first.nbytes)
     chosen = sample(total, min(max(3, round(seconds / one)), affordable))
     chosen = np.union1d(chosen, [0])
     values = np.linalg.svd(matrices_at(kernel, shape.grid, chosen), compute_uv=False)
-    return chosen, -np.sort(-values.reshape(len(chosen), -1), axis=-1)
-
-
-def _discard(result: object) -> None:
-    """Make a task of an expression."""
+    return Reference(chosen, -np.sort(-values.reshape(len(chosen), -1), axis=-1))

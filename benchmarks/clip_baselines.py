@@ -1,4 +1,4 @@
-"""What `clip` and `project` are measured against: the paper's clip, and Dykstra's algorithm as it stands."""
+"""Run the baselines of `clip` and `project`: the paper's clip, and Dykstra's algorithm as it stands."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.baselines import HostArray, TwoLines, from_polyphase, polyphase
+from benchmarks.baselines import TwoLines, from_polyphase, polyphase
 from benchmarks.libraries import Library
-from benchmarks.shapes import Shape
+from benchmarks.shapes import HostArray, Shape
 from convsv_core.backend import Array
 
+__all__ = ["PaperClip", "PlainProjection", "clip_matrices", "paper_clip", "plain_dykstra"]
+
 CHECK_EVERY = 10
-"""Iterations of Dykstra's algorithm from one look at the gap to the next."""
+"""Iterations of Dykstra's algorithm from one computation of the gap to the next: a guess."""
 
 
 def clip_matrices(library: Library, matrices: Array, bound: float) -> Array:
-    """The nearest matrices of norm at most `bound`, by the SVD with vectors of every one."""
+    """Return the nearest matrices of norm at most `bound`, by the SVD with vectors of every matrix."""
     u, s, vh = library.svd(matrices)
     s = s.clip(max=bound)
     if u.shape[-2] <= vh.shape[-1]:
@@ -27,18 +29,18 @@ def clip_matrices(library: Library, matrices: Array, bound: float) -> Array:
 
 @dataclass(eq=False)
 class PaperClip(TwoLines):
-    """One clip-and-cut step, in one library.
+    """Run one clip-and-cut step, in one library.
 
-    The kernel padded with zeros to the input's extents is transformed, the matrix at every frequency decomposed with
-    its vectors, the singular values replaced by their minimum with the bound, the product transformed back, and cut
-    to the kernel's extents. A strided or grouped layer gets its polyphase kernel, as in `TwoLines`; back from it
-    is not timed. Source: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019, section 3
-    and appendix.
+    The kernel is padded with zeros to the input's extents and transformed. The matrix at every frequency is decomposed
+    with its vectors, and its singular values are replaced by their minimum with the bound. The product is transformed
+    back and cut to the kernel's extents. A strided or grouped layer gets its polyphase kernel, as in `TwoLines`;
+    making it, and going back to the kernel, are not timed.
+    Source: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019, section 3 and appendix.
 
     Parameters
     ----------
     bound : float
-        Which does not change what it costs.
+        Largest singular value of the result; it does not change the time.
     """
 
     bound: float = 1.0
@@ -48,11 +50,11 @@ class PaperClip(TwoLines):
         super().__post_init__()
 
     def __call__(self, kernel: Array) -> Array:
-        """The step, from one polyphase kernel to another."""
+        """Run the step, from one polyphase kernel to another."""
         return self._cut(self._values(self.library.fft(kernel, self.shape.grid)))
 
     def transform(self, kernel: Array) -> Array:
-        """There and back: all but the matrices at the frequencies."""
+        """Transform forth and back, without a change of the matrices at the frequencies."""
         return self._cut(self.library.fft(kernel, self.shape.grid))
 
     def _cut(self, matrices: Array) -> Array:
@@ -61,7 +63,7 @@ class PaperClip(TwoLines):
 
 
 def paper_clip(library: Library, shape: Shape, kernel: HostArray, bound: float) -> HostArray:
-    """The clipped kernel, with the axes of `kernel` and in its dtype."""
+    """Return the clipped kernel, with the axes of `kernel` and in its dtype."""
     step = PaperClip(library, shape, limit=0.0, sample_seconds=0.0, bound=bound)
     clipped = step(library.asarray(polyphase(shape, kernel)))
     return from_polyphase(shape, library.backend.to_numpy(clipped)).astype(kernel.dtype)
@@ -69,7 +71,7 @@ def paper_clip(library: Library, shape: Shape, kernel: HostArray, bound: float) 
 
 @dataclass(frozen=True)
 class PlainProjection:
-    """Where Dykstra's algorithm has come to.
+    """Hold the result of Dykstra's algorithm.
 
     Attributes
     ----------
@@ -77,7 +79,7 @@ class PlainProjection:
         Rescaled to the bound.
     iterations : int
     gap : float
-        ``(distance^2 - d^2) / distance^2`` with the lower bound d of the least distance that the dual gives.
+        ``(distance^2 - d^2) / distance^2``, where the dual proves that no feasible kernel is nearer than d.
     """
 
     kernel: HostArray
@@ -86,10 +88,11 @@ class PlainProjection:
 
 
 def plain_dykstra(shape: Shape, kernel: HostArray, bound: float, gap: float, most: int) -> PlainProjection:
-    """Dykstra's algorithm between the ball of operators of norm at most `bound` and the kernels of one support.
+    """Project a kernel onto the operators of norm at most `bound` by Dykstra's algorithm.
 
-    The support is a linear subspace, which needs no correction. NumPy, float64; strided and dilated layers by
-    their polyphase kernels. Taps must not wrap onto each other.
+    The two sets are the ball of operators, and the kernels of one support. The support is a linear subspace, which
+    needs no correction. The computation is NumPy's in float64; strided and dilated layers have their polyphase
+    kernels. Taps must not wrap onto each other.
     Source: Boyle and Dykstra, *Advances in Order Restricted Statistical Inference*, 1986.
 
     Parameters
@@ -99,9 +102,9 @@ def plain_dykstra(shape: Shape, kernel: HostArray, bound: float, gap: float, mos
     bound : float
         Positive.
     gap : float
-        At which to stop.
+        The iteration stops at this gap.
     most : int
-        Iterations.
+        Largest number of iterations.
     """
     if most < 1:
         raise ValueError(f"most={most}: wanted at least 1")

@@ -1,28 +1,47 @@
-"""One convolution, measured: ours beside the two lines, and the error of our values."""
+"""Hold the results of a comparison with a baseline: the times of each row, and their sums over groups of rows."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
 
-import convsv_core as convsv
-from benchmarks.baselines import HostArray, TwoLines, prepare_dense, reference
-from benchmarks.libraries import Library
-from benchmarks.machine import decomposition_flops
-from benchmarks.shapes import GROUPS, Shape
-from benchmarks.timing import alternate, time_once
-from convsv_core.backend import Array
+from benchmarks.tables import LAYER, Column, duration, figures, or_dash, ratio, words
+from benchmarks.timing import WeightedTasks
+
+__all__ = [
+    "CONVOLUTION",
+    "EPS",
+    "ERROR",
+    "Comparison",
+    "Effort",
+    "Sums",
+    "comparison_of",
+    "group_by",
+    "sum_columns",
+    "sums_of",
+    "time_columns",
+]
 
 EPS = float(np.finfo(np.float32).eps)
+"""Unit of all errors: the spacing of float32 numbers after 1."""
+
+ERROR = figures("error", lambda row: or_dash("{:.2f}".format, row.error_eps))
+"""Column of the error of a row, in units of `EPS`."""
+
+CONVOLUTION = (*LAYER, figures("x", lambda row: str(row.multiplicity or "-")))
+"""Columns that say which convolution was measured in which library, and how often the network holds it."""
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is spent on each convolution.
+    """Say how much is spent on each convolution.
 
     Attributes
     ----------
@@ -45,49 +64,29 @@ class Effort:
     baseline_threads: int | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """What was measured of one convolution in one library: an entry of ``rows`` in the JSON.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Hold the times of ours and of a baseline on one convolution.
 
     Attributes
     ----------
     library, network, label : str
-    kernel_shape, layout, input_shape, stride, dilation, groups
-        The convolution.
     multiplicity : int
-        How often the network holds it.
+        How often the network holds the convolution.
     ours_seconds, baseline_seconds : float
         Medians.
-    ours_times, baseline_times : list of float
-        In the order they were taken, alternately.
     ratio : float
         ``baseline_seconds / ours_seconds``.
+    ours_times, baseline_times : list of float
+        In the order they were taken, alternately.
     extrapolated : bool
-        Whether the baseline's time was scaled up from `baseline_frequencies` of `frequencies`.
-    error_eps : float
-        Largest difference of a singular value from float64, in units of float32's eps times the largest value.
-    error_frequencies : int
-        Frequencies compared for it, of `frequencies`.
-    peak_share : float or None
-        Share of the speed of a large matrix product that the whole call reaches, if only the operations
-        of the decompositions are counted. None for closed forms.
-    ours_compile_seconds, baseline_compile_seconds : float or None
-        None where nothing is compiled.
-    dense_seconds : float or None
-        Median time of the SVD of the whole matrix, where that was asked for.
+        Whether the baseline's time was scaled up from `baseline_frequencies` frequencies.
     """
 
     library: str
     network: str
     label: str
-    kernel_shape: tuple[int, ...]
-    layout: str
-    input_shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
     multiplicity: int
-    frequencies: int
     ours_seconds: float
     baseline_seconds: float
     ratio: float
@@ -95,32 +94,26 @@ class Row:
     baseline_times: list[float]
     extrapolated: bool
     baseline_frequencies: int
-    error_eps: float
-    error_frequencies: int
-    peak_share: float | None
-    ours_compile_seconds: float | None
-    baseline_compile_seconds: float | None
-    dense_seconds: float | None
-
-    @property
-    def name(self) -> str:
-        """The shape's own name."""
-        return f"{self.network} {self.label}"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A group of rows: an entry of ``summary`` in the JSON.
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Hold the sums of the times of several rows.
 
     Attributes
     ----------
+    library, group : str
+    count : int
+        Convolutions that were summed, each as often as it was counted.
+    ours_seconds, baseline_seconds : float
     ratio : float
-        Summed times of the baseline over summed times of ours, each convolution counted once.
+        ``baseline_seconds / ours_seconds``.
     least_ratio : float
-        The smallest ratio of one convolution, which is `least`.
-    worst_error_eps : float
+        The smallest ratio of one row, whose label is `least`.
+    worst_error_eps : float or None
+        The largest error of one row; None where no row has one.
     extrapolated : int
-        How many of `count` baselines were.
+        Rows whose baseline was extrapolated.
     """
 
     library: str
@@ -131,138 +124,87 @@ class Summary:
     ratio: float
     least_ratio: float
     least: str
-    worst_error_eps: float
+    worst_error_eps: float | None
     extrapolated: int
 
 
-def compare(library: Library, shape: Shape, effort: Effort, *, dtype: str, peak: float, dense: bool = False) -> Row:
-    """Measure one convolution.
+def comparison_of(
+    ours: list[float], baseline: WeightedTasks, times: Mapping[str, list[float]], **where: Any
+) -> dict[str, Any]:
+    """Return the attributes of a `Comparison`.
 
     Parameters
     ----------
-    library : Library
-    shape : Shape
-    effort : Effort
-    dtype : str
-        The dtype that matrices are decomposed in.
-    peak : float
-        Operations a second of a matrix product in that dtype.
-    dense : bool, default False
-        Whether to time the SVD of the whole matrix as well.
+    ours : list of float
+    baseline : WeightedTasks
+    times : mapping of str to list of float
+        The times of the baseline's tasks, among others.
+    **where
+        The attributes that are not about time.
     """
-    kernel = library.asarray(shape.kernel())
+    theirs = baseline.combine(times)
+    seconds, other = statistics.median(ours), statistics.median(theirs)
+    return where | {
+        "ours_seconds": seconds,
+        "baseline_seconds": other,
+        "ratio": other / seconds,
+        "ours_times": ours,
+        "baseline_times": theirs,
+        "extrapolated": baseline.extrapolated,
+        "baseline_frequencies": baseline.sampled,
+    }
 
-    def spectrum(array: Array) -> Array:
-        return convsv.singular_values(array, shape.extents, shape.conv)
 
-    run, compile_seconds = library.compile(spectrum, kernel)
-    tasks = {"ours": lambda: library.wait(run(kernel))}
-    estimates = {"ours": time_once(tasks["ours"])}
-    error, compared = worst_error(library, shape, run(kernel), effort.reference_seconds)
-    baseline = TwoLines(library, shape, effort.full_seconds, effort.sample_seconds, effort.baseline_threads).prepare()
-    if dense:
-        tasks["dense"] = prepare_dense(library, shape)
-        estimates["dense"] = time_once(tasks["dense"])
-    times = alternate(tasks | baseline.tasks, estimates | baseline.estimates, effort.repeats)
-    ours, theirs = statistics.median(times["ours"]), baseline.combine(times)
-    flops = decomposition_flops(shape, dtype)
-    return Row(
-        library=library.name,
-        network=shape.network,
-        label=shape.label,
-        kernel_shape=shape.kernel_shape,
-        layout=shape.conv.layout,
-        input_shape=shape.extents,
-        stride=shape.stride,
-        dilation=shape.dilation,
-        groups=shape.groups,
-        multiplicity=shape.multiplicity,
-        frequencies=math.prod(shape.grid),
-        ours_seconds=ours,
-        baseline_seconds=statistics.median(theirs),
-        ratio=statistics.median(theirs) / ours,
-        ours_times=times["ours"],
-        baseline_times=theirs,
-        extrapolated=baseline.extrapolated,
-        baseline_frequencies=baseline.sampled,
-        error_eps=error,
-        error_frequencies=compared,
-        peak_share=None if flops is None else flops / ours / peak,
-        ours_compile_seconds=compile_seconds,
-        baseline_compile_seconds=baseline.compile_seconds,
-        dense_seconds=statistics.median(times["dense"]) if dense else None,
+def group_by(rows: Sequence[Row], *attributes: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Return the rows by the values of some attributes, in the order in which these come first."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(getattr(row, name) for name in attributes), []).append(row)
+    return groups
+
+
+def sums_of(rows: Sequence[Any], counts: Sequence[int], **where: str) -> dict[str, Any]:
+    """Return the attributes of `Sums` over rows that are `Comparison`s with an ``error_eps``.
+
+    Parameters
+    ----------
+    rows : sequence of Comparison
+    counts : sequence of int
+        How often each row is counted.
+    **where
+        The attributes that are not sums.
+    """
+    ours, theirs = (
+        sum(count * getattr(row, name) for count, row in zip(counts, rows, strict=True))
+        for name in ("ours_seconds", "baseline_seconds")
+    )
+    least = min(rows, key=attrgetter("ratio"))
+    return where | {
+        "count": sum(counts),
+        "ours_seconds": ours,
+        "baseline_seconds": theirs,
+        "ratio": theirs / ours,
+        "least_ratio": least.ratio,
+        "least": least.label,
+        "worst_error_eps": max((row.error_eps for row in rows if row.error_eps is not None), default=None),
+        "extrapolated": sum(row.extrapolated for row in rows),
+    }
+
+
+def time_columns(baseline: str) -> tuple[Column, ...]:
+    """Return the columns of the times of a `Comparison` or of `Sums`; `baseline` is the name of the other method."""
+    return (
+        figures("ours", lambda row: duration(row.ours_seconds)),
+        figures(baseline, lambda row: duration(row.baseline_seconds, extrapolated=row.extrapolated)),
+        figures("ratio", lambda row: ratio(row.ratio)),
     )
 
 
-def worst_error(library: Library, shape: Shape, values: Array, seconds: float) -> tuple[float, int]:
-    """Compare singular values in float32 with float64.
-
-    Where the reference has every frequency, all of `values` are compared with it. Else
-    `frequency_singular_values` is compared with it at a sample of the frequencies, and `values` with all of
-    `frequency_singular_values`.
-
-    Returns
-    -------
-    error : float
-        In units of float32's eps times the largest singular value.
-    frequencies : int
-        How many the reference has.
-    """
-    found = library.backend.to_numpy(values).astype(np.float64)
-    chosen, wanted = reference(shape, seconds)
-    largest = max(float(wanted.max()), float(found.max()))
-    total = math.prod(shape.grid)
-    if len(chosen) == total:
-        return _largest_difference(found, _descending(wanted, len(found))) / (EPS * largest), total
-
-    def by_frequency(array: Array) -> Array:
-        return convsv.frequency_singular_values(array, shape.extents, shape.conv)
-
-    kernel = library.asarray(shape.kernel())
-    run, _ = library.compile(by_frequency, kernel)
-    listed = library.backend.to_numpy(run(kernel)).reshape(total, -1)
-    sampled = listed[chosen].astype(np.float64)
-    padded = np.zeros_like(sampled)  # the zeros of input elements that no tap reads
-    padded[:, : wanted.shape[1]] = wanted
-    difference = max(_largest_difference(found, _descending(listed, len(found))), _largest_difference(sampled, padded))
-    return difference / (EPS * largest), len(chosen)
-
-
-def summarise(rows: Sequence[Row]) -> list[Summary]:
-    """Sum the rows by library and group; a group of which some rows are missing sums those there are."""
-    summaries = []
-    for library in dict.fromkeys(row.library for row in rows):
-        for group, shapes in GROUPS.items():
-            names = {shape.name for shape in shapes}
-            members = [row for row in rows if row.library == library and row.name in names]
-            if members:
-                summaries.append(_sum(library, group, members))
-    return summaries
-
-
-def _sum(library: str, group: str, rows: Sequence[Row]) -> Summary:
-    ours, theirs = sum(row.ours_seconds for row in rows), sum(row.baseline_seconds for row in rows)
-    least = min(rows, key=lambda row: row.ratio)
-    return Summary(
-        library=library,
-        group=group,
-        count=len(rows),
-        ours_seconds=ours,
-        baseline_seconds=theirs,
-        ratio=theirs / ours,
-        least_ratio=least.ratio,
-        least=least.label,
-        worst_error_eps=max(row.error_eps for row in rows),
-        extrapolated=sum(row.extrapolated for row in rows),
+def sum_columns(baseline: str) -> tuple[Column, ...]:
+    """Return the columns of `Sums`: the times, the least ratio, the worst error, and the row of the least ratio."""
+    return (
+        *time_columns(baseline),
+        figures("least", lambda one: ratio(one.least_ratio)),
+        figures("error", lambda one: or_dash("{:.2f}".format, one.worst_error_eps)),
+        words("", lambda one: one.least if one.count > 1 else ""),
     )
-
-
-def _descending(values: HostArray, count: int) -> HostArray:
-    """All of `values`, descending, and zeros up to `count`."""
-    result = np.zeros(count)
-    result[: values.size] = -np.sort(-values.reshape(-1))
-    return result
-
-
-def _largest_difference(one: HostArray, other: HostArray) -> float:
-    return float(np.max(np.abs(one - other)))

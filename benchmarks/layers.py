@@ -1,4 +1,4 @@
-"""The convolutions whose norm is measured: trained ones read from files, Gaussian ones, and ResNet-18's."""
+"""Find the convolutions whose norm is measured: trained ones from files, Gaussian ones, and those of ResNet-18."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.shapes import Shape, square
+from benchmarks.command import Size
+from benchmarks.shapes import RESNET_18, HostArray, Shape, square
 from convsv_core.layers import Layer, ModelError
 from convsv_core.reports import read_model
+
+__all__ = ["GAUSSIAN", "RESNET", "TRAINED", "FixedShape", "find_layers", "fixed"]
 
 SUFFIXES = (".onnx", ".pth", ".pt", ".safetensors", ".npz")
 TRAINED, GAUSSIAN, RESNET = "trained", "Gaussian", "ResNet-18 at 224"
 EXTENT = 56
+"""Extent of the inputs of trained and Gaussian layers: that of the first stage of ResNet-18 at 224 pixels."""
+
+MOST_CHANNELS = 32
+"""Largest number of channels of a trained layer that is measured unless everything is: a guess, for speed."""
 
 
 @dataclass(frozen=True)
 class FixedShape(Shape):
-    """A convolution whose kernel stays the same whatever its name and extents.
+    """Describe a convolution whose kernel does not depend on its name and extents.
 
     Attributes
     ----------
@@ -31,75 +38,61 @@ class FixedShape(Shape):
         Its name in a trained network.
     """
 
-    weights: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
+    weights: HostArray | None = field(default=None, repr=False, compare=False)
     layer: str = ""
 
     @property
     def label(self) -> str:
-        """The layer's name and geometry."""
+        """Return the layer's name and geometry."""
         return f"{self.layer} {super().label}".strip()
 
     def kernel(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The weights."""
+        """Return the weights."""
         if self.weights is None:
             raise ValueError(f"{self.name}: no weights")
         return self.weights
 
 
 def fixed(shape: Shape) -> FixedShape:
-    """The same convolution, with the kernel that it has now."""
+    """Return the same convolution, with the kernel that it has now."""
     values = {entry.name: getattr(shape, entry.name) for entry in fields(shape)}
     return FixedShape(**values, weights=shape.kernel())
 
 
-# Columns: taps, inputs, outputs, extent, stride, multiplicity; without the three 1 x 1 ones.
-RESNET_18 = [
-    square("ResNet-18", *row)
-    for row in (
-        (7, 3, 64, 224, 2, 1),
-        (3, 64, 64, 56, 1, 4),
-        (3, 64, 128, 56, 2, 1),
-        (3, 128, 128, 28, 1, 3),
-        (3, 128, 256, 28, 2, 1),
-        (3, 256, 256, 14, 1, 3),
-        (3, 256, 512, 14, 2, 1),
-        (3, 512, 512, 7, 1, 3),
-    )
-]
 GAUSSIANS = [fixed(square("Gaussian", 3, width, width, EXTENT)) for width in (64, 128, 256)]
-QUICK_GAUSSIANS = [fixed(square("Gaussian", 3, 16, 16, EXTENT))]
+SMALL_GAUSSIANS = [fixed(square("Gaussian", 3, 16, 16, EXTENT))]
 
 
-def find_layers(places: Sequence[Path], *, quick: bool) -> dict[str, list[Shape]]:
-    """The convolutions to measure, by group.
+def find_layers(places: Sequence[Path], size: Size) -> dict[str, list[Shape]]:
+    """Return the convolutions to measure, by group.
 
     Parameters
     ----------
     places : sequence of Path
-        Model files, or folders that hold some; the network that comes with the package where there are none.
-    quick : bool
-        Only small layers.
+        Model files, or folders that hold some. Without any, the network that comes with the package is read.
+    size : Size
+        Only `Size.FULL` has large layers.
     """
-    groups: dict[str, list[Shape]] = {TRAINED: list(_trained(places)), GAUSSIAN: [*GAUSSIANS], RESNET: RESNET_18}
-    if quick:
-        groups |= {GAUSSIAN: [*QUICK_GAUSSIANS], RESNET: []}
-        groups[TRAINED] = [shape for shape in groups[TRAINED] if max(shape.inputs, shape.outputs) <= 32]
-    return groups
+    trained = list(_trained(places))
+    if size is Size.FULL:
+        return {TRAINED: trained, GAUSSIAN: [*GAUSSIANS], RESNET: RESNET_18}
+    small = [shape for shape in trained if max(shape.inputs, shape.outputs) <= MOST_CHANNELS]
+    return {TRAINED: small, GAUSSIAN: [*SMALL_GAUSSIANS], RESNET: []}
 
 
 def _trained(places: Sequence[Path]) -> Iterator[Shape]:
     if not places:
         bundled = importlib.resources.files("convsv_adapters") / "data" / "digits.onnx"
         with importlib.resources.as_file(bundled) as path:
-            yield from _of_network(path)
+            yield from _dense_layers(path)
     for place in places:
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file() and path.suffix in SUFFIXES:
-                yield from _of_network(path)
+                yield from _dense_layers(path)
 
 
-def _of_network(path: Path) -> Iterator[Shape]:
-    """The dense layers of a network: of two axes, with more than one tap and without groups."""
+def _dense_layers(path: Path) -> Iterator[Shape]:
+    """Yield the layers of a network that have two axes, more than one tap and no groups."""
     try:
         layers = read_model(path)
     except ModelError as error:

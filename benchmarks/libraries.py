@@ -1,4 +1,4 @@
-"""What the benchmarks ask of an array library beyond a `convsv` backend: its own names, its clock, its compiler."""
+"""Give the benchmarks what they need of an array library beyond a `convsv` backend: its names, clock and compiler."""
 
 from __future__ import annotations
 
@@ -6,23 +6,56 @@ import math
 import time
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import click
-import numpy as np
 
-from benchmarks.shapes import Shape
+from benchmarks.shapes import HostArray, Shape
+from benchmarks.zero_padding import TapProducts, pad
 from convsv_core.backend import Array
 from convsv_core.plugins import get_backend
+
+__all__ = [
+    "LIBRARIES",
+    "Compiled",
+    "Function",
+    "Library",
+    "PaddedConvolution",
+    "Vectors",
+    "open_library",
+]
 
 Function: TypeAlias = Callable[..., Any]
 
 
+class Compiled(NamedTuple):
+    """Hold a function to run, and the seconds that compiling it took (None where nothing is compiled)."""
+
+    run: Function
+    seconds: float | None
+
+
+class PaddedConvolution(NamedTuple):
+    """Hold a convolution with zero padding, its adjoint, and an image to begin with."""
+
+    apply: Function
+    adjoint: Function
+    start: Array
+
+
+class Vectors(NamedTuple):
+    """Hold the singular values and vectors of matrices, without the vectors of the null space."""
+
+    u: Array
+    s: Array
+    vh: Array
+
+
 class Library:
-    """NumPy, and every library with its interface and eager execution.
+    """Call NumPy, or a library with NumPy's interface and eager execution.
 
     The two lines of the paper are written with each library's own functions, as its users would write
-    them: this class holds what differs.
+    them. This class holds what differs between libraries.
 
     Parameters
     ----------
@@ -32,7 +65,8 @@ class Library:
         As the backend names it; None for its default.
     """
 
-    compiles = False
+    axes = "axes"
+    """Name of the argument of the FFTs that lists the axes."""
 
     def __init__(self, name: str, device: str | None = None) -> None:
         self.name = name
@@ -44,37 +78,40 @@ class Library:
 
     @property
     def native(self) -> ModuleType:
-        """The library itself."""
+        """Return the namespace of the library that holds the functions which are timed."""
         import numpy
 
         return numpy
 
     def version(self) -> str:
-        """The library's version."""
+        """Return the library's version."""
         return str(self.native.__version__)
 
-    def asarray(self, array: np.ndarray[Any, Any]) -> Array:
-        """Copy to the device that is measured."""
+    def asarray(self, array: HostArray) -> Array:
+        """Copy an array to the device that is measured."""
         return self.backend.asarray(array, device=self.device)
 
     def fft(self, array: Array, extents: tuple[int, ...]) -> Array:
         """Transform the first axes, padded with zeros to `extents`."""
-        return self.native.fft.fftn(array, s=extents, axes=tuple(range(len(extents))))
+        return self._transform("fftn", array, extents)
 
     def ifft(self, array: Array, extents: tuple[int, ...]) -> Array:
         """Invert `fft`."""
-        return self.native.fft.ifftn(array, s=extents, axes=tuple(range(len(extents))))
+        return self._transform("ifftn", array, extents)
 
     def rfft(self, array: Array, extents: tuple[int, ...]) -> Array:
-        """Transform the first two axes of a real array, padded with zeros to `extents`: half of the frequencies."""
-        return self.native.fft.rfftn(array, s=extents, axes=(0, 1))
+        """Transform the first axes of a real array, padded with zeros to `extents`: half of the frequencies."""
+        return self._transform("rfftn", array, extents)
 
     def irfft(self, array: Array, extents: tuple[int, ...]) -> Array:
         """Invert `rfft`."""
-        return self.native.fft.irfftn(array, s=extents, axes=(0, 1))
+        return self._transform("irfftn", array, extents)
 
-    def convolution(self, kernel: Array, shape: Shape, image: np.ndarray[Any, Any]) -> tuple[Function, Function, Array]:
-        """Return a two-dimensional convolution with zero padding, its adjoint, and an image to begin with.
+    def _transform(self, name: str, array: Array, extents: tuple[int, ...]) -> Array:
+        return getattr(self.native.fft, name)(array, s=extents, **{self.axes: tuple(range(len(extents)))})
+
+    def convolution(self, kernel: Array, shape: Shape, image: HostArray) -> PaddedConvolution:
+        """Return a two-dimensional convolution with zero padding.
 
         Each tap is a matrix product with a slice of the flattened image, whose margins hold the padding.
 
@@ -86,95 +123,71 @@ class Library:
         image : numpy.ndarray, shape (inputs, *extents)
         """
         xp, flat = self.native, TapProducts(shape)
-        held = xp.zeros((math.prod(shape.stride), shape.inputs, *flat.extents), dtype=kernel.dtype)
-        for number, (row, column) in enumerate(np.ndindex(*shape.stride)):
-            part = image[:, row :: shape.stride[0], column :: shape.stride[1]]
-            held[number][flat.window(part.shape[1:])] = xp.asarray(part)
-        window = flat.window(shape.grid)
-        inside = xp.zeros(flat.extents, dtype=kernel.dtype)
-        inside[window[1:]] = 1
-        outputs = xp.zeros(flat.extents, dtype=kernel.dtype)
-        outputs[flat.window(flat.outputs)[1:]] = 1
-        inside, outputs = inside.reshape(-1), outputs.reshape(-1)
+        start = xp.asarray(flat.classes(shape, image.astype(kernel.dtype)))
+        inside, outputs = (xp.asarray(flat.mask(extents), dtype=kernel.dtype) for extents in (shape.grid, flat.outputs))
 
         def apply(image: Array) -> Array:
             result = xp.zeros((shape.outputs, inside.size), dtype=kernel.dtype)
-            for tap, number, shift in flat.taps:
-                result[:, flat.run(0)] += kernel[tap].T @ image[number][:, flat.run(shift)]
+            for tap in flat.taps:
+                result[:, flat.run(0)] += kernel[tap.place].T @ image[tap.residue][:, flat.run(tap.shift)]
             return result * outputs
 
         def adjoint(image: Array) -> Array:
             result = xp.zeros((math.prod(shape.stride), shape.inputs, inside.size), dtype=kernel.dtype)
-            for tap, number, shift in flat.taps:
-                result[number][:, flat.run(shift)] += kernel[tap] @ image[:, flat.run(0)]
+            for tap in flat.taps:
+                result[tap.residue][:, flat.run(tap.shift)] += kernel[tap.place] @ image[:, flat.run(0)]
             return result * inside
 
-        return apply, adjoint, held.reshape(*held.shape[:2], -1)
+        return PaddedConvolution(apply, adjoint, start.reshape(*start.shape[:2], -1))
 
     def svdvals(self, matrices: Array) -> Array:
-        """Singular values of the matrices in the last two axes."""
+        """Return the singular values of the matrices in the last two axes."""
         return self.native.linalg.svd(matrices, compute_uv=False)
 
-    def svd(self, matrices: Array) -> tuple[Array, Array, Array]:
-        """Singular values and vectors, without those of the null space, of the matrices in the last two axes."""
-        u, s, vh = self.native.linalg.svd(matrices, full_matrices=False)
-        return u, s, vh
+    def svd(self, matrices: Array) -> Vectors:
+        """Return the singular values and vectors of the matrices in the last two axes."""
+        return Vectors(*self.native.linalg.svd(matrices, full_matrices=False))
 
     def wait(self, result: Any) -> None:
         """Return when `result` has been computed."""
 
-    def compile(self, function: Function, *arguments: Array) -> tuple[Function, float | None]:
-        """Compile `function` for such arguments; seconds it took, or None where nothing is compiled."""
-        return function, None
+    def compile(self, function: Function, *arguments: Array) -> Compiled:
+        """Compile `function` for arguments like these, where the library compiles."""
+        return Compiled(function, None)
 
     def threads(self) -> int | None:
-        """Threads of the library's own pool, beside those of BLAS; None where it has or tells none."""
+        """Return the threads of the library's own pool, beside those of BLAS; None where it tells no number."""
         return None
 
 
 class Torch(Library):
-    """PyTorch."""
+    """Call PyTorch."""
+
+    axes = "dim"
 
     @property
     def native(self) -> ModuleType:
-        """The library itself."""
+        """Return the library itself."""
         import torch
 
         return torch
 
-    def fft(self, array: Array, extents: tuple[int, ...]) -> Array:
-        """Transform the first axes, padded with zeros to `extents`."""
-        return self.native.fft.fftn(array, s=extents, dim=tuple(range(len(extents))))
-
-    def ifft(self, array: Array, extents: tuple[int, ...]) -> Array:
-        """Invert `fft`."""
-        return self.native.fft.ifftn(array, s=extents, dim=tuple(range(len(extents))))
-
-    def rfft(self, array: Array, extents: tuple[int, ...]) -> Array:
-        """Transform the first two axes of a real array, padded with zeros to `extents`: half of the frequencies."""
-        return self.native.fft.rfftn(array, s=extents, dim=(0, 1))
-
-    def irfft(self, array: Array, extents: tuple[int, ...]) -> Array:
-        """Invert `rfft`."""
-        return self.native.fft.irfftn(array, s=extents, dim=(0, 1))
-
-    def convolution(self, kernel: Array, shape: Shape, image: np.ndarray[Any, Any]) -> tuple[Function, Function, Array]:
-        """Return a two-dimensional convolution with zero padding, its adjoint, and an image to begin with."""
-        functional = self.native.nn.functional
+    def convolution(self, kernel: Array, shape: Shape, image: HostArray) -> PaddedConvolution:
+        """Return a two-dimensional convolution with zero padding."""
+        functional, padding = self.native.nn.functional, pad(shape)
         weight = kernel.permute(3, 2, 0, 1).contiguous()
-        geometry = {"stride": shape.stride, "padding": half_pads(shape), "dilation": shape.dilation}
-        extra = unread(shape)
+        geometry = {"stride": shape.stride, "padding": padding.pads, "dilation": shape.dilation}
 
         def apply(image: Array) -> Array:
             return functional.conv2d(image, weight, **geometry)
 
         def adjoint(image: Array) -> Array:
-            return functional.conv_transpose2d(image, weight, output_padding=extra, **geometry)
+            return functional.conv_transpose2d(image, weight, output_padding=padding.unread, **geometry)
 
-        return apply, adjoint, self.asarray(image[None])
+        return PaddedConvolution(apply, adjoint, self.asarray(image[None]))
 
     def svdvals(self, matrices: Array) -> Array:
-        """Singular values of the matrices in the last two axes."""
+        """Return the singular values of the matrices in the last two axes."""
         return self.native.linalg.svdvals(matrices)
 
     def wait(self, result: Any) -> None:
@@ -183,30 +196,28 @@ class Torch(Library):
             self.native.cuda.synchronize(result.device)
 
     def threads(self) -> int | None:
-        """Threads that one operation of the CPU may use."""
+        """Return the threads that one operation of the CPU may use."""
         return int(self.native.get_num_threads())
 
 
 class Jax(Library):
-    """JAX, everything under `jax.jit`."""
-
-    compiles = True
+    """Call JAX, with everything under `jax.jit`."""
 
     @property
     def native(self) -> ModuleType:
-        """`jax.numpy`."""
+        """Return `jax.numpy`."""
         import jax.numpy
 
         return jax.numpy
 
     def version(self) -> str:
-        """The library's version."""
+        """Return the library's version."""
         import jax
 
         return str(jax.__version__)
 
-    def convolution(self, kernel: Array, shape: Shape, image: np.ndarray[Any, Any]) -> tuple[Function, Function, Array]:
-        """Return a two-dimensional convolution with zero padding, its adjoint, and an image to begin with."""
+    def convolution(self, kernel: Array, shape: Shape, image: HostArray) -> PaddedConvolution:
+        """Return a two-dimensional convolution with zero padding."""
         import jax
 
         def apply(image: Array) -> Array:
@@ -214,34 +225,34 @@ class Jax(Library):
                 image,
                 kernel,
                 shape.stride,
-                [(pad, pad) for pad in half_pads(shape)],
+                [(before, before) for before in pad(shape).pads],
                 rhs_dilation=shape.dilation,
                 dimension_numbers=("NCHW", "HWIO", "NCHW"),
             )
 
         start = self.native.asarray(image[None])
         transpose = jax.linear_transpose(apply, start)
-        return apply, lambda image: transpose(image)[0], start
+        return PaddedConvolution(apply, lambda image: transpose(image)[0], start)
 
     def wait(self, result: Any) -> None:
         """Return when `result` has been computed."""
         result.block_until_ready()
 
-    def compile(self, function: Function, *arguments: Array) -> tuple[Function, float | None]:
-        """Compile `function` for such arguments; seconds it took, tracing included."""
+    def compile(self, function: Function, *arguments: Array) -> Compiled:
+        """Compile `function` for arguments like these; the seconds include tracing."""
         import jax
 
         start = time.perf_counter()
         compiled = jax.jit(function).lower(*arguments).compile()
-        return compiled, time.perf_counter() - start
+        return Compiled(compiled, time.perf_counter() - start)
 
 
 class Cupy(Library):
-    """CuPy."""
+    """Call CuPy."""
 
     @property
     def native(self) -> ModuleType:
-        """The library itself."""
+        """Return the library itself."""
         import cupy
 
         return cupy
@@ -252,75 +263,8 @@ class Cupy(Library):
             self.native.cuda.get_current_stream().synchronize()
 
 
-def half_pads(shape: Shape) -> tuple[int, ...]:
-    """Zeros on each side of each axis: "same", for odd extents."""
-    return tuple(d * (k - 1) // 2 for k, d in zip(shape.taps, shape.dilation, strict=True))
-
-
-def output_extents(shape: Shape) -> tuple[int, ...]:
-    """Outputs along each axis with that padding."""
-    return tuple(
-        (n + 2 * pad - d * (k - 1) - 1) // s + 1
-        for n, pad, d, k, s in zip(
-            shape.extents, half_pads(shape), shape.dilation, shape.taps, shape.stride, strict=True
-        )
-    )
-
-
-def unread(shape: Shape) -> tuple[int, ...]:
-    """Padded elements at the end of each axis that no output reads, because of the stride."""
-    return tuple(
-        (n + 2 * pad - d * (k - 1) - 1) % s
-        for n, pad, d, k, s in zip(
-            shape.extents, half_pads(shape), shape.dilation, shape.taps, shape.stride, strict=True
-        )
-    )
-
-
-class TapProducts:
-    """Where the taps of a two-dimensional convolution read, in flattened images with margins of zeros.
-
-    An image is held as one for each class of places modulo the stride, so that every tap reads one class
-    at a constant shift of the flattened places.
-
-    Attributes
-    ----------
-    extents : tuple of int
-        Of an image of one class, with its margins.
-    outputs : tuple of int
-        Of the result, without them.
-    taps : list of (place, class, shift)
-    """
-
-    def __init__(self, shape: Shape) -> None:
-        self.outputs = output_extents(shape)
-        pads = half_pads(shape)
-        moves = {
-            tap: [divmod(t * d - pad, s) for t, d, pad, s in zip(tap, shape.dilation, pads, shape.stride, strict=True)]
-            for tap in np.ndindex(*shape.taps)
-        }
-        shifts = np.asarray([[shift for shift, _ in move] for move in moves.values()])
-        self._low = np.maximum(-shifts.min(axis=0), 0)
-        needed = np.maximum(np.asarray(shape.grid), np.asarray(self.outputs) + shifts.max(axis=0))
-        self.extents = tuple(int(n) for n in self._low + needed)
-        width = self.extents[1]
-        self._start = int(self._low[0]) * width + int(self._low[1])
-        self._count = (self.outputs[0] - 1) * width + self.outputs[1]
-        self.taps = [
-            (tap, int(np.ravel_multi_index([r for _, r in move], shape.stride)), move[0][0] * width + move[1][0])
-            for tap, move in moves.items()
-        ]
-
-    def window(self, extents: tuple[int, ...]) -> tuple[slice, ...]:
-        """The image itself, of shape (channels, *extents), within its margins."""
-        return (slice(None), *(slice(int(a), int(a) + n) for a, n in zip(self._low, extents, strict=True)))
-
-    def run(self, shift: int) -> slice:
-        """The flattened places that a tap at that shift reads for all outputs."""
-        return slice(self._start + shift, self._start + shift + self._count)
-
-
 LIBRARIES: dict[str, type[Library]] = {"numpy": Library, "torch": Torch, "jax": Jax, "cupy": Cupy}
+"""The libraries that are measured, by the names of their backends."""
 
 
 def open_library(name: str, device: str | None = None) -> Library:

@@ -1,13 +1,15 @@
-"""Peak memory of one call, taken in a process of its own."""
+"""Measure the peak memory of one call, in a process of its own."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 
@@ -15,33 +17,71 @@ import convsv_core as convsv
 from benchmarks.baselines import TwoLines
 from benchmarks.libraries import Library, open_library
 from benchmarks.shapes import QUICK, RESNET_50, SYMBOL_TOO_LARGE, VGG_16, Shape, square
+from benchmarks.tables import MIB, Column, duration, figures, words
 from benchmarks.timing import Task, time_once
 from convsv_core.backend import Array
 
-OURS, TWO_LINES = "ours", "two lines"
-CASES: list[tuple[Shape, tuple[str, ...]]] = [
-    (RESNET_50[2], (OURS, TWO_LINES)),
-    (RESNET_50[10], (OURS, TWO_LINES)),
-    (VGG_16[1], (OURS, TWO_LINES)),
-    (SYMBOL_TOO_LARGE, (OURS,)),
+__all__ = [
+    "CASES",
+    "COLUMNS",
+    "QUICK_CASES",
+    "MemoryCase",
+    "Peak",
+    "find",
+    "measure_peak",
+    "peak_memory",
+    "peak_resident_bytes",
 ]
-QUICK_CASES: list[tuple[Shape, tuple[str, ...]]] = [(QUICK[1], (OURS, TWO_LINES))]
+
+OURS, TWO_LINES = "ours", "two lines"
+
+
+class MemoryCase(NamedTuple):
+    """Name a convolution and the methods whose peak memory is measured on it."""
+
+    shape: Shape
+    methods: tuple[str, ...] = (OURS, TWO_LINES)
+
+
+CASES = [
+    MemoryCase(RESNET_50[2]),
+    MemoryCase(RESNET_50[10]),
+    MemoryCase(VGG_16[1]),
+    MemoryCase(SYMBOL_TOO_LARGE, (OURS,)),
+]
+QUICK_CASES = [MemoryCase(QUICK[1])]
+
+
+def _mebibytes(heading: str, read: Callable[[Any], int]) -> Column:
+    return figures(heading, lambda row: f"{read(row) / MIB:,.0f} MiB")
+
+
+COLUMNS = (
+    words("library"),
+    words("convolution", lambda row: row.label),
+    words("method"),
+    _mebibytes("imported", lambda row: row.imported_bytes),
+    _mebibytes("peak", lambda row: row.peak_bytes),
+    _mebibytes("of the call", lambda row: row.peak_bytes - row.imported_bytes),
+    _mebibytes("symbol", lambda row: row.symbol_bytes),
+    figures("time", lambda row: duration(row.seconds)),
+)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak resident memory of one call: an entry of ``memory`` in the JSON.
+    """Record the peak resident memory of one call: an entry of ``memory`` in the JSON.
 
     Attributes
     ----------
     imported_bytes : int
-        Peak of the process before the call: the libraries, and a small call that loads what is loaded late.
+        Peak of the process before the call, when a small call has loaded all libraries.
     peak_bytes : int
         Peak of the process after it.
     symbol_bytes : int
-        What the whole symbol takes in complex64.
+        Memory of the whole symbol in complex64.
     seconds : float
-        Of the call, compiled before.
+        Time of the call, which was compiled before.
     """
 
     library: str
@@ -54,7 +94,13 @@ class Peak:
 
 
 def measure_peak(library: Library, shape: Shape, method: str) -> Peak:
-    """Run `method` on `shape` in a process of its own; `click.ClickException` with its message where that fails."""
+    """Run `method` on `shape` in a process of its own.
+
+    Raises
+    ------
+    click.ClickException
+        The process failed; the message ends with the last line on its stderr.
+    """
     command = [sys.executable, "-m", "benchmarks", peak_memory.name or "", "--backend", library.name]
     command += ["--method", method, "--shape", shape.name]
     if library.device is not None:
@@ -73,16 +119,14 @@ def measure_peak(library: Library, shape: Shape, method: str) -> Peak:
 @click.option("--method", type=click.Choice([OURS, TWO_LINES]), required=True)
 @click.option("--shape", "name", required=True)
 def peak_memory(backend: str, device: str | None, method: str, name: str) -> None:
-    """Measure the peak memory of one call in this process, as JSON: what `spectrum` starts."""
+    """Print the peak memory of one call in this process, as JSON; `spectrum` runs this command in a new process."""
     library = open_library(backend, device)
-    shape = find(name, [case for case, _ in CASES + QUICK_CASES])
+    shape = find(name, [case.shape for case in CASES + QUICK_CASES])
     _prepare(library, square("warm", 3, 4, 4, 8), method)()
     task = _prepare(library, shape, method)
     imported = peak_resident_bytes()
     seconds = time_once(task)
-    symbol_bytes = 8 * shape.inputs * shape.outputs // shape.groups
-    for extent in shape.extents:
-        symbol_bytes *= extent
+    symbol_bytes = 8 * shape.inputs * shape.outputs // shape.groups * math.prod(shape.extents)
     peak = Peak(backend, method, shape.label, imported, peak_resident_bytes(), symbol_bytes, seconds)
     click.echo(json.dumps(vars(peak)))
 
@@ -96,9 +140,9 @@ def find(name: str, shapes: Sequence[Shape]) -> Shape:
 
 
 def peak_resident_bytes() -> int:
-    """Peak resident memory of this process so far.
+    """Return the peak resident memory of this process so far.
 
-    From Linux's own count for the program where there is one: `resource.getrusage` also counts what the
+    On Linux the number is that of ``/proc/self/status``, since `resource.getrusage` also counts the memory that the
     parent held at the moment of the fork.
     """
     status = Path("/proc/self/status")
@@ -114,17 +158,18 @@ def peak_resident_bytes() -> int:
 
 
 def _prepare(library: Library, shape: Shape, method: str) -> Task:
+    """Return the call, compiled."""
     if method == TWO_LINES:
         lines = TwoLines(library, shape, 0.0, 0.0)
         kernel = library.asarray(lines.kernel)
-        run, _ = library.compile(lines, kernel)
+        run = library.compile(lines, kernel).run
     else:
         kernel = library.asarray(shape.kernel())
 
         def spectrum(array: Array) -> Array:
             return convsv.singular_values(array, shape.extents, shape.conv)
 
-        run, _ = library.compile(spectrum, kernel)
+        run = library.compile(spectrum, kernel).run
 
     def task() -> None:
         library.wait(run(kernel))

@@ -1,6 +1,6 @@
-"""Other ways to the norm of a convolution, each written from its paper.
+"""Compute the norm of a convolution in other ways, each written from its paper.
 
-All take the kernel with its spatial axes first and return an estimate, or a bound, of the norm in float32.
+Each function takes the kernel with its spatial axes first and returns an estimate, or a bound, of the norm in float32.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.baselines import HostArray
 from benchmarks.libraries import Function, Library
-from benchmarks.shapes import Shape
+from benchmarks.shapes import HostArray, Shape
 from convsv_core.backend import Array
 
+__all__ = ["gram_bounds", "kernel_gram_bound", "power_iteration", "reshaped_norm", "tensor_norm_bound"]
+
 GRAM_ITERATIONS = 6
-"""Squarings at each frequency: the bound is at most ``rank ** (1 / 2 ** 7)`` times the norm."""
+"""Squarings at each frequency: the bound is then at most ``rank ** (1 / 2 ** 7)`` times the norm, which is proved."""
 
 KERNEL_ITERATIONS = 4
-"""Squarings of the kernel, each of which doubles its reach: 33 x 33 taps of a 3 x 3 kernel."""
+"""Squarings of the kernel: a guess. Each doubles the reach, so that a 3 x 3 kernel comes to 33 x 33 taps."""
 
 TENSOR_ITERATIONS = 100
-"""Sweeps of the higher-order power method."""
+"""Sweeps of the higher-order power method: a guess."""
 
 
 def gram_bounds(library: Library, iterations: int = GRAM_ITERATIONS) -> Function:
@@ -54,9 +55,9 @@ def kernel_gram_bound(library: Library, iterations: int = KERNEL_ITERATIONS) -> 
     """Return a function from the polyphase kernel to an upper bound for every input size and zero padding.
 
     A squaring is the correlation of the kernel with itself, here through FFTs of just the size that holds it, on
-    half of the frequencies, since the kernel is real. The largest absolute sum of a row of the last, Hermitian
-    operator bounds its norm. Source: Delattre, Barthelemy and Allauzen, *Spectral Norm of Convolutional Layers with
-    Circular and Zero Paddings*, 2024.
+    half of the frequencies, since the kernel is real. The last operator is Hermitian, and its norm is at most the
+    largest absolute sum of one of its rows. Source: Delattre, Barthelemy and Allauzen, *Spectral Norm of
+    Convolutional Layers with Circular and Zero Paddings*, 2024.
     """
 
     def bound(kernel: Array) -> Array:
@@ -80,13 +81,16 @@ def kernel_gram_bound(library: Library, iterations: int = KERNEL_ITERATIONS) -> 
 def tensor_norm_bound(library: Library, extents: tuple[int, ...], iterations: int = TENSOR_ITERATIONS) -> Function:
     """Return a function from the polyphase kernel to ``sqrt(taps)`` times its norm as a tensor of four axes.
 
-    The tensor's norm bounds the operator's, but the higher-order power method finds local maxima, so that
-    what it returns is no certificate. Source: Grishina, Gorbunov and Rakhuba, *Tight and Efficient Upper Bound on
+    The norm of the tensor bounds that of the operator. But the higher-order power method finds local maxima, so that
+    the result is no certificate. Source: Grishina, Gorbunov and Rakhuba, *Tight and Efficient Upper Bound on
     Spectral Norm of Convolutional Layers*, ECCV 2024.
     """
     high, wide, _, inputs, outputs = extents
     rng = np.random.default_rng(0)
-    starts = [_unit(rng.standard_normal(n) + 1j * rng.standard_normal(n)) for n in (high, wide, inputs, outputs)]
+    state = tuple(
+        library.asarray(_unit(rng.standard_normal(n) + 1j * rng.standard_normal(n)))
+        for n in (high, wide, inputs, outputs)
+    )
 
     def bound(kernel: Array) -> Array:
         xp = library.backend.namespace(kernel)
@@ -106,7 +110,6 @@ def tensor_norm_bound(library: Library, extents: tuple[int, ...], iterations: in
             a = unit(taps @ xp.conj(b))
             return a, unit(xp.conj(a) @ taps), u, v
 
-        state = tuple(library.backend.asarray_like(start, kernel) for start in starts)
         a, b, u, v = library.backend.repeat(sweep, state, iterations, kernel)
         taps = xp.reshape(xp.conj(u)[:, None] * xp.conj(v)[None, :], (-1,))
         value = xp.sum(xp.reshape(rows @ taps, (high, wide)) * xp.conj(a)[:, None] * xp.conj(b)[None, :])
@@ -118,7 +121,7 @@ def tensor_norm_bound(library: Library, extents: tuple[int, ...], iterations: in
 def power_iteration(library: Library, shape: Shape, steps: int) -> Function:
     """Return a function from the layer's kernel to an estimate from below of its norm with zero padding.
 
-    A step is the convolution and its adjoint, on one random image. Source: Farnia, Zhang and Tse, *Generalizable
+    A step applies the convolution and its adjoint to one random image. Source: Farnia, Zhang and Tse, *Generalizable
     Adversarial Training via Spectral Normalization*, ICLR 2019; also Ryu et al., ICML 2019.
     """
     start = _unit(np.random.default_rng(0).standard_normal((shape.inputs, *shape.extents)))

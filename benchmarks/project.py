@@ -1,122 +1,114 @@
-"""``python -m benchmarks project``: clip and project beside the paper's clip and plain algorithms."""
+"""``python -m benchmarks project``: time clip and project beside the paper's clip and plain algorithms."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import report
-from benchmarks.clipping import CLIP, CLIP_GROUPS, QUICK_CLIP_GROUPS, StepRow, summarise
-from benchmarks.clipping import measure as measure_steps
-from benchmarks.command import comparison_options, networks_option, progress
-from benchmarks.comparison import Effort
-from benchmarks.libraries import open_library
-from benchmarks.machine import describe, load_average
-from benchmarks.projection import GAP, SHARE, ProjectionRow, find_projected
-from benchmarks.projection import measure as measure_projections
-from benchmarks.shapes import select
+from benchmarks import clipping, projection
+from benchmarks.clipping import CLIP, CLIP_GROUPS, ClipRow
+from benchmarks.command import (
+    Options,
+    Size,
+    comparison_options,
+    each_layer,
+    networks_option,
+    progress,
+    select_groups,
+    write_json,
+)
+from benchmarks.comparison import Effort, group_by
+from benchmarks.machine import describe, load_average, show_machine
+from benchmarks.projection import AMOUNTS, SHARE, ProjectionRow, find_projected
+from benchmarks.tables import show_table
 
-EFFORT = Effort(repeats=3, full_seconds=2.0, sample_seconds=1.0)
-QUICK_EFFORT = Effort(repeats=1, full_seconds=0.5, sample_seconds=0.1)
+__all__ = ["EFFORTS", "draw", "project"]
+
+EFFORTS = {
+    Size.FULL: Effort(repeats=3, full_seconds=2.0, sample_seconds=1.0),
+    Size.QUICK: Effort(repeats=1, full_seconds=0.5, sample_seconds=0.1),
+    Size.TINY: Effort(repeats=1, full_seconds=0.5, sample_seconds=0.005),
+}
 
 
 @click.command()
 @comparison_options(plot="Draw the ratios of clip, and distance over time of project")
 @networks_option
-def project(
-    quick: bool,
-    backends: Sequence[str],
-    device: str | None,
-    only: str | None,
-    repeats: int | None,
-    json_path: Path | None,
-    plot: Path | None,
-    networks: Sequence[Path],
-) -> None:
+def project(options: Options, networks: Sequence[Path]) -> None:
     """Time clip and project against the paper's clip, and project by every method.
 
-    On the layers of ResNet-32 and ResNet-50; every method of project on Gaussian kernels and on layers of
-    trained networks, beside one clip-and-cut step and Dykstra's algorithm as it stands.
+    The layers of clip are those of ResNet-32 and ResNet-50. Every method of project runs on Gaussian kernels and on
+    layers of trained networks, beside one clip-and-cut step and Dykstra's algorithm as it stands.
     """
-    default = QUICK_EFFORT if quick else EFFORT
-    effort = replace(default, repeats=repeats or default.repeats)
+    effort, amount = options.effort(EFFORTS[options.size]), AMOUNTS[options.size]
     load_before = load_average()
-    libraries = [open_library(name, device) for name in dict.fromkeys(backends)]
-    clipped = {group: select(shapes, only) for group, shapes in (QUICK_CLIP_GROUPS if quick else CLIP_GROUPS).items()}
-    projected = {group: select(shapes, only) for group, shapes in find_projected(networks, quick=quick).items()}
+    libraries = options.open_libraries()
+    clipped = select_groups(CLIP_GROUPS[options.size], options.only)
+    projected = select_groups(find_projected(networks, options.size), options.only)
     if not any((*clipped.values(), *projected.values())):
-        raise click.BadParameter(f"{only!r} is in the name of no layer", param_hint="--only")
-    steps: list[StepRow] = []
+        raise click.BadParameter(f"{options.only!r} is in the name of no layer", param_hint="--only")
+    clips: list[ClipRow] = []
     projections: list[ProjectionRow] = []
     with progress() as tell:
-        for library in libraries:
-            for group, shapes in clipped.items():
-                for number, shape in enumerate(shapes, start=1):
-                    tell(f"{library.name} clip, {group} {number}/{len(shapes)} {shape.name}")
-                    steps.extend(measure_steps(library, group, shape, effort))
-            for group, shapes in projected.items():
-                for number, shape in enumerate(shapes, start=1):
-                    tell(f"{library.name} project, {group} {number}/{len(shapes)} {shape.name}")
-                    projections.extend(measure_projections(library, group, shape, effort, quick=quick))
-    machine = describe(libraries) | {"load_average": [load_before, load_average()]}
-    summaries = summarise(steps)
-    report.show_machine(machine, {})
-    if steps:
-        report.show_steps(steps)
-        report.show_step_summary(summaries)
+        for layer in each_layer(tell, libraries, clipped, "clip, "):
+            clips.extend(clipping.measure(layer, effort))
+        for layer in each_layer(tell, libraries, projected, "project, "):
+            projections.extend(projection.measure(layer, amount, effort.repeats))
+    machine = describe(libraries, load_before)
+    summaries = clipping.summarise(clips)
+    show_machine(machine)
+    if clips:
+        show_table(clips, clipping.ROW_COLUMNS, clipping.EXPLANATION)
+        show_table(summaries, clipping.SUM_COLUMNS)
     if projections:
-        report.show_projections(projections)
-    if plot is not None:
-        draw(plot, steps, projections)
-    if json_path is not None:
-        content = {
-            "benchmark": "project",
-            "arguments": {"quick": quick, "only": only, "device": device, "share": SHARE, "gap": GAP} | asdict(effort),
-            "machine": machine,
-            "clip": [asdict(row) for row in steps],
-            "clip_summary": [asdict(summary) for summary in summaries],
-            "projections": [asdict(row) for row in projections],
-        }
-        json_path.write_text(json.dumps(content, indent=1) + "\n")
+        show_table(projections, projection.COLUMNS, projection.EXPLANATION)
+    if options.plot is not None:
+        draw(options.plot, clips, projections)
+    write_json(
+        options.json_path,
+        "project",
+        options.arguments() | {"share": SHARE, "gap": amount.gap} | asdict(effort),
+        machine=machine,
+        clip=clips,
+        clip_summary=summaries,
+        projections=projections,
+    )
 
 
-def draw(path: Path, steps: Sequence[StepRow], projections: Sequence[ProjectionRow]) -> None:
+def draw(path: Path, clips: Sequence[ClipRow], projections: Sequence[ProjectionRow]) -> None:
     """Write the figure: the ratios of every case and layer, and distance over time of every method."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_ratios(left, steps)
+    _draw_ratios(left, clips)
     _draw_projections(right, projections)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(fontsize="x-small")
     figure.savefig(path, dpi=150)
 
 
-def _draw_ratios(axes: Axes, steps: Sequence[StepRow]) -> None:
-    layers = list(dict.fromkeys((row.library, row.label) for row in steps))
-    for number, (question, case) in enumerate(dict.fromkeys((row.question, row.case) for row in steps)):
-        points = [
-            (row.ratio, layers.index((row.library, row.label)))
-            for row in steps
-            if (row.question, row.case) == (question, case)
-        ]
-        marker = "o" if question == CLIP else "x"
-        axes.semilogx(*zip(*points, strict=True), marker, color=f"C{number}", label=f"{question}: {case}")
+def _draw_ratios(axes: Axes, rows: Sequence[ClipRow]) -> None:
+    layers = list(group_by(rows, "library", "label"))
+    for number, ((question, case), members) in enumerate(group_by(rows, "question", "case").items()):
+        axes.semilogx(
+            [row.ratio for row in members],
+            [layers.index((row.library, row.label)) for row in members],
+            "o" if question == CLIP else "x",
+            color=f"C{number}",
+            label=f"{question}: {case}",
+        )
     axes.set(xlabel="time of the paper's clip / time of ours", title="clip, and the check of a feasible kernel")
     axes.set_yticks(range(len(layers)), [f"{library} {label}" for library, label in layers], fontsize="xx-small")
-    axes.grid(alpha=0.3)
-    if layers:
-        axes.legend(fontsize="x-small")
 
 
 def _draw_projections(axes: Axes, rows: Sequence[ProjectionRow]) -> None:
-    for number, method in enumerate(dict.fromkeys(row.method for row in rows)):
-        points = [(row.seconds, row.distance_ratio) for row in rows if row.method == method]
-        axes.loglog(*zip(*points, strict=True), "o", color=f"C{number}", alpha=0.7, label=method)
+    for number, ((method,), members) in enumerate(group_by(rows, "method").items()):
+        seconds, distances = [row.seconds for row in members], [row.distance_ratio for row in members]
+        axes.loglog(seconds, distances, "o", color=f"C{number}", alpha=0.7, label=method)
     axes.set(xlabel="seconds", ylabel="distance / that of dykstra", title="project")
-    axes.grid(alpha=0.3)
-    if rows:
-        axes.legend(fontsize="x-small")

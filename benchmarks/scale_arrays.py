@@ -1,4 +1,4 @@
-"""One operator on many processes or devices: memory on a Dask cluster, and the shares of a mesh of JAX's."""
+"""Measure one operator on many processes or devices: its memory on a Dask cluster, its shares on a mesh of JAX's."""
 
 from __future__ import annotations
 
@@ -10,25 +10,45 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 
 import convsv_core as convsv
 from benchmarks.memory import peak_resident_bytes
+from benchmarks.shapes import HostArray
+
+__all__ = ["QUANTILES", "GridRun", "ShardedRun", "grid", "sharded_jax", "show"]
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
+"""Shares of the singular values below each quantile."""
 
+LARGEST_ERROR = 4
+"""Largest difference of two computations of the norm, in eps of float32: a guess."""
+
+WORKER_LIMIT_BYTES = 2 << 30
+"""Memory at which the cluster ends a worker: far below the largest symbol, which takes 34 GB."""
+
+DEVICES = 8
 CONV = convsv.Conv("OIHW")
+EPS = float(np.finfo(np.float32).eps)
+
+
+class _Verdict(NamedTuple):
+    """Hold the answer of a computation, the name of its check, and whether it passes the check."""
+
+    answer: list[float]
+    check: str
+    agrees: bool
 
 
 @dataclass(frozen=True)
 class GridRun:
-    """One quantity of one convolution, computed on a cluster of processes of this machine.
+    """Record one quantity of one convolution, computed on a cluster of processes of this machine.
 
     Attributes
     ----------
@@ -38,21 +58,21 @@ class GridRun:
     workers : int
         Processes, of one thread each.
     worker_limit_bytes : int
-        At which the cluster would end a worker.
+        Memory at which the cluster ends a worker.
     symbol_bytes : int
-        What the whole symbol takes in complex64.
+        Memory of the whole symbol in complex64.
     tasks : int
-        Of the graph that the cluster was given.
+        Tasks of the graph that the cluster was given.
     seconds : float
-        From the call to the answer on the client.
+        Time from the call to the answer on the client.
     worker_peak_bytes, client_peak_bytes : int
-        Peak resident memory of the largest worker; of this process, the scheduler in it.
+        Peak resident memory of the largest worker, and of this process, which holds the scheduler.
     worker_start_bytes : int
-        Peak of a worker before: the interpreter and its libraries.
+        Peak of a worker before the call: the interpreter and its libraries.
     answer : list of float
         The norm, or the quantiles of `QUANTILES`, or the largest and smallest value.
     check : str
-        What the answer was compared with.
+        The values that the answer was compared with.
     agrees : bool
     """
 
@@ -72,86 +92,68 @@ class GridRun:
     agrees: bool
 
 
-def grid(
-    channels: int = 128,
-    extents: tuple[int, int] = (512, 512),
-    reduced: int = 16,
-    workers: int = 2,
-    worker_limit_bytes: int = 2 << 30,
-) -> list[GridRun]:
-    """Take the norm and the quantiles of a large grid, and the whole spectrum for fewer channels.
+def grid(channels: int, extents: tuple[int, int], reduced: int, workers: int) -> list[GridRun]:
+    """Compute the norm and the quantiles of a large grid, and the whole spectrum for `reduced` channels.
 
-    Each on a fresh cluster, so that each peak is of one computation.
+    Each computation has a fresh cluster, so that each peak is that of one computation.
     """
-    kernel = _kernel(channels)
-    settings = (workers, worker_limit_bytes)
+    kernel, small = _kernel(channels), _kernel(reduced)
     bounds = convsv.norm_bounds(kernel, CONV, input_shape=extents)
 
-    norm = _run("operator norm", kernel, extents, lambda lazy: convsv.operator_norm(lazy, extents, CONV), *settings)
-    found = float(norm.pop("result"))
-    runs = [
-        GridRun(
-            **norm,
-            answer=[found],
-            check="certified bounds of norm_bounds",
-            agrees=bool(bounds.lower <= found <= bounds.upper),
-        )
-    ]
+    def norm_of(lazy: Any) -> Any:
+        return convsv.operator_norm(lazy, extents, CONV)
+
+    def judge_norm(result: Any) -> _Verdict:
+        found = float(result)
+        return _Verdict([found], "certified bounds of norm_bounds", bool(bounds.lower <= found <= bounds.upper))
+
+    norm = _run("operator norm", kernel, extents, workers, norm_of, judge_norm)
 
     def quantiles_of(lazy: Any) -> Any:
         import dask.array as da
 
-        return da.quantile(convsv.singular_values(lazy, extents, CONV), QUANTILES)
+        return da.quantile(values_of(lazy), QUANTILES)
 
-    spread = _run("quantiles", kernel, extents, quantiles_of, *settings)
-    quantiles = np.asarray(spread.pop("result"))
-    error = abs(float(quantiles[-1]) - found)
-    eps = float(np.finfo(np.float32).eps)
-    runs.append(
-        GridRun(
-            **spread,
-            answer=quantiles.tolist(),
-            check="in order, the last of them the norm",
-            agrees=bool(np.all(np.diff(quantiles) >= 0) and error <= 4 * eps * found),
-        )
-    )
+    def judge_quantiles(result: Any) -> _Verdict:
+        (largest,) = norm.answer
+        near = abs(float(result[-1]) - largest) <= LARGEST_ERROR * EPS * largest
+        agrees = bool(np.all(np.diff(result) >= 0) and near)
+        return _Verdict(np.asarray(result).tolist(), "in order, the last of them the norm", agrees)
 
-    small = _kernel(reduced)
-    whole = _run(
-        "all singular values", small, extents, lambda lazy: convsv.singular_values(lazy, extents, CONV), *settings
-    )
-    values = whole.pop("result")
-    runs.append(
-        GridRun(
-            **whole,
-            answer=[float(values[0]), float(values[-1])],
-            check="those of NumPy, bit for bit",
-            agrees=bool(np.array_equal(values, convsv.singular_values(small, extents, CONV))),
-        )
-    )
-    return runs
+    def values_of(lazy: Any) -> Any:
+        return convsv.singular_values(lazy, extents, CONV)
+
+    def judge_values(result: Any) -> _Verdict:
+        agrees = bool(np.array_equal(result, values_of(small)))
+        return _Verdict([float(result[0]), float(result[-1])], "those of NumPy, bit for bit", agrees)
+
+    return [
+        norm,
+        _run("quantiles", kernel, extents, workers, quantiles_of, judge_quantiles),
+        _run("all singular values", small, extents, workers, values_of, judge_values),
+    ]
 
 
 @dataclass(frozen=True)
 class ShardedRun:
-    """The singular values of one convolution on a mesh of virtual devices of JAX's, and on one device.
+    """Compare the singular values of one convolution on a mesh of virtual devices of JAX's with those on one device.
 
     Attributes
     ----------
     devices, channels : int
     extents : tuple of int
     visited : int
-        Complex matrices that are decomposed, of all devices together on one.
+        Complex matrices that are decomposed on one device.
     share : int
-        Of them, those that the compiled program decomposes on each device of the mesh.
+        Matrices that the compiled program decomposes on each device of the mesh.
     symbol_bytes, largest_collective_bytes : int
-        What the visited symbol takes, and the largest array that one device gets from others.
+        Memory of the visited symbol, and of the largest array that one device gets from others.
     collectives : list of str
-        Every exchange between devices in the compiled program, with the type and shape of what it gives.
+        Every exchange between devices in the compiled program, with the type and shape of its result.
     error_eps : float
         Largest difference from the values on one device, in eps of float32 times the norm.
     seconds, seconds_one_device : float
-        The devices are threads of this machine, so that what they gain is what its processors leave to gain.
+        Times of a run. The devices are threads of this machine, so that they gain no more than its processors allow.
     """
 
     devices: int
@@ -167,22 +169,24 @@ class ShardedRun:
     seconds_one_device: float
 
 
-def sharded_jax(devices: int = 8, channels: int = 64, extents: tuple[int, int] = (64, 64)) -> ShardedRun:
+def sharded_jax(channels: int, extents: tuple[int, int]) -> ShardedRun:
     """Compile and run on a mesh in a process of its own, since JAX makes its devices when it starts."""
     code = f"from benchmarks.scale_arrays import _measure_sharded; _measure_sharded({channels}, {extents})"
-    # NPROC: on few processors XLA starts fewer threads than devices wait with in two collectives at once.
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "64", "JAX_PLATFORMS": "cpu"}
+    # Every device holds a thread while it waits in a collective. XLA starts NPROC threads, by default one for each
+    # processor, which are too few for two collectives at once.
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}", "NPROC": "64", "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env=os.environ | flags, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise click.ClickException(f"JAX on {devices} devices: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise click.ClickException(f"JAX on {DEVICES} devices: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     found = json.loads(done.stdout.splitlines()[-1])
     return ShardedRun(**found | {"extents": tuple(found["extents"])})
 
 
 def _measure_sharded(channels: int, extents: tuple[int, int]) -> None:
+    """Print a `ShardedRun` as JSON: the work of the process that `sharded_jax` starts."""
     import jax
 
     host = jax.numpy.asarray(_kernel(channels))
@@ -212,7 +216,7 @@ def _measure_sharded(channels: int, extents: tuple[int, int]) -> None:
         symbol_bytes=8 * visited * channels**2,
         largest_collective_bytes=max(sizes),
         collectives=[f"{name} {dtype}[{shape}]" for dtype, shape, name in exchanged],
-        error_eps=float(np.max(np.abs(values[1] - values[0])) / (np.finfo(np.float32).eps * values[0][0])),
+        error_eps=float(np.max(np.abs(values[1] - values[0])) / (EPS * values[0][0])),
         seconds=seconds[1],
         seconds_one_device=seconds[0],
     )
@@ -220,7 +224,7 @@ def _measure_sharded(channels: int, extents: tuple[int, int]) -> None:
 
 
 def show(sharded: ShardedRun, runs: Sequence[GridRun]) -> None:
-    """Print what was measured, a line each."""
+    """Print one line for each measurement."""
     click.echo(
         f"JAX, {sharded.devices} devices: {sharded.share} of {sharded.visited} matrices on each, at most "
         f"{sharded.largest_collective_bytes / 1e6:.3g} MB exchanged at once where the symbol has "
@@ -236,56 +240,53 @@ def show(sharded: ShardedRun, runs: Sequence[GridRun]) -> None:
         )
 
 
-def _kernel(channels: int) -> np.ndarray[Any, Any]:
+def _kernel(channels: int) -> HostArray:
+    """Return a Gaussian kernel whose norm hardly depends on the channels."""
     kernel = np.random.default_rng(0).standard_normal((channels, channels, 3, 3))
     return (kernel / math.sqrt(9 * channels)).astype(np.float32)
 
 
 def _run(
     what: str,
-    kernel: np.ndarray[Any, Any],
+    kernel: HostArray,
     extents: tuple[int, int],
-    function: Any,
     workers: int,
-    worker_limit_bytes: int,
-) -> dict[str, Any]:
+    function: Callable[[Any], Any],
+    judge: Callable[[Any], _Verdict],
+) -> GridRun:
+    """Apply `function` to a Dask array on a fresh cluster, and check the result by `judge`."""
     import dask.array as da
 
-    with _cluster(workers, worker_limit_bytes) as client:
+    with _cluster(workers) as client:
         before = client.run(peak_resident_bytes)
         start = time.perf_counter()
         lazy = function(da.from_array(kernel, chunks=-1))
         result = lazy.compute()
         seconds = time.perf_counter() - start
         after = client.run(peak_resident_bytes)
-    return {
-        "what": what,
-        "channels": len(kernel),
-        "extents": extents,
-        "workers": workers,
-        "worker_limit_bytes": worker_limit_bytes,
-        "symbol_bytes": 8 * kernel.shape[0] * kernel.shape[1] * math.prod(extents),
-        "tasks": len(lazy.__dask_graph__()),
-        "seconds": seconds,
-        "worker_peak_bytes": max(after.values()),
-        "client_peak_bytes": peak_resident_bytes(),
-        "worker_start_bytes": max(before.values()),
-        "result": result,
-    }
+    return GridRun(
+        what=what,
+        channels=len(kernel),
+        extents=extents,
+        workers=workers,
+        worker_limit_bytes=WORKER_LIMIT_BYTES,
+        symbol_bytes=8 * kernel.shape[0] * kernel.shape[1] * math.prod(extents),
+        tasks=len(lazy.__dask_graph__()),
+        seconds=seconds,
+        worker_peak_bytes=max(after.values()),
+        client_peak_bytes=peak_resident_bytes(),
+        worker_start_bytes=max(before.values()),
+        **judge(result)._asdict(),
+    )
 
 
 @contextlib.contextmanager
-def _cluster(workers: int, worker_limit_bytes: int) -> Iterator[Any]:
+def _cluster(workers: int) -> Iterator[Any]:
     from dask.distributed import Client, LocalCluster
 
+    settings = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=worker_limit_bytes,
-            dashboard_address=":0",
-        ) as cluster,
+        LocalCluster(n_workers=workers, memory_limit=WORKER_LIMIT_BYTES, **settings) as cluster,
         Client(cluster) as client,
     ):
         yield client

@@ -1,4 +1,4 @@
-"""The convolutions that are measured, as data: every distinct one of some well-known networks.
+"""List the convolutions that are measured: every distinct one of some well-known networks.
 
 A convolution that a network holds several times is listed once, with its multiplicity.
 """
@@ -10,16 +10,42 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from convsv_core.conv import SPATIAL_LETTERS, Conv
+from convsv_core import Conv
+
+__all__ = [
+    "CONV_TASNET",
+    "DEPTHWISE_960",
+    "GROUPS",
+    "MOBILENET_V2",
+    "NETWORKS",
+    "QUICK",
+    "R3D_18",
+    "RESNET_18",
+    "RESNET_32",
+    "RESNET_50",
+    "SYMBOL_TOO_LARGE",
+    "VGG_16",
+    "WAVENET",
+    "HostArray",
+    "Shape",
+    "convolution",
+    "select",
+    "square",
+]
+
+HostArray: TypeAlias = np.ndarray[Any, Any]
+
+SPATIAL_LETTERS = "DHW"
+"""Letters of the spatial axes in a layout; a layout of fewer axes has the last ones."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One convolution: where it occurs, its geometry, and its input's extents.
+    """Describe one convolution: where it occurs, its geometry, and its input's extents.
 
     Attributes
     ----------
@@ -48,23 +74,23 @@ class Shape:
 
     @property
     def conv(self) -> Conv:
-        """The description that `convsv` takes; the layout is the paper's, spatial axes first."""
-        layout = f"{SPATIAL_LETTERS[len(self.taps)]}IO"
+        """Return the description that `convsv` takes; the layout is the paper's, spatial axes first."""
+        layout = f"{SPATIAL_LETTERS[-len(self.taps) :]}IO"
         return Conv(layout, stride=self.stride, dilation=self.dilation, groups=self.groups)
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """Extents of the kernel array in the layout of `conv`."""
+        """Return the extents of the kernel array in the layout of `conv`."""
         return (*self.taps, self.inputs // self.groups, self.outputs)
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Frequencies along each axis."""
+        """Return the number of frequencies along each axis."""
         return tuple(extent // stride for extent, stride in zip(self.extents, self.stride, strict=True))
 
     @property
     def label(self) -> str:
-        """A name that tells all but the network, such as ``3x3 64->64 @56x56``."""
+        """Return a name that tells all but the network, such as ``3x3 64->64 @56x56``."""
         parts = [
             "x".join(map(str, self.taps)) if len(self.taps) > 1 else f"k{self.taps[0]}",
             f"{self.inputs}->{self.outputs}",
@@ -78,51 +104,64 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """`network` and `label`: what ``--only`` is matched with."""
+        """Return `network` and `label`: the text that ``--only`` is matched with."""
         return f"{self.network} {self.label}"
 
     def kernel(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """A random kernel in float32 with the variance of He's initialisation, always the same one."""
+        """Return a random kernel with the variance of He's initialisation, which depends on the name alone."""
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
         scale = math.sqrt(2 / math.prod(self.kernel_shape[:-1]))
         return (scale * rng.standard_normal(self.kernel_shape)).astype(np.float32)
+
+
+def convolution(
+    network: str,
+    taps: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    extents: int | tuple[int, ...],
+    stride: int | tuple[int, ...] = 1,
+    times: int = 1,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+) -> Shape:
+    """Make a `Shape`; an int for the extents, stride or dilation stands for every axis. `times` is its multiplicity."""
+    extents, stride, dilation = (
+        value if isinstance(value, tuple) else (value,) * len(taps) for value in (extents, stride, dilation)
+    )
+    return Shape(network, taps, inputs, outputs, extents, stride, dilation, groups, times)
 
 
 def square(
     network: str, size: int, inputs: int, outputs: int, extent: int, stride: int = 1, times: int = 1, groups: int = 1
 ) -> Shape:
     """Make a two-dimensional convolution with equal axes."""
-    return Shape(
-        network, (size,) * 2, inputs, outputs, (extent,) * 2, (stride,) * 2, (1, 1), groups, multiplicity=times
-    )
+    return convolution(network, (size, size), inputs, outputs, extent, stride, times, groups)
 
 
-def solid(
-    size: tuple[int, ...], inputs: int, outputs: int, extents: tuple[int, ...], stride: tuple[int, ...], times: int = 1
-) -> Shape:
-    """Make a three-dimensional convolution of R3D-18."""
-    return Shape("R3D-18", size, inputs, outputs, extents, stride, (1, 1, 1), multiplicity=times)
+def _squares(network: str, rows: Sequence[tuple[int, int, int, int, int, int]]) -> list[Shape]:
+    """Make the convolutions of a network from rows of size, inputs, outputs, extent, stride and multiplicity."""
+    return [square(network, *row) for row in rows]
 
 
-def line(
-    network: str,
-    size: int,
-    inputs: int,
-    outputs: int,
-    extent: int,
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-    times: int = 1,
-) -> Shape:
-    """Make a one-dimensional convolution."""
-    return Shape(network, (size,), inputs, outputs, (extent,), (stride,), (dilation,), groups, times)
+RESNET_18 = _squares(
+    "ResNet-18",
+    (
+        (7, 3, 64, 224, 2, 1),
+        (3, 64, 64, 56, 1, 4),
+        (3, 64, 128, 56, 2, 1),
+        (3, 128, 128, 28, 1, 3),
+        (3, 128, 256, 28, 2, 1),
+        (3, 256, 256, 14, 1, 3),
+        (3, 256, 512, 14, 2, 1),
+        (3, 512, 512, 7, 1, 3),
+    ),
+)
+"""Without the three convolutions of 1 x 1 taps."""
 
-
-# Columns: taps, inputs, outputs, extent, stride, multiplicity.
-RESNET_50 = [
-    square("ResNet-50", *row)
-    for row in (
+RESNET_50 = _squares(
+    "ResNet-50",
+    (
         (7, 3, 64, 224, 2, 1),
         (1, 64, 64, 56, 1, 1),
         (1, 256, 64, 56, 1, 2),
@@ -146,22 +185,22 @@ RESNET_50 = [
         (1, 512, 2048, 7, 1, 3),
         (1, 2048, 512, 7, 1, 2),
         (3, 512, 512, 7, 1, 2),
-    )
-]
-RESNET_32 = [
-    square("ResNet-32", *row)
-    for row in (
+    ),
+)
+RESNET_32 = _squares(
+    "ResNet-32",
+    (
         (3, 3, 16, 32, 1, 1),
         (3, 16, 16, 32, 1, 10),
         (3, 16, 32, 32, 2, 1),
         (3, 32, 32, 16, 1, 9),
         (3, 32, 64, 16, 2, 1),
         (3, 64, 64, 8, 1, 9),
-    )
-]
-VGG_16 = [
-    square("VGG-16", *row)
-    for row in (
+    ),
+)
+VGG_16 = _squares(
+    "VGG-16",
+    (
         (3, 3, 64, 224, 1, 1),
         (3, 64, 64, 224, 1, 1),
         (3, 64, 128, 112, 1, 1),
@@ -171,9 +210,8 @@ VGG_16 = [
         (3, 256, 512, 28, 1, 1),
         (3, 512, 512, 28, 1, 2),
         (3, 512, 512, 14, 1, 3),
-    )
-]
-# Depthwise ones. Columns: channels, extent, stride, multiplicity.
+    ),
+)
 MOBILENET_V2 = [
     square("MobileNet-V2", 3, channels, channels, extent, stride, times, groups=channels)
     for channels, extent, stride, times in (
@@ -189,30 +227,34 @@ MOBILENET_V2 = [
         (960, 7, 1, 3),
     )
 ]
+"""The depthwise convolutions."""
+
 DEPTHWISE_960 = [square("depthwise", 3, 960, 960, extent, times=0, groups=960) for extent in (14, 112)]
-# Clips of 16 frames. Columns: taps, inputs, outputs, extents, stride, multiplicity.
 R3D_18 = [
-    solid((3, 7, 7), 3, 64, (16, 112, 112), (1, 2, 2)),
-    solid((3, 3, 3), 64, 64, (16, 56, 56), (1, 1, 1), 4),
-    solid((3, 3, 3), 64, 128, (16, 56, 56), (2, 2, 2)),
-    solid((1, 1, 1), 64, 128, (16, 56, 56), (2, 2, 2)),
-    solid((3, 3, 3), 128, 128, (8, 28, 28), (1, 1, 1), 3),
-    solid((3, 3, 3), 128, 256, (8, 28, 28), (2, 2, 2)),
-    solid((1, 1, 1), 128, 256, (8, 28, 28), (2, 2, 2)),
-    solid((3, 3, 3), 256, 256, (4, 14, 14), (1, 1, 1), 3),
-    solid((3, 3, 3), 256, 512, (4, 14, 14), (2, 2, 2)),
-    solid((1, 1, 1), 256, 512, (4, 14, 14), (2, 2, 2)),
-    solid((3, 3, 3), 512, 512, (2, 7, 7), (1, 1, 1), 3),
+    convolution("R3D-18", (3, 7, 7), 3, 64, (16, 112, 112), (1, 2, 2)),
+    convolution("R3D-18", (3, 3, 3), 64, 64, (16, 56, 56), 1, 4),
+    convolution("R3D-18", (3, 3, 3), 64, 128, (16, 56, 56), 2),
+    convolution("R3D-18", (1, 1, 1), 64, 128, (16, 56, 56), 2),
+    convolution("R3D-18", (3, 3, 3), 128, 128, (8, 28, 28), 1, 3),
+    convolution("R3D-18", (3, 3, 3), 128, 256, (8, 28, 28), 2),
+    convolution("R3D-18", (1, 1, 1), 128, 256, (8, 28, 28), 2),
+    convolution("R3D-18", (3, 3, 3), 256, 256, (4, 14, 14), 1, 3),
+    convolution("R3D-18", (3, 3, 3), 256, 512, (4, 14, 14), 2),
+    convolution("R3D-18", (1, 1, 1), 256, 512, (4, 14, 14), 2),
+    convolution("R3D-18", (3, 3, 3), 512, 512, (2, 7, 7), 1, 3),
 ]
-# Four seconds at 8 kHz: 32,000 samples, 4,000 frames.
+"""Clips of 16 frames."""
+
 CONV_TASNET = [
-    line("Conv-TasNet", 16, 1, 512, 32_000, stride=8),
-    line("Conv-TasNet", 1, 512, 128, 4_000),
-    line("Conv-TasNet", 1, 128, 512, 4_000, times=24),
-    *(line("Conv-TasNet", 3, 512, 512, 4_000, dilation=2**i, groups=512, times=3) for i in range(8)),
+    convolution("Conv-TasNet", (16,), 1, 512, 32_000, stride=8),
+    convolution("Conv-TasNet", (1,), 512, 128, 4_000),
+    convolution("Conv-TasNet", (1,), 128, 512, 4_000, times=24),
+    *(convolution("Conv-TasNet", (3,), 512, 512, 4_000, dilation=2**i, groups=512, times=3) for i in range(8)),
 ]
-# One second at 16 kHz, of the ten dilations the smallest, a middle one and the largest.
-WAVENET = [line("WaveNet", 2, 64, 128, 16_000, dilation=dilation, times=3) for dilation in (1, 16, 512)]
+"""Four seconds at 8 kHz: 32,000 samples, 4,000 frames."""
+
+WAVENET = [convolution("WaveNet", (2,), 64, 128, 16_000, dilation=dilation, times=3) for dilation in (1, 16, 512)]
+"""One second at 16 kHz: the smallest, a middle one and the largest of the ten dilations."""
 
 NETWORKS = [
     *RESNET_50,
@@ -233,14 +275,14 @@ QUICK = [
     square("small", 1, 64, 128, 14, stride=2, times=0),
     square("small", 3, 96, 96, 14, times=0, groups=96),
     square("small", 7, 3, 32, 56, stride=2, times=0),
-    solid((3, 3, 3), 8, 16, (4, 14, 14), (2, 2, 2), 0),
-    line("small", 2, 16, 32, 1_000, dilation=4, times=0),
-    line("small", 5, 16, 16, 12, dilation=3, groups=2, times=0),
+    convolution("R3D-18", (3, 3, 3), 8, 16, (4, 14, 14), 2, times=0),
+    convolution("small", (2,), 16, 32, 1_000, dilation=4, times=0),
+    convolution("small", (5,), 16, 16, 12, dilation=3, groups=2, times=0),
 ]
 """Small shapes of every kind."""
 
 SYMBOL_TOO_LARGE = square("large symbol", 3, 128, 128, 256, times=0)
-"""Whose whole symbol is 8.6 GB in complex64."""
+"""The whole symbol takes 8.6 GB in complex64."""
 
 GROUPS: dict[str, list[Shape]] = {
     "ResNet-50 3x3 and 7x7": [shape for shape in RESNET_50 if max(shape.taps) > 1],
@@ -255,11 +297,11 @@ GROUPS: dict[str, list[Shape]] = {
     "Conv-TasNet and WaveNet (1-D)": [*CONV_TASNET, *WAVENET],
     "small shapes": QUICK[4:],
 }
-"""Rows of the summary: each sums the distinct convolutions it lists, whatever their multiplicity."""
+"""Rows of the summary: each sums the distinct convolutions that it lists, and counts each of them once."""
 
 
 def select(shapes: Sequence[Shape], pattern: str | None) -> list[Shape]:
-    """The shapes whose name holds `pattern`, which may have the wildcards of a shell; all of them if None."""
+    """Return the shapes whose name holds `pattern`, which may have the wildcards of a shell; all of them for None."""
     if pattern is None:
         return list(shapes)
     return [shape for shape in shapes if fnmatch.fnmatch(shape.name.lower(), f"*{pattern.lower()}*")]

@@ -1,80 +1,80 @@
-"""``python -m benchmarks training``: what it costs a training step to hold the norms of its convolutions."""
+"""``python -m benchmarks training``: measure the time that a bound on the norms adds to a training step."""
 
 from __future__ import annotations
 
 import fnmatch
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import report
-from benchmarks.command import check_output, progress
+from benchmarks.command import Size, json_option, plot_option, progress, size_options, write_json
+from benchmarks.comparison import group_by
 from benchmarks.libraries import open_library
-from benchmarks.machine import describe, load_average
+from benchmarks.machine import describe, load_average, show_machine
+from benchmarks.tables import duration, figures, integers, or_dash, ratio, show_table, words
+from benchmarks.training_setup import SETUPS
 
-if TYPE_CHECKING:
-    from benchmarks.training_replay import RanksRow, ShapeRow
-    from benchmarks.training_steps import Measured
+if TYPE_CHECKING:  # these modules import PyTorch
+    from benchmarks.training_replay import RanksRow, Replay, ShapeRow
+    from benchmarks.training_steps import TrainingRow
+
+__all__ = ["draw", "training"]
 
 PAPER_BOUND = 1.0
+"""Bound of the norms in the paper."""
+
+BINDING_SHARE = 0.9
+"""Where a network has norms below `PAPER_BOUND`, the bound is this share of the least norm: a guess."""
+
 PART, ALL = "half of the layers", "all layers"
-
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """One method at one bound: an entry of ``rows`` in the JSON.
-
-    Attributes
-    ----------
-    case : str
-        Which layers the bound binds to begin with.
-    bound : float
-    method : str
-    period : int
-        Steps from one projection to the next.
-    steps : int
-        Measured ones.
-    seconds, own_seconds : float
-        Medians over periods of a step's time, and of what follows the optimizer in it.
-    overhead : float
-        Median over the periods of their time over that of the plain steps of the same turns, less 1.
-    quartiles : tuple of float
-        Of the same.
-    moved : float or None
-        Layers whose weights a projection changed, on average; None where nothing follows the optimizer.
-    norm, circular_norm : float
-        Largest of a layer after the last step over the bound: certified for its own padding and every input size, and
-        that of the paper's operator.
-    times, own_times : list of float
-        Of every measured step, in turns.
-    """
-
-    case: str
-    bound: float
-    method: str
-    period: int
-    steps: int
-    seconds: float
-    own_seconds: float
-    overhead: float
-    quartiles: tuple[float, float]
-    moved: float | None
-    norm: float
-    circular_norm: float
-    times: list[float]
-    own_times: list[float]
+COLUMNS = (
+    words("case"),
+    figures("bound", lambda row: f"{row.bound:.3f}"),
+    words("method"),
+    integers("steps"),
+    figures("step", lambda row: duration(row.seconds)),
+    figures("added", lambda row: f"{row.overhead:+.1%}"),
+    figures("from", lambda row: f"{row.quartiles[0]:+.1%}"),
+    figures("to", lambda row: f"{row.quartiles[1]:+.1%}"),
+    figures("own", lambda row: "-" if row.moved is None else duration(row.own_seconds)),
+    figures("moved", lambda row: or_dash("{:.1f}".format, row.moved)),
+    figures("norm", lambda row: f"{row.norm:.3f}"),
+    figures("circular", lambda row: f"{row.circular_norm:.3f}"),
+)
+EXPLANATION = (
+    "added: to the time of a plain step of the same turn, median and quartiles over the periods; own: after the "
+    "optimizer, a step; moved: layers that a projection changed, on average; norm: the largest after the last step "
+    "over the bound, certified for each layer's own padding and every input size; circular: norm of the paper's "
+    "operator at each layer's extents."
+)
+SHAPE_COLUMNS = (
+    words("case"),
+    words("convolution", lambda row: row.label),
+    integers("x", "count"),
+    figures("moved", lambda row: f"{row.moved:.1f}"),
+    figures("time", lambda row: duration(row.seconds)),
+)
+SHAPE_EXPLANATION = "the same weights once more; time: of one layer's projection, median over the steps."
+RANKS_COLUMNS = (
+    words("case"),
+    figures("alone", lambda row: duration(row.alone_seconds)),
+    figures("shared", lambda row: duration(row.shared_seconds)),
+    figures("ratio", lambda row: ratio(row.ratio)),
+)
+RANKS_EXPLANATION = (
+    "the same weights once more, without the training; alone: one process on one processor; shared: two, of which each "
+    "projects its share and tells the other; ratio: median of the steps."
+)
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A small network, in less than a minute.")
+@size_options("A small network, in less than a minute.")
 @click.option(
     "--only", metavar="PATTERN", help="Only the methods whose name holds this, as 'circular', and plain steps."
 )
@@ -84,18 +84,10 @@ class TrainingRow:
     "--limit", type=click.FloatRange(min=0), help="Seconds of steps after which a method is measured no more."
 )
 @click.option("--ranks/--no-ranks", default=True, show_default=True, help="Share the projection over two processes.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    callback=check_output,
-    help="Write everything that was measured to this file.",
-)
-@click.option(
-    "--plot", type=click.Path(path_type=Path), callback=check_output, help="Draw the overheads (.png, .pdf, .svg)."
-)
+@json_option()
+@plot_option("Draw the overheads")
 def training(
-    quick: bool,
+    size: Size,
     only: str | None,
     cases: Sequence[str],
     turns: int | None,
@@ -111,108 +103,67 @@ def training(
     """
     if find_spec("torch") is None:
         raise click.ClickException("the benchmark trains with PyTorch: pip install 'convsv[torch]'")
-    from benchmarks import training_replay, training_steps
+    from convsv_adapters.torch import conv_layers
 
-    full = training_steps.Setup((16, 32, 64), 5, 128, 32, free_steps=20, settle=3, every=10, turns=30, limit=120.0)
-    small = training_steps.Setup((4, 8), 1, 8, 8, free_steps=5, settle=1, every=2, turns=4, limit=60.0)
-    setup = small if quick else full
-    wanted = turns or setup.turns
-    setup = replace(setup, turns=-(-wanted // setup.every) * setup.every, limit=setup.limit if limit is None else limit)
+    from benchmarks import training_replay, training_steps
+    from benchmarks.training_steps import PLAIN, PROJECT
+
+    setup = SETUPS[size]
+    setup = replace(
+        setup,
+        turns=-(-(turns or setup.turns) // setup.every) * setup.every,
+        limit=setup.limit if limit is None else limit,
+    )
     methods = {
         name: method
         for name, method in training_steps.make_methods(setup).items()
-        if only is None or name == training_steps.PLAIN or fnmatch.fnmatch(name.lower(), f"*{only.lower()}*")
+        if only is None or name == PLAIN or fnmatch.fnmatch(name.lower(), f"*{only.lower()}*")
     }
-    if list(methods) == [training_steps.PLAIN]:
+    if list(methods) == [PLAIN]:
         raise click.BadParameter(f"{only!r} is in the name of no method", param_hint="--only")
     load_before = load_average()
     library = open_library("torch")
     rows: list[TrainingRow] = []
     layers: list[ShapeRow] = []
     shared: list[RanksRow] = []
-    replayed: dict[str, Any] = {}
+    replays: dict[str, Replay] = {}
     with progress() as tell:
         tell("training without a bound")
         model, batches = training_steps.start(setup)
-        norms = training_steps.certified_norms(training_steps.conv_layers(model))
-        # The paper's bound, or where the norms of a small network are below it one that binds them all.
-        bounds = {PART: statistics.median_low(norms), ALL: min(PAPER_BOUND, 0.9 * min(norms))}
+        norms = training_steps.certified_norms(conv_layers(model))
+        bounds = {PART: statistics.median_low(norms), ALL: min(PAPER_BOUND, BINDING_SHARE * min(norms))}
         for case in dict.fromkeys(cases):
             bound = bounds[case]
             tell(f"training with a bound of {bound:.3f}: {case}")
             found = training_steps.measure(model, batches, setup, methods, bound)
-            plain = found[training_steps.PLAIN]
-            rows.extend(_row(case, bound, name, one, plain) for name, one in found.items())
-            if training_steps.PROJECT in found:
+            rows.extend(training_steps.make_row(case, bound, name, one, found[PLAIN]) for name, one in found.items())
+            if PROJECT in found:
                 tell(f"projecting shape by shape: {case}")
-                snapshots = found[training_steps.PROJECT].snapshots
-                layers.extend(training_replay.by_shape(case, model, snapshots, setup, bound))
-                replayed[case] = snapshots, bound
-        if replayed and ranks:
+                replays[case] = training_replay.Replay(found[PROJECT].snapshots, bound)
+                layers.extend(training_replay.by_shape(case, model, replays[case], setup))
+        if replays and ranks:
             tell("projecting in two processes")
-            shared = training_replay.on_ranks(replayed, setup)
-    machine = describe([library]) | {"load_average": [load_before, load_average()]}
-    report.show_machine(machine, {})
-    report.show_training(rows)
+            shared = training_replay.on_ranks(replays, setup)
+    machine = describe([library], load_before)
+    show_machine(machine)
+    show_table(rows, COLUMNS, EXPLANATION)
     if layers:
-        report.show_shapes(layers)
+        show_table(layers, SHAPE_COLUMNS, SHAPE_EXPLANATION)
     if shared:
-        report.show_ranks(shared)
+        show_table(shared, RANKS_COLUMNS, RANKS_EXPLANATION)
     if plot is not None:
         draw(plot, rows)
-    if json_path is not None:
-        content = {
-            "benchmark": "training",
-            "arguments": {"quick": quick, "only": only} | asdict(setup),
-            "machine": machine,
-            "norms": norms,
-            "rows": [asdict(row) for row in rows],
-            "layers": [asdict(row) for row in layers],
-            "ranks": [asdict(row) for row in shared],
-        }
-        json_path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _row(case: str, bound: float, name: str, found: Measured, plain: Measured) -> TrainingRow:
-    from benchmarks.training_steps import certified_norms
-    from examples.paper.training import circular_norms
-
-    period, steps = found.period, len(found.seconds)
-    taken, own = (_by_period(times, period) for times in (found.seconds, found.own_seconds))
-    overheads = taken / _by_period(plain.seconds[:steps], period) - 1
-    moved = found.moved[period - 1 :: period]
-    low, high = np.percentile(overheads, [25, 75])
-    return TrainingRow(
-        case=case,
-        bound=bound,
-        method=name,
-        period=period,
-        steps=steps,
-        seconds=float(np.median(taken)) / period,
-        own_seconds=float(np.median(own)) / period,
-        overhead=float(np.median(overheads)),
-        quartiles=(float(low), float(high)),
-        moved=statistics.mean(moved) if moved else None,
-        norm=max(certified_norms(found.layers)) / bound,
-        circular_norm=max(circular_norms(found.layers)) / bound,
-        times=found.seconds,
-        own_times=found.own_seconds,
-    )
-
-
-def _by_period(times: Sequence[float], period: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Sums over whole periods."""
-    return np.asarray(times).reshape(-1, period).sum(axis=1)
+    arguments = {"size": size.value, "quick": size is Size.QUICK, "only": only} | asdict(setup)
+    write_json(json_path, "training", arguments, machine=machine, norms=norms, rows=rows, layers=layers, ranks=shared)
 
 
 def draw(path: Path, rows: Sequence[TrainingRow]) -> None:
     """Write the figure: the overhead of every method, by case."""
-    compared = [row for row in rows if row.own_seconds or row.overhead]  # all but the plain steps
-    cases, methods = (list(dict.fromkeys(getattr(row, name) for row in compared)) for name in ("case", "method"))
+    compared = [row for row in rows if row.own_seconds or row.overhead]  # plain steps have neither
+    methods = list(dict.fromkeys(row.method for row in compared))
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    for number, case in enumerate(cases):
-        chosen = [row for row in compared if row.case == case]
+    for number, ((case,), chosen) in enumerate(group_by(compared, "case").items()):
         axes.errorbar(
             [100 * row.overhead for row in chosen],
             [methods.index(row.method) + 0.2 * number for row in chosen],

@@ -1,4 +1,4 @@
-"""The weights of a training, projected once more: shape by shape, and by two processes that share the layers."""
+"""Project the weights of a training once more: shape by shape, and by two processes that share the layers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,44 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from convsv_adapters.torch import ConvLayer, StepProjection, conv_layers
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.training_steps import Setup, Snapshot
+from benchmarks.timing import in_turns
+from benchmarks.training_setup import Setup
+from benchmarks.training_steps import Snapshot, geometry
 from examples.paper.resnet import ResNet
+
+__all__ = ["RanksRow", "Replay", "ShapeRow", "by_shape", "load", "on_ranks"]
 
 RANKS = 2
 TIMEOUT = datetime.timedelta(minutes=30)
+"""Time that one process waits for the other: a guess, far above the time of the whole replay."""
+
+
+class Replay(NamedTuple):
+    """Hold the weights before each projection, and the bound of the projections."""
+
+    snapshots: Sequence[Snapshot]
+    bound: float
 
 
 @dataclass(frozen=True)
 class ShapeRow:
-    """The layers of one kernel shape and stride: an entry of ``layers`` in the JSON.
+    """Record the layers of one kernel shape and stride: an entry of ``layers`` in the JSON.
 
     Attributes
     ----------
     count : int
         Such layers in the network.
     moved : float
-        How many of them a projection changed, on average.
+        Such layers that a projection changed, on average.
     seconds : float
-        Of one layer's projection: median over the steps of the mean over the layers.
+        Time of one layer's projection: median over the steps of the mean over the layers.
     """
 
     case: str
@@ -47,14 +60,15 @@ class ShapeRow:
 
 @dataclass(frozen=True)
 class RanksRow:
-    """One process and two: an entry of ``ranks`` in the JSON.
+    """Compare one process with two: an entry of ``ranks`` in the JSON.
 
     Attributes
     ----------
     alone_seconds : float
         Median time in which one process on one processor projects every layer.
     shared_seconds : float
-        That in which two, on one each, share them and tell each other; of the slower one.
+        Median time in which two processes, on one processor each, share the layers and exchange the results: that of
+        the slower process.
     ratio : float
         Median of the steps' ratios, shared over alone.
     """
@@ -67,7 +81,7 @@ class RanksRow:
     shared_times: list[float]
 
 
-def by_shape(case: str, model: nn.Module, snapshots: Sequence[Snapshot], setup: Setup, bound: float) -> list[ShapeRow]:
+def by_shape(case: str, model: nn.Module, replay: Replay, setup: Setup) -> list[ShapeRow]:
     """Project the weights of every step again, the layers of each shape by themselves."""
     layers = conv_layers(model)
     groups: dict[str, list[ConvLayer]] = {}
@@ -75,9 +89,9 @@ def by_shape(case: str, model: nn.Module, snapshots: Sequence[Snapshot], setup: 
         groups.setdefault(_label(layer), []).append(layer)
     rows = []
     for label, members in groups.items():
-        projection = StepProjection(model, bound, layers=members)
+        projection = StepProjection(model, replay.bound, layers=members)
         times, moved = [], []
-        for snapshot in _within(setup.limit / len(groups), snapshots):
+        for snapshot in _within(setup.limit / len(groups), replay.snapshots):
             load(layers, snapshot)
             began = time.perf_counter()
             projection.project()
@@ -89,21 +103,22 @@ def by_shape(case: str, model: nn.Module, snapshots: Sequence[Snapshot], setup: 
     return rows
 
 
-def on_ranks(cases: Mapping[str, tuple[Sequence[Snapshot], float]], setup: Setup) -> list[RanksRow]:
+def on_ranks(replays: Mapping[str, Replay], setup: Setup) -> list[RanksRow]:
     """Project the weights of every step again, in one process and in two in turns, each held to one processor.
 
     Parameters
     ----------
-    cases : mapping of str to (snapshots, bound)
+    replays : mapping of str to Replay
+        By case.
     setup : Setup
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torch.save((setup, dict(cases)), folder / "input.pt")
+        torch.save((setup, dict(replays)), folder / "input.pt")
         torch.multiprocessing.spawn(_rank, (folder,), nprocs=RANKS)
         found = [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
     rows = []
-    for case in cases:
+    for case in replays:
         alone = found[0][case]["alone"]
         shared = [max(pair) for pair in zip(*(one[case]["shared"] for one in found), strict=True)]
         alone, shared = (times[setup.settle :] or times for times in (alone, shared))
@@ -120,25 +135,26 @@ def _rank(rank: int, folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = distributed.FileStore(str(folder / "store"), RANKS)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=TIMEOUT)
-    setup, cases = torch.load(folder / "input.pt", weights_only=False)  # which this program has written
-    found = {case: _replay(rank, setup, snapshots, bound) for case, (snapshots, bound) in cases.items()}
+    setup, replays = torch.load(folder / "input.pt", weights_only=False)  # this program has written the file
+    found = {case: _replay(rank, setup, replay) for case, replay in replays.items()}
     torch.save(found, folder / f"{rank}.pt")
     distributed.barrier()
-    os._exit(0)  # a process that ends in the usual way is aborted at times by a thread of gloo's that is still there
+    os._exit(0)  # at the usual end of a process, a thread of gloo that still runs at times aborts the process
 
 
-def _replay(rank: int, setup: Setup, snapshots: Sequence[Snapshot], bound: float) -> dict[str, list[float]]:
+def _replay(rank: int, setup: Setup, replay: Replay) -> dict[str, list[float]]:
+    """Return the seconds of each step, "alone" and "shared"."""
     alone, shared = ResNet(setup.widths, setup.blocks), ResNet(setup.widths, setup.blocks)
     projections = {
-        "alone": (alone, StepProjection(alone, bound)),
-        "shared": (shared, StepProjection(DistributedDataParallel(shared), bound)),
+        "alone": (alone, StepProjection(alone, replay.bound)),
+        "shared": (shared, StepProjection(DistributedDataParallel(shared), replay.bound)),
     }
     times: dict[str, list[float]] = {name: [] for name in projections}
     spent = torch.zeros(())
-    for turn, snapshot in enumerate(snapshots):
+    for turn, snapshot in enumerate(replay.snapshots):
         if float(spent) > setup.limit:
             break
-        for name in list(projections)[:: -1 if turn % 2 else 1]:
+        for name in in_turns(projections, turn):
             model, projection = projections[name]
             load(conv_layers(model), snapshot)
             distributed.barrier()
@@ -147,7 +163,7 @@ def _replay(rank: int, setup: Setup, snapshots: Sequence[Snapshot], bound: float
                 projection.project()
             times[name].append(time.perf_counter() - began)
             spent += times[name][-1]
-        distributed.broadcast(spent, 0)  # so that the ranks end at the same step
+        distributed.broadcast(spent, 0)  # both ranks must end at the same step
     return times
 
 
@@ -160,12 +176,12 @@ def load(layers: Sequence[ConvLayer], snapshot: Snapshot) -> None:
 
 def _label(layer: ConvLayer) -> str:
     outputs, inputs, *taps = layer.weight.shape
-    stride = max(layer.conv.strides)
+    stride = max(geometry(layer).strides)
     return f"{'x'.join(map(str, taps))} {inputs}->{outputs}" + (f" s{stride}" if stride > 1 else "")
 
 
 def _within(limit: float, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
-    """The snapshots, from the first, until whatever is done with them has taken `limit` seconds."""
+    """Yield the snapshots from the first on, until the caller has spent `limit` seconds."""
     began = time.perf_counter()
     for snapshot in snapshots:
         yield snapshot

@@ -1,12 +1,13 @@
-"""Steps of training under every way to hold the norms of convolutions, in turns."""
+"""Train under every way to hold the norms of convolutions, a step of each in turn."""
 
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,74 +19,87 @@ import convsv_core as convsv
 from benchmarks.baselines import from_polyphase, polyphase
 from benchmarks.clip_baselines import PaperClip
 from benchmarks.libraries import open_library
-from benchmarks.shapes import Shape
+from benchmarks.shapes import HostArray, convolution
+from benchmarks.timing import in_turns
+from benchmarks.training_setup import Setup
 from examples.paper.resnet import ResNet
+from examples.paper.training import circular_norms
+
+__all__ = [
+    "PLAIN",
+    "PROJECT",
+    "Held",
+    "MethodTimes",
+    "Snapshot",
+    "StepTime",
+    "Training",
+    "TrainingRow",
+    "certified_norms",
+    "geometry",
+    "make_methods",
+    "make_row",
+    "measure",
+    "start",
+    "weights_of",
+]
 
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 Snapshot: TypeAlias = list[Tensor]
 
 PLAIN, PROJECT = "plain step", "project"
 PENALTY_WEIGHT = 1e-3
+"""Weight of the penalty in the loss: a guess; it does not change the time."""
+
 BATCHES = 8
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How much is trained and measured.
-
-    Attributes
-    ----------
-    widths, blocks
-        Of the `ResNet`.
-    batch, extent : int
-        Images of a step, and their pixels along an axis.
-    free_steps : int
-        Plain steps from the random weights to those that every method starts from.
-    settle : int
-        Periods of each method before it is measured: the first projection has the longest way.
-    every : int
-        Period of the method that projects seldom.
-    turns : int
-        Measured steps, a multiple of `every`.
-    limit : float
-        Seconds of measured steps after which a method sits out, at the end of a period; and of those before them.
-    """
-
-    widths: tuple[int, ...]
-    blocks: int
-    batch: int
-    extent: int
-    free_steps: int
-    settle: int
-    every: int
-    turns: int
-    limit: float
+"""Distinct batches that the training repeats: a guess."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A way to hold the norms, made for one model: what it adds to the loss, and does after a step."""
+    """Describe a way to hold the norms of one model: a term of the loss, and a function to call after a step."""
 
     loss: Callable[[], Tensor | float] = lambda: 0.0
     after: Callable[[], object] | None = None
     period: int = 1
 
 
+Method: TypeAlias = Callable[[nn.Module, list[ConvLayer], float], Held]
+"""A function of a model, its convolutions and the bound."""
+
+
+class StepTime(NamedTuple):
+    """Hold the times of one step.
+
+    Attributes
+    ----------
+    seconds : float
+        Time of the whole step.
+    own_seconds : float
+        Time after the optimizer, as part of it.
+    before : list of Tensor
+        The weights after the optimizer; empty where the method does nothing then.
+    """
+
+    seconds: float
+    own_seconds: float
+    before: Snapshot
+
+
 @dataclass
-class Measured:
-    """Times of one method.
+class MethodTimes:
+    """Hold the times of one method.
 
     Attributes
     ----------
     period : int
-    seconds, own_seconds : list of float
-        Of each measured step, and of what follows the optimizer in it.
-    moved : list of int
-        Layers whose weights that changed, where there is such a thing.
-    snapshots : list
-        The weights before each projection, from the first on; of `PROJECT` alone.
     layers : list of ConvLayer
-        With the weights that the method ended with.
+        The convolutions, with the weights that the method ended with.
+    seconds, own_seconds : list of float
+        Times of each measured step, as in `StepTime`.
+    moved : list of int
+        Layers whose weights the method changed after the optimizer, for each step; empty where it does nothing then.
+    snapshots : list
+        The weights before each projection, from the first one on, for `PROJECT` alone.
     """
 
     period: int
@@ -96,10 +110,55 @@ class Measured:
     snapshots: list[Snapshot] = field(default_factory=list)
 
 
-def make_methods(setup: Setup) -> dict[str, Callable[[nn.Module, list[ConvLayer], float], Held]]:
-    """What is measured, by name, from a model, its convolutions and the bound."""
+@dataclass(frozen=True)
+class TrainingRow:
+    """Record one method at one bound: an entry of ``rows`` in the JSON.
 
-    def project(every: int = 1, **options: Any) -> Callable[[nn.Module, list[ConvLayer], float], Held]:
+    Attributes
+    ----------
+    case : str
+        The layers whose norms exceed the bound at first.
+    bound : float
+    method : str
+    period : int
+        Steps from one projection to the next.
+    steps : int
+        Measured steps.
+    seconds, own_seconds : float
+        Time of a step, and its part after the optimizer: medians over periods.
+    overhead : float
+        Time of a period over that of the plain steps of the same turns, less 1: median over the periods.
+    quartiles : tuple of float
+        Quartiles of the same ratios.
+    moved : float or None
+        Layers whose weights a projection changed, on average; None where nothing follows the optimizer.
+    norm, circular_norm : float
+        Largest norm of a layer after the last step over the bound: certified for its own padding and every input
+        size, and of the paper's operator.
+    times, own_times : list of float
+        Times of every measured step, in the order of the turns.
+    """
+
+    case: str
+    bound: float
+    method: str
+    period: int
+    steps: int
+    seconds: float
+    own_seconds: float
+    overhead: float
+    quartiles: tuple[float, float]
+    moved: float | None
+    norm: float
+    circular_norm: float
+    times: list[float]
+    own_times: list[float]
+
+
+def make_methods(setup: Setup) -> dict[str, Method]:
+    """Return the methods that are measured, by name."""
+
+    def project(every: int = 1, **options: Any) -> Method:
         def make(model: nn.Module, layers: list[ConvLayer], bound: float) -> Held:
             projection = StepProjection(model, bound, every, layers=layers, **options)
             return Held(after=projection.step, period=every)
@@ -128,7 +187,7 @@ def make_methods(setup: Setup) -> dict[str, Callable[[nn.Module, list[ConvLayer]
 
 
 def start(setup: Setup) -> tuple[ResNet, Batches]:
-    """The network after some plain steps, and the batches it is trained on: noise around one image a class."""
+    """Return the network after some plain steps, and its batches: noise around one image for each class."""
     torch.manual_seed(0)
     model = ResNet(setup.widths, setup.blocks)
     size = (3, setup.extent, setup.extent)
@@ -142,23 +201,17 @@ def start(setup: Setup) -> tuple[ResNet, Batches]:
 
 
 class Training:
-    """A copy of a network, trained by stochastic gradient descent as the paper's is, under one method."""
+    """Train a copy of a network under one method, by stochastic gradient descent as the paper does."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        method: Callable[[nn.Module, list[ConvLayer], float], Held],
-        bound: float,
-    ) -> None:
+    def __init__(self, model: nn.Module, batches: Batches, method: Method, bound: float) -> None:
         self.model, self.batches = copy.deepcopy(model), batches
         self.layers = conv_layers(self.model, batches[0][0])
         self.held = method(self.model, self.layers, bound)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
         self.steps = 0
 
-    def step(self) -> tuple[float, float, Snapshot]:
-        """One step: its seconds, those of what follows the optimizer among them, and the weights before that."""
+    def step(self) -> StepTime:
+        """Run one step."""
         began = time.perf_counter()
         images, labels = self.batches[self.steps % len(self.batches)]
         loss = F.cross_entropy(self.model(images), labels) + self.held.loss()
@@ -168,68 +221,104 @@ class Training:
         plain = time.perf_counter() - began
         self.steps += 1
         if self.held.after is None:
-            return plain, 0.0, []
+            return StepTime(plain, 0.0, [])
         before = weights_of(self.layers)
         began = time.perf_counter()
         self.held.after()
         own = time.perf_counter() - began
-        return plain + own, own, before
+        return StepTime(plain + own, own, before)
 
 
 def weights_of(layers: Sequence[ConvLayer]) -> Snapshot:
-    """Copies of the weights."""
+    """Return copies of the weights."""
     return [layer.weight.detach().clone() for layer in layers]
 
 
 def measure(
-    model: nn.Module, batches: Batches, setup: Setup, methods: Mapping[str, Callable[..., Held]], bound: float
-) -> dict[str, Measured]:
+    model: nn.Module, batches: Batches, setup: Setup, methods: Mapping[str, Method], bound: float
+) -> dict[str, MethodTimes]:
     """Train under each method, a step of each in turn, every other turn backwards.
 
-    A method whose measured steps have taken `setup.limit` sits out the other turns, so that its lists are shorter:
-    their entries are those of the first turns. The plain steps are taken in all of them.
+    A method whose measured steps have taken `setup.limit` leaves out the other turns, so that its lists are shorter:
+    their entries are those of the first turns. The plain steps are taken in all turns.
     """
     trainings = {name: Training(model, batches, method, bound) for name, method in methods.items()}
-    found = {name: Measured(one.held.period, one.layers) for name, one in trainings.items()}
+    found = {name: MethodTimes(one.held.period, one.layers) for name, one in trainings.items()}
     for name, one in trainings.items():
         spent = 0.0
         for step in range(setup.settle * one.held.period):
             if step % one.held.period == 0 and spent > setup.limit:
                 break
-            seconds, _, before = one.step()
-            spent += seconds
+            taken = one.step()
+            spent += taken.seconds
             if name == PROJECT:
-                found[name].snapshots.append(before)
+                found[name].snapshots.append(taken.before)
     for turn in range(setup.turns):
-        for name in list(trainings)[:: -1 if turn % 2 else 1]:
+        for name in in_turns(trainings, turn):
             one, times = trainings[name], found[name]
-            spent = name != PLAIN and turn % times.period == 0 and sum(times.seconds) > setup.limit
-            if spent or len(times.seconds) < turn:
+            over = name != PLAIN and turn % times.period == 0 and sum(times.seconds) > setup.limit
+            if over or len(times.seconds) < turn:
                 continue
-            seconds, own, before = one.step()
-            times.seconds.append(seconds)
-            times.own_seconds.append(own)
-            if before:
+            taken = one.step()
+            times.seconds.append(taken.seconds)
+            times.own_seconds.append(taken.own_seconds)
+            if taken.before:
                 after = [layer.weight for layer in one.layers]
-                times.moved.append(sum(not torch.equal(b, a) for b, a in zip(before, after, strict=True)))
+                times.moved.append(sum(not torch.equal(b, a) for b, a in zip(taken.before, after, strict=True)))
             if name == PROJECT:
-                times.snapshots.append(before)
+                times.snapshots.append(taken.before)
     return found
 
 
+def geometry(layer: ConvLayer) -> convsv.Conv:
+    """Return the geometry of a layer of `ResNet`, all of whose convolutions a `Conv` expresses."""
+    assert layer.conv is not None
+    return layer.conv
+
+
 def certified_norms(layers: Sequence[ConvLayer]) -> list[float]:
-    """Certified upper bound of each layer's norm with its own padding, for every input size."""
-    return [float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) for layer in layers]
+    """Return the certified upper bound of each layer's norm with its own padding, for every input size."""
+    return [float(convsv.norm_bounds(layer.weight.detach(), geometry(layer)).upper) for layer in layers]
+
+
+def make_row(case: str, bound: float, method: str, found: MethodTimes, plain: MethodTimes) -> TrainingRow:
+    """Return the figures of one method beside the plain steps of the same turns."""
+    period, steps = found.period, len(found.seconds)
+    taken, own = (_by_period(times, period) for times in (found.seconds, found.own_seconds))
+    overheads = taken / _by_period(plain.seconds[:steps], period) - 1
+    moved = found.moved[period - 1 :: period]
+    low, high = np.percentile(overheads, [25, 75])
+    return TrainingRow(
+        case=case,
+        bound=bound,
+        method=method,
+        period=period,
+        steps=steps,
+        seconds=float(np.median(taken)) / period,
+        own_seconds=float(np.median(own)) / period,
+        overhead=float(np.median(overheads)),
+        quartiles=(float(low), float(high)),
+        moved=statistics.mean(moved) if moved else None,
+        norm=max(certified_norms(found.layers)) / bound,
+        circular_norm=max(circular_norms(found.layers)) / bound,
+        times=found.seconds,
+        own_times=found.own_seconds,
+    )
+
+
+def _by_period(times: Sequence[float], period: int) -> HostArray:
+    """Return the sums over whole periods."""
+    return np.asarray(times).reshape(-1, period).sum(axis=1)
 
 
 def _clips(layers: Sequence[ConvLayer], bound: float) -> Callable[[], None]:
-    """The paper's clip of every layer at its own extents, each frequency's matrix decomposed with its vectors."""
+    """Return the paper's clip of every layer at its own extents."""
     library = open_library("torch")
     clips = []
     for layer in layers:
         outputs, inputs, *taps = layer.weight.shape
-        stride = layer.conv.strides
-        shape = Shape("", tuple(taps), inputs, outputs, layer.input_shape, stride, (1,) * len(stride))
+        assert layer.input_shape is not None  # the layers were found by a run of the model
+        shape = convolution("", tuple(taps), inputs, outputs, layer.input_shape, geometry(layer).strides)
         clips.append((layer.weight, shape, PaperClip(library, shape, limit=0.0, sample_seconds=0.0, bound=bound)))
 
     def after() -> None:

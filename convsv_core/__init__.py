@@ -1,7 +1,7 @@
-"""Exact singular values of convolutional layers, on the arrays of any library.
+"""Compute exact singular values of convolutional layers, on the arrays of any library.
 
-The layer is described by a `Conv`, the weights are an array, and every function takes the spatial extents of
-the layer's input. Results come back in the caller's array library, on the caller's device.
+A `Conv` describes the layer. The weights are an array. Every function takes the spatial extents of the layer's input.
+Results are arrays of the caller's library, on the caller's device.
 
 >>> import numpy as np
 >>> import convsv_core as convsv

@@ -1,44 +1,48 @@
-"""What the core asks of an array library, with an answer for each question from the array API standard."""
+"""State what the core asks of an array library, with default answers from the array API standard.
+
+The author of a backend reads the class `Backend`. The functions and aliases beside it serve backends and the core.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-Array: TypeAlias = Any
-"""An array of any library; the standard has no common class to name."""
+from convsv_core.blocks import Array, BlockFunction, BlockWork, Prepare, split_rows
+from convsv_core.dtypes import DTYPES
 
-BlockFunction: TypeAlias = Callable[[Array], "Array | tuple[Array, ...]"]
-
-Prepare: TypeAlias = Callable[..., tuple[BlockFunction, int]]
-"""A pure function of arrays to a function of blocks and the bytes of working memory that one row needs."""
-
-DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+__all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
 
 
 class Backend:
-    """An array library as a plugin describes it.
+    """Describe an array library to the core.
 
-    Everything here is written with the array API standard, through array-api-compat, so that a new
-    backend sets `name` and `module` and overrides what its library does otherwise or better. A
-    backend's own module must not import its library: `module` names it, and it is imported at first use.
+    Every method has a default that is written with the array API standard, through array-api-compat. A new backend
+    sets `name` and `module`, and overrides only the methods that its library must answer in another way, or can
+    answer faster. The module that defines a backend must not import the array library. The class attribute `module`
+    names the library, which is imported at first use.
+
+    Arguments called `array`, `kernel` and `like` are arrays of this library. "Host" means NumPy arrays in the memory
+    of the CPU. "Matrices" means the last two axes of an array; the axes before them are a batch.
 
     Attributes
     ----------
     name : str
-        What users call it, as in ``convsv spectrum --backend NAME``.
+        The name that users pass, as in ``convsv spectrum --backend NAME``.
     module : str
         Import name of the array library.
-    lazy : bool
-        Whether an array has no values until its user asks for them, so that none can be looked at before.
-    compiles : bool
-        Whether the library compiles its operations anew for each shape, which makes batches of many sizes slow.
+    lazy : bool, default False
+        Whether an array has no values until its user computes it. The core then reads no values. A lazy library must
+        override `map_prepared`, `run_on_values` and `run_to_number`.
+    compiles : bool, default False
+        Whether the library compiles its operations anew for each shape. The core then avoids batches of many
+        different sizes.
     """
 
     name: str = ""
@@ -46,150 +50,200 @@ class Backend:
     lazy: bool = False
     compiles: bool = False
 
-    # ---- what it owns and has, here and now ------------------------------------------------------
+    # ---- the library on this machine -------------------------------------------------------------
 
     def owns_array(self, array: object) -> bool:
-        """Whether `array` belongs to this library; must not import it."""
+        """Tell whether `array` belongs to this library.
+
+        The core asks this of every installed backend for each call, so it must be quick and must not import the
+        library. The default compares the module of the array's type with `module`. Override it if arrays have types
+        of other modules.
+        """
         return type(array).__module__.partition(".")[0] == self.module
 
     def unavailable(self) -> str:
-        """Why the library cannot be used on this machine, or "" if it can. Imports the library."""
+        """Return why the library cannot be used on this machine, or "" if it can.
+
+        It imports the library. Override it if the import can succeed where no array can be made, as without a GPU.
+        """
         try:
             importlib.import_module(self.module)
-        except Exception as error:  # whatever an import raises is the reason that is reported
+        except Exception as error:  # Whatever an import raises is the reason that is reported.
             return f"{self.module} cannot be imported: {error}"
         return ""
 
     def devices(self) -> tuple[str, ...]:
-        """Names of the devices there are, the default first."""
+        """Return the names of the devices that `asarray` accepts on this machine, the default device first."""
         return ("cpu",)
 
     def dtypes(self, device: str | None = None) -> tuple[str, ...]:
-        """Names of the kernel dtypes that `asarray` can make on `device`."""
+        """Return the names of the kernel dtypes that `asarray` can make on `device`, or on the default device.
+
+        The default returns the names in `DTYPES` that the namespace of `library` has. Override it if the library, or
+        a device, has a dtype by name only.
+        """
         xp = self.library()
         return tuple(name for name in DTYPES if hasattr(xp, name))
 
     # ---- arrays ----------------------------------------------------------------------------------
 
     def library(self) -> ModuleType:
-        """The library's array namespace, for making arrays."""
+        """Return the library's array namespace, which makes new arrays.
+
+        The default imports `module`. Override it if another namespace is closer to the array API standard.
+        """
         return importlib.import_module(self.module)
 
     def namespace(self, array: Array) -> ModuleType:
-        """The standard-conforming namespace of `array`."""
+        """Return the standard-conforming namespace of `array`. Override it if the namespace is known without asking."""
         import array_api_compat
 
         namespace: ModuleType = array_api_compat.array_namespace(array)
         return namespace
 
     def asarray(self, array: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
-        """Make an array of this library from a NumPy array, of `dtype` and on `device` if given."""
+        """Return a host array, or a nested list, as an array of this library.
+
+        `dtype` is one of the names in `dtypes`, and `device` one of the names in `devices`. None means the dtype of
+        the given array, and the default device. Override it if the library's own ``asarray`` does not take names of
+        devices. bfloat16 arrives as float32, because NumPy has no bfloat16.
+        """
         xp = self.library()
         return xp.asarray(array, dtype=None if dtype is None else getattr(xp, dtype), device=device)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Copy `array` to the host as a NumPy array (bfloat16 as float32)."""
+        """Return a copy of `array` on the host as a NumPy array, with bfloat16 as float32.
+
+        Override it if ``numpy.asarray`` refuses arrays of the library: on another device, or recorded for gradients.
+        """
         return np.asarray(array)
 
     def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
-        """Make a host table, such as angles or indices, an array beside `like`: its library and device."""
+        """Return a host table, such as angles or indices, as an array of the library on the device of `like`.
+
+        The dtype is kept. Override it if arrays have no single device, or if `like` has no device under tracing.
+        """
         import array_api_compat
 
         return self.namespace(like).asarray(array, device=array_api_compat.device(like))
 
     def in_one_piece(self, kernel: Array) -> Array:
-        """`kernel` in one piece, where an array may lie in many."""
+        """Return `kernel` as one piece.
+
+        Override it if an array may lie in pieces, as in chunks or on several devices.
+        """
         return kernel
 
     def take(self, array: Array, places: np.ndarray[Any, Any], axis: int) -> Array:
-        """Entries of `array` along `axis` at the places of a host table."""
+        """Return the entries of `array` along `axis` at the indices in `places`, a host table, shape (count,)."""
         return self.namespace(array).take(array, self.asarray_like(places, array), axis=axis)
 
     def contiguous(self, array: Array) -> Array:
-        """`array` laid out in the order of its axes, where that is the user's to say."""
+        """Return `array` laid out in the order of its axes. Override it if the library's users choose the layout."""
         return array
 
     def has_values(self, array: Array) -> bool:
-        """Tell whether the numbers of `array` can be read now: not under tracing."""
+        """Tell whether the numbers in `array` can be read now.
+
+        Override it if the library traces functions: return False for an array that stands for unknown values.
+        """
         return not self.lazy
 
     def truth(self, condition: Array) -> bool | None:
-        """Return a 0-d boolean array as a bool, or None where tracing leaves it without a value."""
+        """Return a 0-d boolean array as a bool, or None if it has no value yet.
+
+        Override it if the library is lazy or traces functions: return None where ``bool(condition)`` would raise an
+        error or start a computation.
+        """
         return bool(condition)
 
     def stop_gradient(self, array: Array) -> Array:
-        """`array` as a constant to automatic differentiation."""
+        """Return `array` as a constant for automatic differentiation. Override it if the library has gradients."""
         return array
 
     def has_fast_float64(self, array: Array) -> bool:
-        """Whether float64 arithmetic is to be had beside `array` at no more than about twice the cost."""
+        """Tell whether float64 arithmetic on the device of `array` takes at most about twice the time of float32.
+
+        If so, the core computes in float64 and answers in float32 where it gains accuracy or speed.
+        """
         return False
 
     # ---- dispatched operations -------------------------------------------------------------------
 
     def fftn(self, array: Array, axes: tuple[int, ...]) -> Array:
-        """Discrete Fourier transform over `axes`, complex to complex, unnormalised."""
+        """Return the unnormalised discrete Fourier transform over `axes`, complex to complex."""
         return self.namespace(array).fft.fftn(array, axes=axes)
 
     def ifftn(self, array: Array, axes: tuple[int, ...]) -> Array:
-        """Inverse of `fftn`."""
+        """Return the inverse of `fftn`, which divides by the number of entries of `axes`."""
         return self.namespace(array).fft.ifftn(array, axes=axes)
 
     def conj(self, array: Array) -> Array:
-        """Complex conjugate; `array` itself where it is real."""
+        """Return the complex conjugate; for a real array, the array itself."""
         xp = self.namespace(array)
         return xp.conj(array) if xp.isdtype(array.dtype, "complex floating") else array
 
     def complex(self, real: Array, imaginary: Array) -> Array:
-        """Complex numbers from their parts, which are of one dtype."""
+        """Return complex numbers from their real and imaginary parts, two real arrays of one dtype.
+
+        The default is a product and a sum. Override it if the library has a function for it.
+        """
         xp = self.namespace(real)
         kind = xp.complex64 if real.dtype == xp.float32 else xp.complex128
         return xp.astype(real, kind) + 1j * xp.astype(imaginary, kind)
 
     def adjoint(self, array: Array) -> Array:
-        """Conjugate transposes of the matrices in the last two axes."""
+        """Return the conjugate transposes of the matrices."""
         return self.conj(self.namespace(array).matrix_transpose(array))
 
     def svd(self, array: Array) -> tuple[Array, Array, Array]:
-        """Reduced singular value decompositions U, S, Vh of the matrices in the last two axes."""
+        """Return the reduced singular value decompositions U, S, Vh of the matrices, with S descending."""
         u, s, vh = self.namespace(array).linalg.svd(array, full_matrices=False)
         return u, s, vh
 
     def svdvals(self, array: Array) -> Array:
-        """Singular values, descending, of the matrices in the last two axes."""
+        """Return the singular values of the matrices, descending: shape (..., min(rows, columns))."""
         return self.namespace(array).linalg.svdvals(array)
 
     def eigh(self, array: Array) -> tuple[Array, Array]:
-        """Eigenvalues, ascending, and eigenvectors of the Hermitian matrices in the last two axes."""
+        """Return the eigenvalues, ascending, and the eigenvectors, as columns, of Hermitian matrices."""
         values, vectors = self.namespace(array).linalg.eigh(array)
         return values, vectors
 
     def eigvalsh(self, array: Array) -> Array:
-        """Eigenvalues, ascending, of the Hermitian matrices in the last two axes."""
+        """Return the eigenvalues of Hermitian matrices, ascending."""
         return self.namespace(array).linalg.eigvalsh(array)
 
     def is_positive_definite(self, array: Array) -> Array:
-        """Whether each Hermitian matrix in the last two axes is positive definite, to rounding."""
+        """Tell whether each Hermitian matrix is positive definite, up to rounding.
+
+        The result is a boolean array without the last two axes. Override it if the library has a Cholesky
+        factorisation that reports which matrices of a batch fail: it is several times faster than eigenvalues.
+        """
         return self.eigvalsh(array)[..., 0] > 0
 
     def map_blocks(
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
     ) -> Array | tuple[Array, ...]:
-        """Apply `function` to consecutive blocks of `rows` and concatenate what it returns.
+        """Apply `function` to consecutive blocks of `rows` and join the results along their first axis.
+
+        Override it to compute several blocks at once, or to make one loop of a traced program. Results must be in the
+        order of the blocks.
 
         Parameters
         ----------
         function : callable
-            Takes a block of `rows` as an array beside `like`; returns an array, or a tuple of arrays,
-            whose first axis is the block's.
+            Takes a block of `rows` as an array on the device of `like`. Returns an array, or a tuple of arrays, whose
+            first axis is that of the block. If all blocks have one result each, as for a sum over a block, that axis
+            has extent 1.
         rows : numpy.ndarray
-            A host table with one row an item of work.
+            A host table with one row for each item of work.
         like : array
-            Says which library and device the blocks belong to.
+            Gives the device of the blocks.
         row_bytes : int
             Bytes of working memory that one row needs.
         budget : int
-            Bytes of working memory that all blocks held at once may take. A block has one row at least.
+            Bytes of working memory that all blocks computed at one time may take. A block has at least one row.
         """
         results = [
             function(self.asarray_like(block, like)) for block in split_rows(rows, max(1, budget // max(1, row_bytes)))
@@ -206,60 +260,102 @@ class Backend:
     ) -> Array | tuple[Array, ...]:
         """Make a function of blocks from arrays, once, and map it over `rows` as `map_blocks` does.
 
-        A library whose arrays lie on many machines sends the arrays to each, and not what is made from them.
+        Override it if a lazy library computes blocks as separate tasks, or if arrays lie on several devices. Each
+        task or device then gets the arrays, which are small, and calls `prepare` itself.
 
         Parameters
         ----------
         prepare : callable
-            ``prepare(*arrays, *static)`` returns the function and its `row_bytes`; of a module's top level.
+            ``prepare(*arrays, *static)`` returns a `BlockWork`. It is defined at the top level of a module, so it can
+            be pickled.
         rows : numpy.ndarray
             As for `map_blocks`.
         arrays : tuple of arrays
-            A kernel, and others of at most about its size.
+            A kernel first, and then arrays of at most about its size.
         static : tuple
-            Further arguments, hashable.
+            Further arguments, which are hashable and can be pickled.
         budget : int
             As for `map_blocks`.
         """
-        function, row_bytes = prepare(*arrays, *static)
-        return self.map_blocks(function, rows, arrays[0], row_bytes=row_bytes, budget=budget)
+        work = prepare(*arrays, *static)
+        return self.map_blocks(work.function, rows, arrays[0], row_bytes=work.row_bytes, budget=budget)
 
     def single_threaded(self) -> AbstractContextManager[object]:
-        """Hold the library, while it is entered, to the caller's thread: where blocks have threads of their own."""
+        """Return a context manager that keeps the library to the caller's thread.
+
+        Override it if the library uses threads of its own, which would slow down the threads that compute other blocks.
+        """
         return contextlib.nullcontext()
 
     def products_context(self, side: int) -> AbstractContextManager[object]:
-        """What holds while blocks of many matrices of this side are multiplied and factorised, not decomposed."""
+        """Return a context manager for products and Cholesky factorisations of many matrices of shape (side, side).
+
+        Override it if such work needs another number of threads than decompositions do.
+        """
         return contextlib.nullcontext()
 
     def batch_size(self, count: int) -> int:
-        """To how many rows a batch of `count`, which differs from call to call, is best filled up."""
+        """Return the number of rows, at least `count`, to which a batch of `count` rows should be filled up.
+
+        Override it if the library compiles for each shape: few different sizes then mean few compilations.
+        """
         return count
 
     def run(self, function: Callable[..., Any], arrays: tuple[Array, ...], static: tuple[Any, ...]) -> Any:
-        """Call ``function(*arrays, *static)``, a pure function of the array API.
+        """Return ``function(*arrays, *static)``.
 
-        A library that compiles does so here, once for each combination of shapes and of the `static` arguments, which
-        are hashable.
+        `function` is a pure function of arrays and hashable static arguments. Override it to compile the function,
+        once for each combination of shapes and static arguments.
         """
         return function(*arrays, *static)
 
-    def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
-        """Call ``function(*arguments, **options)``, which looks at values to decide how it goes on.
+    def run_with_host(
+        self,
+        function: Callable[..., tuple[np.ndarray[Any, Any], ...]],
+        templates: tuple[np.ndarray[Any, Any], ...],
+        arrays: tuple[Array, ...],
+        use: Callable[..., Any],
+        otherwise: Callable[..., Any],
+    ) -> Any:
+        """Use what a function of NumPy arrays gives in traced code, where that is cheap.
 
-        A library that is `lazy` computes the arrays among the arguments, and makes those of the answer its own.
+        Parameters
+        ----------
+        function : callable
+            From `arrays`, as NumPy arrays, to NumPy arrays; a constant to differentiation. It looks at values.
+        templates : tuple of numpy.ndarray
+            Arrays of the shapes and dtypes that `function` returns.
+        arrays : tuple of arrays
+        use, otherwise : callables
+            Pure functions of the array API. ``use(*arrays, *results)`` takes arrays like the `templates`, and
+            ``otherwise(*arrays)`` does without. Both return a tuple of arrays of the same shapes and dtypes.
+
+        Returns
+        -------
+        tuple of arrays
+            What `use` returns in a library that can call the host from compiled code, on a CPU. Here, what `otherwise`
+            returns.
+        """
+        return otherwise(*arrays)
+
+    def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Return ``function(*arguments, **options)`` for a function whose control flow depends on array values.
+
+        Override it if the library is lazy: compute the arrays among the arguments, call the function, and return the
+        arrays of its result as arrays of this library.
         """
         return function(*arguments, **options)
 
     def run_to_number(self, function: Callable[..., Any], kernel: Array, *static: Any) -> Array:
-        """Call ``function(kernel, *static)``, which looks at values and returns a real 0-d array in the answer's dtype.
+        """Return ``function(kernel, *static)`` for a function whose control flow depends on array values.
 
-        As `run_on_values`, but a library that is `lazy` does so when it is asked for the number.
+        The result is a real 0-d array with the precision of `answer_dtype`. Override it if the library is lazy:
+        return a lazy number, and call the function only when the number is computed.
         """
         return function(kernel, *static)
 
     def concatenate(self, results: list[Any]) -> Array | tuple[Array, ...]:
-        """Join the results of blocks, arrays or tuples of arrays, along the first axis."""
+        """Join the results of blocks, either arrays or tuples of arrays, along their first axis."""
         if len(results) == 1:
             return results[0]
         if isinstance(results[0], tuple):
@@ -269,35 +365,35 @@ class Backend:
     def repeat(
         self, function: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], count: int, like: Array
     ) -> tuple[Array, ...]:
-        """Apply `function` `count` times: ``state = function(*state)``, of constant shapes and dtypes.
+        """Apply ``state = function(*state)`` `count` times and return the last state.
 
-        Where `like`, an array that `function` uses, is traced, a library may trace `function` once only, so that
-        the program's size does not grow with `count`.
+        The shapes and dtypes of the state do not change. `like` is an array that `function` uses. If `like` is
+        traced, a library may override this method with a loop of its own, which traces `function` once.
         """
         for _ in range(count):
             state = function(*state)
         return state
 
     def computation_context(self, like: Array) -> AbstractContextManager[object]:
-        """What holds while a call computes with arrays such as `like`: products keep the digits of their dtype."""
+        """Return a context manager that the core enters while it computes with `like`, a kernel.
+
+        Override it if products must be told to keep all digits of their dtype, or to set a number of threads.
+        """
         return contextlib.nullcontext()
 
-    # ---- transformations of functions, None where the library has none ----------------------------
+    # ---- transformations of functions -------------------------------------------------------------
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
-        """Compile `function` of arrays."""
+        """Return `function`, a function of arrays, compiled; None if the library does not compile.
+
+        The conformance suite calls the compiled function to test what the core does under tracing.
+        """
         return None
 
     def grad(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
-        """Return the gradient, by its first argument, of a scalar function."""
+        """Return the gradient of a scalar function by its first argument; None if the library has no gradients."""
         return None
 
     def vmap(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
-        """Map `function` over a new leading axis of its argument."""
+        """Return `function` mapped over a new leading axis of its argument; None if the library cannot."""
         return None
-
-
-def split_rows(rows: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Consecutive blocks of at most `size` rows, as equal as may be."""
-    count = max(1, -(-len(rows) // size))
-    return iter(np.array_split(rows, count))

@@ -28,6 +28,7 @@ __all__ = [
     "get_backend",
     "hookimpl",
     "on_values",
+    "one_line",
     "plugins",
 ]
 
@@ -155,7 +156,7 @@ def _load() -> Plugins:
                     backend = plugin.convsv_backend()
                     found.setdefault(backend.name, backend)
             except Exception as error:  # Whatever a plugin raises, the other plugins must load.
-                broken[entry_point.name] = f"the plugin {entry_point.value} failed: {_one_line(error)}"
+                broken[entry_point.name] = f"the plugin {entry_point.value} failed: {one_line(error, with_type=True)}"
     return Plugins(manager, found, broken)
 
 
@@ -230,10 +231,14 @@ def _inspect(backend: Backend) -> BackendInfo:
         if not reason:
             return BackendInfo(backend.name, True, "", backend.devices(), backend.dtypes())
     except Exception as error:  # Whatever a plugin raises, the other plugins are reported.
-        reason = f"the plugin failed: {_one_line(error)}"
+        reason = f"the plugin failed: {one_line(error, with_type=True)}"
     return BackendInfo(backend.name, False, reason, (), ())
 
 
-def _one_line(error: BaseException) -> str:
-    """Return the error's type and message without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def one_line(error: BaseException, *, with_type: bool = False) -> str:
+    """Return an error's message on one line, or the name of its type if the message is empty.
+
+    With `with_type` the name of the type always comes first, as in "ValueError: not a kernel".
+    """
+    name = type(error).__name__
+    return " ".join((f"{name}: {error}" if with_type else str(error)).split()) or name

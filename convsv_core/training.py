@@ -1,4 +1,4 @@
-"""The pieces of the core that adapters call in a training step."""
+"""Provide the functions of the core that adapters call in a training step."""
 
 from __future__ import annotations
 

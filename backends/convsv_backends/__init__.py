@@ -1,1 +1,3 @@
-"""The array libraries that `convsv` comes with, one module each, registered by entry point."""
+"""Hold the backends of the array libraries that `convsv` supports, one module each, registered by entry point."""
+
+__all__: list[str] = []

@@ -1,9 +1,11 @@
-"""Dask: lazy results, from one task for each block of frequencies, in the library of the kernel's own chunks.
+"""The backend of Dask: lazy results from one task for each block of frequencies.
 
-A kernel is small and so are the results; what is large lies between. So a task takes the kernel and the indices of a
-block of frequencies, makes the symbol there, decomposes it and returns the values: no task's result is of the
-symbol's size unless the symbol or its singular vectors are what the user asked for, which then lie in as many chunks.
-The scheduler is the user's: threads, processes or a cluster of `dask.distributed`.
+A task takes the kernel and the indices of a block of frequencies. It computes the symbol there, decomposes it and
+returns the values, in the library of the kernel's own chunks. The kernel and most results are small, while the symbol
+is large. No task returns an array of the symbol's size, unless the user asked for the symbol or for singular vectors.
+Their chunks are then the blocks.
+
+The user chooses the scheduler: threads, processes, or a cluster of `dask.distributed`.
 """
 
 from __future__ import annotations
@@ -17,71 +19,77 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from convsv_core._symbol.operand import check_dtype
-from convsv_core.backend import Array, Backend, BlockFunction, Prepare, split_rows
+from convsv_core.backend import Array, Backend, BlockFunction, BlockWork, Prepare, split_rows
+from convsv_core.dtypes import answer_dtype
 from convsv_core.plugins import backend_of, get_backend, hookimpl
+
+__all__ = ["DaskBackend", "convsv_backend"]
 
 
 class DaskBackend(Backend):
-    """Dask arrays, whose chunks are arrays of another backend's library."""
+    """Describe Dask to the core. The chunks of a Dask array are arrays of another backend's library."""
 
     name = "dask"
     module = "dask"
     lazy = True
 
     def owns_array(self, array: object) -> bool:
-        """Whether `array` is a Dask array."""
+        """Tell whether `array` is a Dask array."""
         return bool(array_api_compat.is_dask_array(array))
 
     def library(self) -> ModuleType:
-        """`dask.array` through array-api-compat."""
+        """Return the namespace of `dask.array` from array-api-compat."""
         import array_api_compat.dask.array as xp
 
         return xp
 
     def dtypes(self, device: str | None = None) -> tuple[str, ...]:
-        """Those of NumPy, of which `asarray` makes chunks."""
+        """Return the names of NumPy's dtypes, because `asarray` makes chunks of NumPy arrays."""
         return get_backend("numpy").dtypes()
 
     def asarray(self, array: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
-        """Make a NumPy array a Dask array of one chunk."""
+        """Return a NumPy array as a Dask array of one chunk."""
         import dask.array as da
 
         return da.from_array(np.asarray(array, dtype=dtype), chunks=-1)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Compute, with the scheduler in effect, and copy to the host."""
+        """Compute `array` with the user's scheduler, and return it on the host."""
         return _chunk_backend(array).to_numpy(array.compute())
 
     def in_one_piece(self, kernel: Array) -> Array:
-        """As one chunk, which every task gets."""
+        """Return `kernel` as one chunk, because every task gets the whole kernel."""
         return kernel.rechunk(-1)
 
     def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
-        """Make a host table one chunk, in the library of the chunks of `like`."""
+        """Return a host table as one chunk, in the library of the chunks of `like`."""
         import dask.array as da
 
         return da.from_array(_chunk_backend(like).asarray_like(array, like._meta), chunks=-1)
 
     def take(self, array: Array, places: np.ndarray[Any, Any], axis: int) -> Array:
-        """By a table that is known when the graph is made, so that each chunk is made from the few that it needs."""
+        """Return the entries at the indices in `places`.
+
+        The indices are known when the graph is made. So each chunk of the result needs only the chunks that hold its
+        entries.
+        """
         import dask.array as da
 
         return da.take(array, places, axis=axis)
 
     def truth(self, condition: Array) -> bool | None:
-        """None: the value is not there until the user computes it."""
+        """Return None, because no array has a value before the user computes it."""
         return None
 
     def has_fast_float64(self, array: Array) -> bool:
-        """As the library of the chunks."""
+        """Tell whether float64 is fast in the library of the chunks."""
         return _chunk_backend(array).has_fast_float64(array._meta)
 
     def map_blocks(
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
     ) -> Array | tuple[Array, ...]:
-        """Refuse: a task needs a function that it can make itself, which is what `map_prepared` takes."""
-        raise NotImplementedError("lazy arrays: wanted map_prepared, whose function is made by the task that needs it")
+        """Raise NotImplementedError: a task must make its function itself, which `map_prepared` arranges."""
+        raise NotImplementedError("Dask arrays are lazy: call map_prepared, where the task makes its own function")
 
     def map_prepared(
         self,
@@ -91,7 +99,7 @@ class DaskBackend(Backend):
         static: tuple[Any, ...],
         budget: int,
     ) -> Array | tuple[Array, ...]:
-        """One task that prepares, and one for each block, of at most `budget` bytes."""
+        """Return a lazy result, from one task that prepares and one task for each block of at most `budget` bytes."""
         import dask
         import dask.array as da
 
@@ -102,7 +110,7 @@ class DaskBackend(Backend):
         blocks = [len(block) for block in split_rows(rows, max(1, budget // max(1, row_bytes)))]
         table = da.from_array(rows, chunks=(tuple(blocks), *rows.shape[1:]))
         bound = dask.delayed(bind, pure=True)(*(array.to_delayed(optimize_graph=False).item() for array in lazy))
-        # Two rows made one: `function` sums over its block, and each block gives one row.
+        # If two rows gave one result, `function` sums over its block, and each block gives one row.
         lengths = tuple(blocks) if len(samples[0]) == min(len(rows), 2) else (1,) * len(blocks)
         if not several:
             return _of_blocks(da, _apply, table, samples[0], lengths, bound, None)
@@ -122,69 +130,80 @@ class DaskBackend(Backend):
         )
 
     def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
-        """Compute now, as one task, in the library of the chunks; the arrays of the answer have one chunk each."""
+        """Compute now, as one task in the library of the chunks, and return arrays of one chunk each."""
         import dask
 
         return _wrapped(dask.delayed(function, pure=False)(*arguments, **options).compute())
 
     def run_to_number(self, function: Callable[..., Any], kernel: Array, *static: Any) -> Array:
-        """As one task, in the library of the chunks, when the user asks for it."""
+        """Return a lazy number, which one task computes in the library of the chunks."""
         import dask
         import dask.array as da
 
-        name = check_dtype(kernel)
+        name = answer_dtype(kernel)
         dtype = np.empty(0, name).real.dtype
         task = dask.delayed(functools.partial(_number, function, static), pure=True)(kernel)
         return da.from_delayed(task, (), dtype, meta=kernel._meta.reshape(-1)[:0].real.astype(dtype))
 
 
-# ---- what tasks do ----------------------------------------------------------------------------------
+# ---- functions that tasks call ----------------------------------------------------------------------
 
 
 class _Bound(NamedTuple):
-    """A function of blocks and its `row_bytes`, and a kernel in the library of the chunks with its backend."""
+    """Hold the work on blocks, and a kernel in the library of the chunks with that library's backend."""
 
-    function: BlockFunction
-    row_bytes: int
+    work: BlockWork
     backend: Backend
     kernel: Array
 
 
 def _bind(prepare: Prepare, static: tuple[Any, ...], kernel: Array, *others: Array) -> _Bound:
-    """Make the function of blocks, in the library of the chunks."""
+    """Make the work on blocks, in the library of the chunks."""
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
-    arrays = (kernel, *(xp.asarray(array) for array in others))  # a reduction may have left a scalar
-    return _Bound(*prepare(*arrays, *static), backend, kernel)
+    arrays = (kernel, *(xp.asarray(array) for array in others))  # A reduction may have left a scalar.
+    return _Bound(prepare(*arrays, *static), backend, kernel)
 
 
 def _apply(rows: np.ndarray[Any, Any], bound: _Bound) -> Any:
-    """Return the results of a block, without threads of its own: the scheduler runs many blocks at a time."""
+    """Return the results of a block, computed by one thread: the scheduler runs many blocks at a time."""
     with bound.backend.single_threaded():
-        return bound.function(bound.backend.asarray_like(rows, bound.kernel))
+        return bound.work.function(bound.backend.asarray_like(rows, bound.kernel))
 
 
 def _pick(results: tuple[Array, ...], index: int) -> Array:
+    """Return one of the results of a block."""
     return results[index]
 
 
 def _number(function: Callable[..., Array], static: tuple[Any, ...], kernel: Array) -> Array:
-    """`function` of a kernel that is there; NaN where it is not finite, as under tracing."""
+    """Return ``function(kernel, *static)``, or NaN if the kernel is not finite, as under tracing."""
     xp = array_api_compat.array_namespace(kernel)
     if xp.all(xp.isfinite(kernel)):
         return function(kernel, *static)
-    return xp.sum(kernel * math.nan, dtype=getattr(xp, check_dtype(kernel))).real
+    return xp.sum(kernel * math.nan, dtype=getattr(xp, answer_dtype(kernel))).real
 
 
 # ---- the graph --------------------------------------------------------------------------------------
 
 
 def _chunk_backend(array: Array) -> Backend:
+    """Return the backend of the chunks of a Dask array."""
     return backend_of(array._meta, "a chunk of the Dask array")
 
 
 class _Foresight(NamedTuple):
-    """What a task will give: its `row_bytes`, results like those of two rows, and whether they were a tuple."""
+    """Describe in advance what a task will return.
+
+    Attributes
+    ----------
+    row_bytes : int
+        Bytes of working memory of one row.
+    samples : tuple of arrays
+        Results for at most two rows, whose shapes and dtypes the tasks' results share, but for the first extent.
+    several : bool
+        Whether the result is a tuple of arrays.
+    """
 
     row_bytes: int
     samples: tuple[Array, ...]
@@ -192,12 +211,12 @@ class _Foresight(NamedTuple):
 
 
 def _look_ahead(bind: Callable[..., _Bound], lazy: list[Array], rows: np.ndarray[Any, Any]) -> _Foresight:
-    """Find out what tasks will give, by one with arrays of ones."""
+    """Run the work of a task on the first two rows, with arrays of ones, to learn what tasks return."""
     backend = _chunk_backend(lazy[0])
     bound = bind(*(backend.asarray_like(np.ones(array.shape, array.dtype), array._meta) for array in lazy))
     results = _apply(rows[:2], bound)
     several = isinstance(results, tuple)
-    return _Foresight(bound.row_bytes, results if several else (results,), several)
+    return _Foresight(bound.work.row_bytes, results if several else (results,), several)
 
 
 def _of_blocks(
@@ -208,7 +227,10 @@ def _of_blocks(
     lengths: tuple[int, ...],
     *constant: Any,
 ) -> Array:
-    """A Dask array whose chunks `function` makes from those of `table`; like `sample`, but for its first extent."""
+    """Return a Dask array whose chunks `function` makes from the chunks of `table`.
+
+    It has the dtype and the shape of `sample`, but `lengths` are the lengths of its chunks along the first axis.
+    """
     new = {axis + table.ndim: extent for axis, extent in enumerate(sample.shape[1:])}
     return da.blockwise(
         function,
@@ -225,7 +247,7 @@ def _of_blocks(
 
 
 def _wrapped(result: Any) -> Any:
-    """The arrays in a result, which may be in named tuples, as Dask arrays of one chunk."""
+    """Return a result with its arrays as Dask arrays of one chunk. The result may be a named tuple of results."""
     import dask.array as da
 
     if isinstance(result, tuple) and hasattr(result, "_fields"):
@@ -235,5 +257,5 @@ def _wrapped(result: Any) -> Any:
 
 @hookimpl
 def convsv_backend() -> Backend:
-    """Hand Dask over."""
+    """Return the backend of Dask."""
     return DaskBackend()

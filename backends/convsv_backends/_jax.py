@@ -1,4 +1,4 @@
-"""JAX, eagerly and under its transformations."""
+"""The backend of JAX, for eager calls and under JAX's transformations."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from convsv_backends._jax_mesh import devices_of_mesh, on_every_device, on_mesh_
 from convsv_core.backend import Array, Backend, BlockFunction, Prepare
 from convsv_core.plugins import hookimpl
 
+__all__ = ["JaxBackend", "convsv_backend"]
+
 
 class JaxBackend(Backend):
-    """JAX arrays and tracers."""
+    """Describe JAX to the core."""
 
     name = "jax"
     module = "jax"
     compiles = True
 
     def owns_array(self, array: object) -> bool:
-        """Whether `array` is a JAX array or a tracer."""
+        """Tell whether `array` is a JAX array or a tracer."""
         return bool(array_api_compat.is_jax_array(array))
 
     def library(self) -> ModuleType:
-        """`jax.numpy`, which keeps to the standard itself."""
+        """Return `jax.numpy`, which implements the array API standard."""
         import jax.numpy as jnp
 
         return jnp
 
     def devices(self) -> tuple[str, ...]:
-        """Every device that JAX sees, as ``platform:index``."""
+        """Return the name of every device that JAX sees, as ``platform:index``."""
         import jax
 
         return tuple(f"{device.platform}:{device.id}" for device in jax.devices())
 
     def dtypes(self, device: str | None = None) -> tuple[str, ...]:
-        """Double precision is there only where the user has enabled ``jax_enable_x64``."""
+        """Return the names of the dtypes, with double precision only if the user has enabled ``jax_enable_x64``."""
         import jax
 
         names = super().dtypes(device)
         return names if jax.config.jax_enable_x64 else tuple(n for n in names if n not in ("float64", "complex128"))
 
     def asarray(self, array: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
-        """Copy a NumPy array to a device."""
+        """Return a copy of a NumPy array on a device."""
         import jax
         import jax.numpy as jnp
 
@@ -61,17 +63,20 @@ class JaxBackend(Backend):
         return jnp.asarray(array, dtype=dtype, device=where)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Copy to the host."""
+        """Return a copy of `array` on the host."""
         import jax.numpy as jnp
 
         return np.array(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array)
 
     def in_one_piece(self, kernel: Array) -> Array:
-        """On every device of its mesh."""
+        """Return `kernel` with a whole copy on every device of its mesh."""
         return on_every_device(kernel)
 
     def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
-        """Let JAX place the table beside the arrays it meets, which under tracing have no device yet."""
+        """Return a host table as an array.
+
+        JAX itself chooses the device if `like` is a tracer, which has no device yet, or lies on several devices.
+        """
         import jax.numpy as jnp
 
         if not _traced(like):
@@ -79,11 +84,11 @@ class JaxBackend(Backend):
         return jnp.asarray(array)
 
     def has_values(self, array: Array) -> bool:
-        """Not for a tracer."""
+        """Tell whether `array` is not a tracer."""
         return not _traced(array)
 
     def truth(self, condition: Array) -> bool | None:
-        """None for a tracer without a concrete value."""
+        """Return a 0-d array as a bool, or None for a tracer without a concrete value."""
         import jax
 
         try:
@@ -92,30 +97,60 @@ class JaxBackend(Backend):
             return None
 
     def stop_gradient(self, array: Array) -> Array:
-        """By `jax.lax.stop_gradient`."""
+        """Return `array` as a constant for gradients, by `jax.lax.stop_gradient`."""
         import jax
 
         return jax.lax.stop_gradient(array)
 
     def run(self, function: Callable[..., Any], arrays: tuple[Array, ...], static: tuple[Any, ...]) -> Any:
-        """Compile, unless a transformation of the user's is under way: eager JAX compiles each operation alone."""
+        """Return the result of the compiled function, or of `function` itself inside a transformation of the user.
+
+        Without compilation, eager JAX would compile each operation alone.
+        """
         with on_mesh_of(arrays):
             if devices_of_mesh() == 1 and any(map(_traced, arrays)):
                 return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
+    def run_with_host(
+        self,
+        function: Callable[..., tuple[np.ndarray[Any, Any], ...]],
+        templates: tuple[np.ndarray[Any, Any], ...],
+        arrays: tuple[Array, ...],
+        use: Callable[..., Any],
+        otherwise: Callable[..., Any],
+    ) -> Any:
+        """Call `function` back from a program for the CPU; programs for other platforms do without.
+
+        On a mesh every device would wait for one host, so they do without too.
+        """
+        import jax
+
+        if devices_of_mesh() > 1:
+            return otherwise(*arrays)
+        shapes = [jax.ShapeDtypeStruct(template.shape, template.dtype) for template in templates]
+
+        def called(*values: Any) -> list[np.ndarray[Any, Any]]:
+            return list(function(*map(np.asarray, values)))
+
+        def on_cpu(*arrays: Array) -> Any:
+            constant = map(jax.lax.stop_gradient, arrays)
+            return use(*arrays, *jax.pure_callback(called, shapes, *constant, vmap_method="sequential"))
+
+        return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=otherwise)
+
     def batch_size(self, count: int) -> int:
-        """A power of two: JAX compiles each operation anew for each shape."""
+        """Return the next power of two, because JAX compiles each operation anew for each shape."""
         return 1 << max(count - 1, 0).bit_length()
 
     def complex(self, real: Array, imaginary: Array) -> Array:
-        """By `jax.lax.complex`."""
+        """Return complex numbers from their parts by `jax.lax.complex`."""
         import jax
 
         return jax.lax.complex(real, imaginary)
 
     def is_positive_definite(self, array: Array) -> Array:
-        """By Cholesky's factorisation, which JAX fills with NaN where there is none."""
+        """Tell whether each matrix is positive definite: otherwise JAX fills its Cholesky factor with NaN."""
         import jax.numpy as jnp
 
         return jnp.all(jnp.isfinite(jnp.linalg.cholesky(array, symmetrize_input=False)), axis=(-2, -1))
@@ -123,7 +158,10 @@ class JaxBackend(Backend):
     def map_blocks(
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
     ) -> Array | tuple[Array, ...]:
-        """Use JAX's own loop when traced, so that the program's size does not grow with the grid."""
+        """Apply `function` to blocks of `rows`, under tracing by one loop of the program.
+
+        So the size of the traced program does not grow with the grid.
+        """
         if not _traced(like):
             return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
         return self._loop(function, self.asarray_like(rows, like), max(1, budget // max(1, row_bytes)))
@@ -136,19 +174,19 @@ class JaxBackend(Backend):
         static: tuple[Any, ...],
         budget: int,
     ) -> Array | tuple[Array, ...]:
-        """Share the rows out over the devices of a mesh, each of which prepares for itself and has its own budget."""
+        """Share the rows out over the devices of a mesh. Each device calls `prepare` and has its own budget."""
         like = arrays[0]
         if devices_of_mesh() == 1 or not _traced(like):
             return super().map_prepared(prepare, rows, arrays, static, budget)
 
         def share(rows: Array, arrays: tuple[Any, ...]) -> Array | tuple[Array, ...]:
-            function, row_bytes = prepare(*arrays, *static)
-            return self._loop(function, rows, max(1, budget // max(1, row_bytes)))
+            work = prepare(*arrays, *static)
+            return self._loop(work.function, rows, max(1, budget // max(1, work.row_bytes)))
 
         return share_out(share, rows, arrays)
 
     def _loop(self, function: BlockFunction, rows: Array, size: int) -> Array | tuple[Array, ...]:
-        """Map `function` over blocks of `size` rows in one loop of the program, and over those left over."""
+        """Map `function` over blocks of `size` rows in one loop of the program, and over the remaining rows."""
         import jax
 
         count = rows.shape[0]
@@ -164,7 +202,7 @@ class JaxBackend(Backend):
     def repeat(
         self, function: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], count: int, like: Array
     ) -> tuple[Array, ...]:
-        """JAX's own loop when traced."""
+        """Apply `function` `count` times, under tracing by one loop of the program."""
         import jax
 
         if not _traced(like):
@@ -172,25 +210,28 @@ class JaxBackend(Backend):
         return jax.lax.fori_loop(0, count, lambda _, carried: function(*carried), state)
 
     def computation_context(self, like: Array) -> AbstractContextManager[object]:
-        """The default of some accelerators keeps 10 bits or fewer."""
+        """Return a context manager for products of full precision.
+
+        By default some accelerators keep 10 bits or fewer.
+        """
         import jax
 
         return jax.default_matmul_precision("highest")
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
-        """By `jax.jit`."""
+        """Return `function` compiled by `jax.jit`."""
         import jax
 
         return jax.jit(function)
 
     def grad(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
-        """By `jax.grad`."""
+        """Return the gradient of `function` by `jax.grad`."""
         import jax
 
         return jax.grad(function)
 
     def vmap(self, function: Callable[..., Any]) -> Callable[..., Any] | None:
-        """By `jax.vmap`."""
+        """Return `function` mapped by `jax.vmap`."""
         import jax
 
         return jax.vmap(function)
@@ -198,6 +239,10 @@ class JaxBackend(Backend):
 
 @functools.cache
 def _compiled(function: Callable[..., Any], arrays: int, static: int) -> Callable[..., Any]:
+    """Return a compiled function.
+
+    `arrays` and `static` are the numbers of its arguments: arrays come first, and then static arguments.
+    """
     import jax
 
     def call(*arguments: Any) -> Any:
@@ -207,6 +252,7 @@ def _compiled(function: Callable[..., Any], arrays: int, static: int) -> Callabl
 
 
 def _traced(array: Array) -> bool:
+    """Tell whether `array` is a tracer."""
     import jax
 
     return isinstance(array, jax.core.Tracer)
@@ -214,5 +260,5 @@ def _traced(array: Array) -> bool:
 
 @hookimpl
 def convsv_backend() -> Backend:
-    """Hand JAX over."""
+    """Return the backend of JAX."""
     return JaxBackend()

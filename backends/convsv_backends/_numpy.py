@@ -1,11 +1,10 @@
-"""NumPy: blocks of frequencies are mapped over threads, each with one BLAS thread."""
+"""The backend of NumPy, which maps blocks of frequencies over threads with one BLAS thread each."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -14,70 +13,83 @@ import array_api_compat.numpy as xp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from convsv_backends._threads import SharedLimit, map_in_threads, usable_processors, worth_threads
+from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, usable_processors, worth_threads
 from convsv_core.backend import Array, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
-BLAS_ENTRIES = 1 << 18
-"""Entries of a kernel from which products with it gain from BLAS's own threads.
+__all__ = ["NumpyBackend", "convsv_backend"]
 
-Those spin for a while after a product, and keep the threads of this backend waiting.
+BLAS_ENTRIES = 1 << 18
+"""Smallest number of entries of a kernel for which products with the kernel use BLAS's own threads.
+
+BLAS's threads spin for a while after a product, and then the threads of this backend wait for a processor. Measured
+on ResNet-32 with two cores, but the value itself is a guess.
 """
 
 THREADED_SIDE = 48
-"""Side of matrices from which products of them gain from threads for blocks."""
+"""Smallest side of matrices for which products and factorisations of blocks are given to threads.
+
+OpenBLAS takes a lock for each product, so threads wait for each other at small sides. The value is a guess, after
+measurements of ResNet-32 with 16, 32 and 64 channels.
+"""
 
 
 class NumpyBackend(Backend):
-    """NumPy arrays, on the host."""
+    """Describe NumPy to the core."""
 
     name = "numpy"
     module = "numpy"
 
     def owns_array(self, array: object) -> bool:
-        """Whether `array` is a NumPy array; a bare scalar is not one."""
+        """Tell whether `array` is a NumPy array. A NumPy scalar is not an array."""
         return isinstance(array, np.ndarray)
 
     def library(self) -> ModuleType:
-        """NumPy through array-api-compat."""
+        """Return NumPy's namespace from array-api-compat."""
         return xp
 
     def namespace(self, array: Array) -> ModuleType:
-        """The same: to ask the array takes longer than many a call on small ones."""
+        """Return NumPy's namespace from array-api-compat.
+
+        The array is not asked, because the question takes longer than many operations on small arrays.
+        """
         return xp
 
     def asarray(self, array: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
-        """`array` itself, of `dtype` if given; the only device is "cpu"."""
+        """Return `array` itself, or a copy of `dtype` if that differs. The only device is "cpu"."""
         return self.library().asarray(array, dtype=dtype, device=device)
 
     def contiguous(self, array: Array) -> Array:
-        """In C order."""
+        """Return `array` in C order."""
         return np.ascontiguousarray(array)
 
     def complex(self, real: Array, imaginary: Array) -> Array:
-        """Without a product by i."""
+        """Return complex numbers from their parts by two copies, without a product by i."""
         parts = np.empty(real.shape, np.result_type(real, np.complex64))
         parts.real, parts.imag = real, imaginary
         return parts
 
     def has_fast_float64(self, array: Array) -> bool:
-        """LAPACK in double precision takes less than twice the time of single."""
+        """Return True, because LAPACK takes less than twice as long in double precision as in single precision."""
         return True
 
     def computation_context(self, like: Array) -> AbstractContextManager[object]:
-        """With one BLAS thread, but for large kernels."""
+        """Return a context manager that limits BLAS to one thread, unless the kernel is large."""
         return _blas_limit if like.size < BLAS_ENTRIES else contextlib.nullcontext()
 
     def is_positive_definite(self, array: Array) -> Array:
-        """By Cholesky's factorisation of all matrices together."""
+        """Tell whether each matrix is positive definite, by one call that factorises all matrices."""
         with np.errstate(all="ignore"):
             return np.isfinite(_cholesky(array)[..., -1, -1].real)
 
     def map_blocks(
         self, function: BlockFunction, rows: np.ndarray[Any, Any], like: Array, *, row_bytes: int, budget: int
     ) -> Array | tuple[Array, ...]:
-        """Map blocks over as many threads as the user's limits and affinity leave, which share `budget`."""
-        if len(rows) == 1:  # one large matrix, perhaps: BLAS's own threads are all there is
+        """Map blocks over threads, and share `budget` between them.
+
+        The number of threads is limited by the user's limits of BLAS and by the processors that the process may use.
+        """
+        if len(rows) == 1:  # The matrix may be large, and only BLAS's own threads can share its work.
             return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
         with _blas_limit as threads:
             if threads == 1 or not worth_threads(rows, row_bytes):
@@ -85,16 +97,16 @@ class NumpyBackend(Backend):
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
 
     def products_context(self, side: int) -> AbstractContextManager[object]:
-        """Without threads for blocks of small matrices, each of which would wait for a lock in OpenBLAS."""
+        """Return a context manager that uses no threads for products of small matrices."""
         return self.single_threaded() if side < THREADED_SIDE else contextlib.nullcontext()
 
     def single_threaded(self) -> AbstractContextManager[object]:
-        """One BLAS thread, and no threads for blocks within."""
+        """Return a context manager that allows one BLAS thread and no threads for blocks."""
         return _blas_limit.alone()
 
 
 def _cholesky_one_by_one(array: Array) -> Array:
-    """The factors of Hermitian matrices; NaN for those that are not positive definite."""
+    """Return the lower Cholesky factors of Hermitian matrices, with NaN for a matrix that is not positive definite."""
     factors = np.full(array.shape, np.nan, array.dtype)
     for place in np.ndindex(array.shape[:-2]):
         with contextlib.suppress(np.linalg.LinAlgError):
@@ -102,29 +114,30 @@ def _cholesky_one_by_one(array: Array) -> Array:
     return factors
 
 
-# What `numpy.linalg.cholesky` calls. That raises where one of many matrices has no factor, and does not say which. It
-# is not public, and may move.
+# `numpy.linalg.cholesky` raises an error if one of many matrices has no factor, and does not say which matrix. The
+# function that it calls fills that factor with NaN. The function is not public and may move, hence the fallback.
 _cholesky = getattr(getattr(np.linalg, "_umath_linalg", None), "cholesky_lo", _cholesky_one_by_one)
 
 
 def _blas() -> ThreadpoolController:
-    """Return the controller of every BLAS that is loaded now.
+    """Return the controller of every BLAS library that is loaded now.
 
-    A package that is imported later can bring a BLAS of its own, as SciPy does. To search the process for libraries
-    takes milliseconds, so the search is repeated only when the number of imported modules has changed.
+    A package that is imported later can bring a BLAS of its own, as SciPy does. A search of the process for libraries
+    takes milliseconds. So the search is repeated only when the number of imported modules has changed.
     """
     return _blas_among(len(sys.modules))
 
 
 @functools.lru_cache(maxsize=1)
 def _blas_among(modules: int) -> ThreadpoolController:
+    """Return the controller of every BLAS library, found once for each number of imported modules."""
     return ThreadpoolController().select(user_api="blas")
 
 
-def _limit_blas() -> tuple[int, Callable[[], object]]:
-    """Hold every BLAS to one thread; return how many threads the user's limit left, and a function that restores it."""
+def _limit_blas() -> UserLimit:
+    """Limit every BLAS of the process to one thread and return the user's limit."""
     blas = _blas()
-    # Some other library's BLAS may know one thread only, whatever the limit: the largest number is the user's.
+    # A BLAS of another library may have one thread only, whatever the limit. So the largest number is the user's.
     found = [library["num_threads"] for library in blas.info()]
     _release_blas(blas)
     limited = blas.limit(limits=1)
@@ -135,16 +148,17 @@ def _limit_blas() -> tuple[int, Callable[[], object]]:
         limited.restore_original_limits()
         _release_blas(blas)
 
-    return max(found, default=usable_processors()), restore
+    return UserLimit(max(found, default=usable_processors()), restore)
 
 
 def _release_blas(blas: ThreadpoolController) -> None:
-    """Let any thread set the limit: threadpoolctl ignores all threads, silently, but the first that has set one.
+    """Allow any thread to set BLAS's limit.
 
-    The limit is the process's. `SharedLimit` sets it once and restores it once.
+    threadpoolctl ignores every thread but the first one that has set a limit, and does not report it. The limit
+    belongs to the process. `SharedLimit` sets it once and restores it once.
     """
     for library in blas.lib_controllers:
-        if hasattr(library, "clear_controlling_thread"):  # since threadpoolctl 3.8
+        if hasattr(library, "clear_controlling_thread"):  # threadpoolctl 3.8 introduced this method.
             library.clear_controlling_thread(force=True)
 
 
@@ -153,5 +167,5 @@ _blas_limit = SharedLimit(_limit_blas)
 
 @hookimpl
 def convsv_backend() -> Backend:
-    """Hand NumPy over."""
+    """Return the backend of NumPy."""
     return NumpyBackend()

@@ -13,11 +13,11 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from convsv_core.backend import Array, BlockFunction, split_rows
 
-__all__ = ["SharedLimit", "map_in_threads", "usable_processors", "worth_threads"]
+__all__ = ["SharedLimit", "UserLimit", "map_in_threads", "usable_processors", "worth_threads"]
 
 SMALL_BYTES = 1 << 22
 """Smallest work, in bytes of working memory, that is given to several threads.
@@ -32,6 +32,21 @@ There are fewer blocks where a block would otherwise have less than `SMALL_BYTES
 """
 
 
+class UserLimit(NamedTuple):
+    """Hold what a process allowed before a limit was set.
+
+    Attributes
+    ----------
+    threads : int
+        The number of threads that the user's own limit allows.
+    restore : callable
+        Restores the user's own limit.
+    """
+
+    threads: int
+    restore: Callable[[], object]
+
+
 class SharedLimit:
     """Hold a limit on the threads of a whole process while any thread needs it.
 
@@ -41,11 +56,10 @@ class SharedLimit:
     Parameters
     ----------
     limit : callable
-        Sets the limit. Returns the number of threads that the user's own limit allows, and a function that
-        restores it.
+        Sets the limit and returns the user's own, a `UserLimit`.
     """
 
-    def __init__(self, limit: Callable[[], tuple[int, Callable[[], object]]]) -> None:
+    def __init__(self, limit: Callable[[], UserLimit]) -> None:
         self._limit = limit
         self._lock = threading.Lock()
         self._holders = 0
@@ -56,8 +70,9 @@ class SharedLimit:
     def __enter__(self) -> int:
         with self._lock:
             if self._holders == 0:
-                threads, self._restore = self._limit()
-                self._threads = max(1, min(threads, usable_processors()))
+                users = self._limit()
+                self._restore = users.restore
+                self._threads = max(1, min(users.threads, usable_processors()))
             self._holders += 1
             return 1 if getattr(self._alone, "is_set", False) else self._threads
 

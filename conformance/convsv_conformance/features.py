@@ -120,7 +120,14 @@ FEATURES: tuple[Feature, ...] = (
     Feature("bounds", bounds.of_one_size, TABLE, ALL_DTYPES),
     Feature("bounds, every size", bounds.of_every_size, TABLE, ALL_DTYPES),
     Feature("bounds, fixed grid", bounds.of_a_fixed_grid, TABLE, ALL_DTYPES),
-    Feature("bounds, fixed grid, compiled", bounds.of_a_fixed_grid_compiled, _COMPILED, ("float32",), ("jit",)),
+    Feature(
+        "bounds, fixed grid, compiled",
+        bounds.of_a_fixed_grid_compiled,
+        _COMPILED,
+        ("float32",),
+        ("jit",),
+        costly=True,
+    ),
     Feature(
         "bounds, fixed grid, gradients",
         bounds.gradients_of_a_fixed_grid,

@@ -80,6 +80,8 @@ class Operator:
         >>> Operator(Conv("OIW"), None, 3.0).layer_upper(0.1) >= Fraction(0.1) * 3
         True
         """
+        if self.padding_norm == 1.0:
+            return upper  # most layers, which a training step asks for: arithmetic with fractions takes longer
         product = upper * self.padding_norm
         if math.isfinite(product) and Fraction(product) < Fraction(upper) * Fraction(self.padding_norm):
             return math.nextafter(product, math.inf)
@@ -103,6 +105,8 @@ class Operator:
         >>> Operator(Conv("OIW"), None, 3.0).limit(0.1) * Fraction(3) <= 0.1
         True
         """
+        if self.padding_norm == 1.0:
+            return bound
         quotient = bound / self.padding_norm
         if math.isfinite(quotient) and Fraction(quotient) * Fraction(self.padding_norm) > Fraction(bound):
             return math.nextafter(quotient, 0.0)

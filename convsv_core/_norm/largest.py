@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsv_core._symbol.gram import GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
+from convsv_core._geometry.plan import HostArray
+from convsv_core._symbol.gram import GramOf, GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
+from convsv_core._symbol.polynomial import BLOCK_BYTES, RealPart, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
-from convsv_core._symbol.small_matrices import safe_sqrt
-from convsv_core.backend import Array, BlockFunction
+from convsv_core._symbol.small_matrices import real_and_complex, safe_sqrt
+from convsv_core.backend import Array, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
 
@@ -82,23 +83,69 @@ def norm_on_grid(operand: Operand) -> GridNorm:
     """Return the largest norm at the visited frequencies of an operand: differentiable and traceable.
 
     Where values can be looked at and double precision is fast, the frequency is searched for, and the norm there is
-    computed and differentiated alone. Else all eigenvalues are computed, in the operand's own precision.
+    computed and differentiated alone. A library that compiles searches on the host, if its backend says that this is
+    cheap. Otherwise all eigenvalues are computed, in the operand's own precision.
     """
     backend, wide = operand.backend, operand.widen()
-    if wide.eps > DOUBLE_EPS or backend.compiles or not backend.has_values(operand.kernel):
-        return operand.run(_norm_of_all)
+    if backend.compiles or wide.eps > DOUBLE_EPS or not backend.has_values(operand.kernel):
+        return operand.run(_traced_norm)
     constant = dataclasses.replace(wide, kernel=backend.stop_gradient(wide.kernel))
     with backend.computation_context(operand.kernel):
-        found = largest_on_grid(constant)
-        norm = _norm_at(wide, found.place or 0)
-    widening = math.sqrt(found.upper / found.value) if found.value > 0 else 1.0
+        found = _searched(constant)
+        norm = _norm_at(wide, np.asarray([found.place]))
+    known = float(backend.stop_gradient(norm))
+    widening = found.upper / known if known > 0 else 1.0
     return GridNorm(operand.xp.astype(norm, operand.real_dtype, copy=False), widening)
 
 
-def _norm_at(operand: Operand, place: int) -> Array:
+class _Searched(NamedTuple):
+    """The place of the largest norm on a grid, and an upper bound of that norm, at the operand's scale."""
+
+    place: int
+    upper: float
+
+
+def _searched(operand: Operand) -> _Searched:
+    found = largest_on_grid(operand)
+    return _Searched(found.place or 0, math.sqrt(found.upper))
+
+
+def _search_on_host(operand: Operand) -> tuple[HostArray, HostArray]:
+    """Return what `_searched` gives, as arrays; NaN where the kernel is not finite, so that no search is possible."""
+    if not np.all(np.isfinite(operand.kernel)):
+        return np.zeros(1, np.int32), np.full((), np.nan, operand.answered_in)
+    with operand.backend.computation_context(operand.kernel):
+        found = _searched(operand.widen())
+    upper = found.upper * (1 + operand.answer_eps)  # for the rounding to the answer's dtype
+    return np.asarray([found.place], np.int32), np.asarray(upper, operand.answered_in)
+
+
+def _traced_norm(operand: Operand) -> GridNorm:
+    """Return the largest norm in traced code."""
+    backend, xp = operand.backend, operand.xp
+
+    def with_place(kernel: Array, scale: Array, place: Array, upper: Array) -> tuple[Array, Array]:
+        norm = _norm_at(dataclasses.replace(operand, kernel=kernel, scale=scale), place)
+        known = backend.stop_gradient(norm)
+        is_zero = known == 0
+        upper = xp.astype(upper, known.dtype, copy=False)
+        return norm, xp.where(is_zero, xp.ones_like(known), upper / xp.where(is_zero, xp.ones_like(known), known))
+
+    def without(kernel: Array, scale: Array) -> tuple[Array, Array]:
+        return tuple(_norm_of_all(dataclasses.replace(operand, kernel=kernel, scale=scale)))
+
+    templates = (np.zeros(1, np.int32), np.zeros((), operand.answered_in))
+    return GridNorm(*operand.run_with_host(_search_on_host, templates, with_place, without))
+
+
+def _norm_at(operand: Operand, places: HostArray | Array) -> Array:
     """Return the norm at one of the visited frequencies, computed so that it can be differentiated."""
     xp, backend = operand.xp, operand.backend
-    frequency = backend.asarray_like(operand.plan.frequencies[place : place + 1], operand.kernel)
+    frequencies = operand.plan.frequencies
+    if isinstance(places, np.ndarray):
+        frequency = backend.asarray_like(frequencies[places], operand.kernel)
+    else:
+        frequency = xp.take(backend.asarray_like(frequencies, operand.kernel), places, axis=0)
     gram = smaller_gram(backend, symbol_polynomial(operand)(frequency))
     return safe_sqrt(xp, xp.max(largest_eigenvalues(backend, gram)))
 
@@ -106,7 +153,12 @@ def _norm_at(operand: Operand, place: int) -> Array:
 def _norm_of_all(operand: Operand) -> GridNorm:
     """Return the largest norm from the eigenvalues at all visited frequencies."""
     xp, backend = operand.xp, operand.backend
-    found = operand.map_blocks(_squares_of_block, operand.plan.frequencies, budget=BLOCK_BYTES)
+    found: Array = backend.concatenate(
+        [
+            operand.map_blocks(_squares_of_block, frequencies, real, budget=BLOCK_BYTES)
+            for real, frequencies in real_and_complex(operand.plan)
+        ]
+    )
     norm = safe_sqrt(xp, xp.max(found[:, 0]))
     known = backend.stop_gradient(norm)
     nonzero = xp.where(known == 0, xp.ones_like(known), known)
@@ -114,10 +166,10 @@ def _norm_of_all(operand: Operand) -> GridNorm:
     return GridNorm(norm, xp.sqrt(1 + xp.where(known == 0, xp.zeros_like(share), share)))
 
 
-def _squares_of_block(operand: Operand) -> tuple[BlockFunction, int]:
+def _squares_of_block(operand: Operand, real: bool) -> BlockWork:
     """Return a function that gives the largest eigenvalue at each frequency, and a bound of its rounding error."""
-    xp, backend = operand.xp, operand.backend
-    evaluate = gram_evaluator(operand, symbol_polynomial(operand))
+    xp, backend, symbol = operand.xp, operand.backend, symbol_polynomial(operand)
+    evaluate = GramOf(operand, RealPart(operand, symbol)) if real else gram_evaluator(operand, symbol)
 
     def squares(frequencies: Array) -> Array:
         grams = evaluate(frequencies)
@@ -128,7 +180,7 @@ def _squares_of_block(operand: Operand) -> tuple[BlockFunction, int]:
         values = largest_eigenvalues(backend, grams)
         return xp.stack([xp.max(values, axis=-1), xp.max(rounding + 0 * values, axis=-1)], axis=-1)
 
-    return squares, 2 * evaluate.row_bytes
+    return BlockWork(squares, 2 * evaluate.row_bytes)
 
 
 def largest_on_grid(operand: Operand) -> Largest:

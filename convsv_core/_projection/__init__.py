@@ -1,3 +1,3 @@
-"""Kernels changed so that their singular values keep to bounds; private to the core."""
+"""Change kernels so that their singular values are within bounds. Private to the core."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""Certificates that the norm of a kernel is within a bound, and what there is above it.
+"""Certificates that the norm of a kernel is within a bound, and the frequencies where the norm is above it.
 
-A kernel that is far within the bound is shown to be so by few frequencies, one that is near it by those of its grid:
-all tested rather than decomposed.
+A few frequencies show that a kernel far within the bound is within it. A kernel near the bound needs the frequencies
+of its own grid. Matrices are tested against the bound, which costs less than a decomposition.
 """
 
 from __future__ import annotations
@@ -24,61 +24,120 @@ from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows
 from convsv_core.backend import Array
 
-COARSER = (8, 4, 2, 1)
-"""Spacings, in frequencies, of the grids that the search for those above the bound goes through."""
+__all__ = [
+    "CERTIFICATE_RTOL",
+    "SLACK_EPS",
+    "Above",
+    "Certificate",
+    "Problem",
+    "Rescaled",
+    "certify",
+    "certify_original",
+    "frequencies_above",
+    "rescaled",
+]
 
-TESTED = {0.53: 0.25, 0.072: 0.6, 0.0098: 0.6}
-"""How far the norm can rise between the frequencies of the grids that a kernel is tested on, and how many of them there
-may be at most, as a share of those that are left on its own grid, for one to be tried."""
+COARSER = (8, 4, 2, 1)
+"""Spacings, in frequencies of the full grid, of the grids that `_search_above` goes through. A guess."""
+
+
+class CoarseGrid(NamedTuple):
+    """A grid that stands for all frequencies, on which a kernel is tested.
+
+    Attributes
+    ----------
+    rise : float
+        Relative rise of the norm between its frequencies.
+    share : float
+        The grid is tried if it has at most this share of the frequencies that are left on the kernel's own grid.
+    """
+
+    rise: float
+    share: float
+
+
+TESTED = (CoarseGrid(0.53, 0.25), CoarseGrid(0.072, 0.6), CoarseGrid(0.0098, 0.6))
+"""Grids on which a kernel is tested, coarsest first.
+
+Each rise is about a seventh of the one before. The shares up to 0.6 were chosen by measurements of ResNet-32's layers
+at half and 0.9 of the bound; the rises are a guess.
+"""
 
 TESTED_FREQUENCIES = 1024
-"""Most frequencies of such a grid; beyond it, searches that leave out most of a grid are cheaper."""
+"""Largest number of frequencies of a grid of which each one is tested. A guess.
+
+On larger grids a search that leaves out most frequencies is cheaper.
+"""
 
 RETESTED = 4
-"""Frequencies of one such grid that tell whether a finer one may do."""
+"""Number of frequencies above the level, from one grid, that are tested against the level of the next grid. A guess.
+
+If one of them is above that level too, the next grid cannot show that the kernel is within the bound.
+"""
 
 CERTIFICATE_RTOL = 1e-3
-"""Gap of the certificate for every input size."""
+"""Relative gap between the bounds of the norm in a certificate for every input size.
+
+It is the default gap of `norm_bounds`, so that `norm_bounds` finds a projected kernel within the bound too.
+"""
 
 CLOSEST_RTOL, CLOSEST_EVALUATIONS = 1e-7, 2000
-"""A second look at a norm that this gap leaves on both sides of the bound, and what it may cost."""
+"""When the bounds of the norm straddle the limit, search again with this relative gap and number of evaluations.
+
+Both values are guesses.
+"""
 
 MOST_EVALUATIONS = 20_000
-"""Of the symbol, in one certificate."""
+"""Largest number of evaluations of the symbol in one certificate. A guess."""
 
 RESCALINGS = 8
-"""One will do but for numbers too small to be normal; each other gives up more than the last, up to everything."""
+"""Largest number of attempts to rescale a kernel.
+
+One attempt is enough unless entries are too small to be normal numbers. Each further attempt lowers the target by
+16 times as much as the one before. If no attempt is enough, the kernel becomes 0. A guess.
+"""
 
 SLACK = 1e-6
-"""Largest relative excess of a certified norm that counts as within the bound."""
+"""Largest relative excess of a certified norm over the bound that counts as within the bound. A guess.
+
+`project` documents it as a limit of the certified norm.
+"""
 
 SLACK_EPS = 4
-"""That excess, in eps of the answer, beside the certificate's own rounding."""
+"""Relative excess that is allowed beside the certificate's own rounding error, in units of the answer's eps.
+
+A guess.
+"""
 
 TESTED_SIDE = 12
-"""Side from which Cholesky's factorisation is cheaper than eigenvalues where one limit decides."""
+"""Smallest side of matrices for which one Cholesky factorisation is cheaper than eigenvalues, for one limit.
+
+It was chosen by measurements of ResNet-32's layers.
+"""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A kernel and a bound of its norm, in the computing dtype and on a grid.
+    """Hold a kernel and a bound of its norm, in the dtype of the computation and on a grid.
 
     Attributes
     ----------
     operand : Operand
+        The kernel, wider than `narrow` if the library has fast float64.
     narrow : Operand
-        The same in the answer's own dtype.
+        The kernel in the dtype of the answer.
     bound : 0-d array
-        At the operand's scale.
+        The bound at the operand's scale.
     known : bool
-        Whether values can be looked at: not under tracing.
+        Whether values can be read, which is not so under tracing.
     every_size : bool
-        Whether the grid stands for all frequencies.
+        Whether the grid stands for every input size.
     factor : float
-        How far the norm can rise between those of the grid.
+        Upper bound of the norm at all frequencies over the largest norm on the grid. It is 1 for one input size.
     method : str
+        One of the methods of `project`.
     rtol : float
-        Of the projection.
+        The tolerance of the projection.
     """
 
     operand: Operand
@@ -92,7 +151,7 @@ class Problem:
 
     @property
     def frequencies(self) -> HostArray:
-        """Indices of the visited frequencies."""
+        """Return the indices of the visited frequencies."""
         return self.operand.plan.frequencies
 
     def rows(self, kernel: Array) -> GramRows:
@@ -101,16 +160,16 @@ class Problem:
 
 
 class Above(NamedTuple):
-    """The frequencies of a grid whose norms are not shown to be within a limit.
+    """Hold the frequencies of a grid whose norms are not shown to be within a limit.
 
     Attributes
     ----------
     places : int array
         Places among the visited frequencies.
     upper : float
-        An upper bound of the largest norm, which is at most the limit if there are no such frequencies.
+        An upper bound of the largest norm. It is at most the limit if there are no such frequencies.
     rounding : float
-        How much of the square of `upper` is for rounding.
+        The part of ``upper**2`` that allows for rounding errors.
     """
 
     places: HostArray
@@ -119,14 +178,22 @@ class Above(NamedTuple):
 
     @property
     def computed(self) -> float:
-        """The largest norm as computed: `upper` without what is for rounding."""
+        """Return the largest norm as computed, without the allowance for rounding errors."""
         return math.sqrt(max(self.upper**2 - self.rounding, sys.float_info.min))
 
 
 def frequencies_above(problem: Problem, kernel: Array, limit: float, among: HostArray | None = None) -> Above:
-    """Find the visited frequencies, or the places `among` them, at which a kernel's norm may be above a limit.
+    """Return the visited frequencies at which the norm of a kernel may be above a limit.
 
-    The kernel is given at the problem's scale.
+    Parameters
+    ----------
+    problem : Problem
+    kernel : array
+        A kernel at the problem's scale.
+    limit : float
+        A limit at the problem's scale.
+    among : int array, optional
+        Places of the frequencies to look at. All visited frequencies if not given.
     """
     if among is None and len(problem.frequencies) > TESTED_FREQUENCIES:
         return _search_above(problem, kernel, limit)
@@ -137,16 +204,17 @@ def frequencies_above(problem: Problem, kernel: Array, limit: float, among: Host
 
 
 def upper_of(rows: GramRows, places: HostArray) -> tuple[float, float]:
-    """Return an upper bound of the norms at some places, and how much of its square is for rounding."""
+    """Return an upper bound of the norms at some places, and the part of its square that allows for rounding errors."""
     found = rows.largest(places)
     upper = max(float(found.uppers.max()), 0.0)
     return math.sqrt(upper), upper - max(float(found.values.max()), 0.0)
 
 
 def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
-    """Find them on a large grid.
+    """Return the frequencies above a limit on a large grid.
 
-    Frequencies near one of a coarser grid are left out where the Bernstein-Szego bound shows them to be below.
+    Near a frequency of a coarser grid, the Bernstein-Szego bound shows that frequencies are below the limit. The
+    search leaves these out.
     """
     norms = TorusNorms(dataclasses.replace(problem.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
     if norms.ceiling <= limit:
@@ -157,7 +225,8 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     left = np.arange(len(frequencies))
     supremum = math.inf
     for spacing in COARSER:
-        # A frequency is within `near` of its coarse one, and any angle, by way of a frequency, within `far` of some.
+        # Each frequency of the grid is within `near` of a coarse frequency, and each angle within `far` of one.
+        # Distances are in radians, weighted by the type of the polynomial along each axis.
         near, far = (
             float(np.sum(norms.types * np.minimum(steps, periods) * 2 * np.pi / periods))
             for steps in (spacing / 2, (spacing + 1) / 2)
@@ -167,13 +236,13 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
         coarse = visit[tuple((np.rint(frequencies[left] / spacing).astype(int) * spacing % periods).T)]
         wanted = np.unique(coarse)
         wanted = wanted[values[wanted] < 0]
-        # Where no norm is above the first of two limits, nothing between them is above the second.
+        # If no coarse norm is above the first limit, no norm between coarse frequencies is above the second.
         limits = [limit * math.cos(far) * (1 - 1e-15), limit] if spacing > 1 else [limit]
         if len(wanted):
             values[wanted] = norms.upper(2 * np.pi * frequencies[wanted] / periods, limits)
         if spacing == 1:
             break
-        if supremum == math.inf:  # the first of these grids, which lies everywhere
+        if supremum == math.inf:  # Only the first grid has frequencies everywhere, none left out.
             supremum = float(values.max()) / math.cos(far)
         distance = np.arccos(np.minimum(values[coarse] / max(supremum, sys.float_info.min), 1.0))
         left = left[supremum * np.cos(np.maximum(distance - near, 0.0)) > limit]
@@ -183,19 +252,37 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     return Above(np.flatnonzero(values > limit), largest, norms.rounding)
 
 
-def left_above(problem: Problem) -> HostArray | None:
-    """Places that a few quick tests do not show to be within the bound: none if the whole kernel is; None if unknown.
+class Undecided(NamedTuple):
+    """The frequencies that a few quick tests do not show to be within the bound.
 
-    By the moments of the Gram matrices, then on grids that stand for all frequencies, ever finer ones, as long as these
-    are fewer than what the moments have left; then on the problem's own grid. A grid is left out where a coarser one's
-    frequencies show that it would not do.
+    Attributes
+    ----------
+    places : int array
+        Places among the visited frequencies of the problem, if `on_own_grid`. Otherwise only their number tells: the
+        whole kernel is within the bound if there are none.
+    on_own_grid : bool
+    """
+
+    places: HostArray
+    on_own_grid: bool
+
+
+def quick_tests(problem: Problem) -> Undecided:
+    """Test a problem's own kernel in its narrow dtype, on few frequencies.
+
+    The tests are, in this order:
+
+    1. The moments of the Gram matrices on the problem's own grid or the finest test grid.
+    2. Grids that stand for all frequencies, coarsest first. A grid is tried if it has few frequencies
+       beside the places that are left; see `TESTED`. It is left out if a coarser grid shows that it would fail.
+    3. The places that are left on the grid of the first test.
     """
     operand, plan = problem.narrow, problem.operand.plan
     limit = float(problem.bound) * (1 - 4 * operand.eps)
     shape = tuple(int(extent) for extent in operand.kernel.shape)
     grids = []
-    for rtol in TESTED:
-        grid = every_size_grid(shape, plan.conv, rtol)
+    for tested in TESTED:
+        grid = every_size_grid(shape, plan.conv, tested.rise)
         grids.append((make_plan(shape, plan.real, grid.input_shape, grid.conv), limit / grid.factor))
     own = not problem.every_size and len(plan.frequencies) <= TESTED_FREQUENCIES
     finest, least = (plan, limit) if own else grids[-1]
@@ -203,10 +290,10 @@ def left_above(problem: Problem) -> HostArray | None:
     left = _left_by_moments(finest, gram, least)
     rows: GramRows | None = None
     places = np.zeros(0, int)
-    for (plan_of_grid, level), share in zip(grids, TESTED.values(), strict=True):
+    for (plan_of_grid, level), tested in zip(grids, TESTED, strict=True):
         if not len(left):
-            return left
-        if len(plan_of_grid.frequencies) > share * len(left):
+            break
+        if len(plan_of_grid.frequencies) > tested.share * len(left):
             continue
         if rows is not None and rows.above(places[:RETESTED], level**2).any():
             continue
@@ -215,11 +302,11 @@ def left_above(problem: Problem) -> HostArray | None:
         left = left if len(places) else places
     if len(left):
         left = left[_on_grid(operand, finest, gram).above(left, least**2)]
-    return left if own or not len(left) else None
+    return Undecided(left, own)
 
 
 def _left_by_moments(grid: Plan, gram: GramPolynomial | None, level: float) -> HostArray:
-    """Return the places of a grid whose norms are not shown to be within `level` by two moments."""
+    """Return the places of a grid whose norms two moments do not show to be within `level`."""
     bounds = None if gram is None else moment_bounds(gram)
     if gram is None or bounds is None:
         return np.arange(len(grid.frequencies))
@@ -227,40 +314,41 @@ def _left_by_moments(grid: Plan, gram: GramPolynomial | None, level: float) -> H
 
 
 def _on_grid(operand: Operand, grid: Plan, gram: GramPolynomial | None) -> GramRows:
-    """Return the Gram matrices on some grid, from their polynomial on another one if that has the same offsets."""
+    """Return the Gram matrices on a grid, from the polynomial `gram` of another grid if its offsets are equal."""
     known = None if gram is None else gram.on_grid(grid)
     return grid_rows(dataclasses.replace(operand, plan=grid)) if known is None else PolynomialRows(known)
 
 
 def _slack(operand: Operand, rounding: float, limit: float) -> float:
-    """How far, relative, a certified norm may be above the bound: by no more than its own rounding explains."""
+    """Return the relative excess over the bound that a certified norm may have because of rounding errors alone."""
     eps = operand.answer_eps
     return min(SLACK - eps, SLACK_EPS * eps + rounding / max(limit**2, sys.float_info.min))
 
 
 class Certificate(NamedTuple):
-    """An upper bound of a norm, and whether it is within the bound that was asked for."""
+    """Hold an upper bound of a norm, and whether the norm is within the bound of the problem."""
 
     upper: float
     within: bool
 
 
 def certify_original(problem: Problem) -> Certificate:
-    """Certify the norm of the problem's own kernel, which may be above the bound by what rounding explains."""
-    left = left_above(problem)
-    if left is not None and not len(left):
+    """Certify the norm of the problem's own kernel, and allow an excess over the bound that rounding errors explain."""
+    left = quick_tests(problem)
+    if not len(left.places):
         return Certificate(float(problem.bound), True)
-    if left is None:
+    if not left.on_own_grid:
         return certify(problem, problem.operand.kernel, slack=True)
     limit = float(problem.bound)
-    upper, rounding = upper_of(problem.rows(problem.operand.kernel), left)
+    upper, rounding = upper_of(problem.rows(problem.operand.kernel), left.places)
     return Certificate(max(limit, upper), upper <= limit * (1 + _slack(problem.operand, rounding, limit)))
 
 
 def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> Certificate:
-    """Certify the norm of a kernel, given at the problem's scale; with `slack`, allow what rounding explains.
+    """Certify the norm of a kernel, given at the problem's scale.
 
-    The upper bound is improved no further than to the problem's bound.
+    The upper bound is improved only until it is within the problem's bound. With `slack`, the norm may exceed the
+    bound by as much as rounding errors explain.
     """
     operand, limit = problem.operand, float(problem.bound)
     if not problem.every_size:
@@ -276,32 +364,32 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> Certific
     if norms.ceiling <= limit:
         return Certificate(norms.ceiling * scale, True)
     upper = search_torus(norms, CERTIFICATE_RTOL, limit)
-    if upper > limit >= norms.best:  # left open by this gap
+    if upper > limit >= norms.best:  # The first search has not decided.
         norms.budget = norms.evaluations + CLOSEST_EVALUATIONS
         upper = min(upper, search_torus(norms, CLOSEST_RTOL, limit))
     return Certificate(upper * scale, upper <= limit)
 
 
 class Rescaled(NamedTuple):
-    """A kernel in the answer's dtype and scale, and a certified upper bound of its norm at the problem's scale."""
+    """Hold a kernel at the answer's scale and dtype, and a certified upper bound of its norm at the problem's scale."""
 
     kernel: Array
     upper: float
 
 
 def rescaled(problem: Problem, kernel: Array, upper: float) -> Rescaled:
-    """A kernel multiplied by what brings it within the bound, at the answer's scale, and its certified norm.
+    """Return a kernel multiplied by a number that brings it within the bound, with its certified norm.
 
-    `upper` is that of the kernel, before.
+    `kernel` is at the problem's scale, and `upper` is a certified upper bound of its norm.
     """
     operand, bound = problem.operand, float(problem.bound)
     xp = operand.xp
     eps = operand.answer_eps
-    # For every input size so far below the bound that any certificate with the usual gap finds it so.
+    # For every input size, leave room for the gap, so that any certificate with this gap is within the bound.
     gap = CERTIFICATE_RTOL if problem.every_size and len(problem.frequencies) > 1 else 0.0
     target = bound * (1 - 2 * eps) / (1 + gap)
-    # What rounding to the answer's dtype, or the product itself, adds to the norm is at most its taps' norms: of normal
-    # numbers, no more than this share of their own.
+    # Rounding, of the product or to the answer's dtype, adds an error to each tap. The norm grows by at most the sum of
+    # the norms of these errors. For normal numbers this sum is at most `size`.
     size = eps * sum_of_norms(dataclasses.replace(operand, kernel=kernel))
     for attempt in range(RESCALINGS):
         share = min(1.0, target / (upper + size))

@@ -1,14 +1,16 @@
 """The nearest kernel of an operator norm at most a bound, by an accelerated form of Dykstra's algorithm.
 
-The nearest kernel is found from the dual of the convex problem "least distance to K, norm at most c". With one matrix
-Y a frequency, P(Y) the taps nearest to the operator of these matrices, and N frequencies, the dual is
+The convex problem is: among kernels X of norm at most c, find the one nearest to K. Its dual has one matrix Y for
+each of N frequencies. Let P(Y) be the taps nearest to the operator of these matrices. The dual is
 
     maximise  N (<P(Y), K> - |P(Y)|^2 / 2) - c sum |Y|_*,        with the kernel  X = K - P(Y).
 
-Dykstra's algorithm of alternating projections is its proximal gradient method with step 1: ``Y <- excess over c of
-Y + symbol(X)``. Here the same step is accelerated (Nesterov's momentum, restarted where it turns back), longer where
-the dual is flatter, and applied to a working set of the frequencies that matter: about a thirtieth of the iterations.
-The gap between the dual's value and that of a kernel within the ball says how near the nearest one is.
+Dykstra's algorithm of alternating projections is the proximal gradient method of the dual with step 1: ``Y <- excess
+over c of Y + symbol(X)``. Three changes reduce the iterations to about a thirtieth. The step has Nesterov's momentum,
+which restarts if a step goes back. The step is longer where the dual is flatter. It changes only a working set of
+frequencies, those that matter.
+
+The gap between the value of the dual and the value of a kernel within the bound says how near the nearest kernel is.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 LONGER = 1.1
-"""What the step of the dual is multiplied by after one that was not too long. A guess."""
+"""Factor by which the step of the dual grows after each step that was not too long. A guess."""
 
 NEAR = 0.97
 """Frequencies with a norm of at least this share of the bound enter the first working set. A guess."""
@@ -62,14 +64,14 @@ DUAL_BYTES = 1 << 30
 
 
 class ProjectionState(NamedTuple):
-    """What a projection can begin from: the dual variables of an earlier one.
+    """Hold the dual variables of a projection, from which a later projection can start.
 
     Attributes
     ----------
     frequencies : array, shape (count, ndim), int
-        Indices on the grid.
+        Indices of frequencies on the grid.
     dual : array, shape (count, groups, rows, columns), complex
-        One matrix for each of them.
+        One matrix for each of the frequencies.
     """
 
     frequencies: Array
@@ -77,14 +79,14 @@ class ProjectionState(NamedTuple):
 
 
 class DualState(NamedTuple):
-    """The state of the accelerated iteration.
+    """Hold the state of the accelerated iteration.
 
     Attributes
     ----------
     dual, ahead : arrays, shape (count, groups, rows, columns), complex
-        The dual variables, and the point that the next step starts from.
+        The dual variables, and the point from which the next step starts.
     change, change_ahead : arrays of the kernel's shape
-        The taps nearest to either.
+        The taps nearest to `dual`, and the taps nearest to `ahead`.
     momentum, step, value : 0-d arrays
         Nesterov's number, the length of the next step, and the value of the dual problem.
     """
@@ -99,7 +101,18 @@ class DualState(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """A kernel at the operand's scale, and how it was found; `kernel` is within the bound up to a rescaling."""
+    """Hold the result of `nearest`.
+
+    Attributes
+    ----------
+    kernel : array
+        A kernel at the operand's scale. It is within the bound up to a rescaling.
+    iterations : int
+    converged : bool
+        Whether the relative gap is at most the tolerance.
+    state : ProjectionState
+        The dual variables, at the user's scale.
+    """
 
     kernel: Array
     iterations: int
@@ -108,14 +121,17 @@ class Nearest(NamedTuple):
 
 
 class WorkingSet(NamedTuple):
-    """Places among the visited frequencies, and one dual matrix for each."""
+    """Hold places among the visited frequencies, and one dual matrix for each place."""
 
     places: HostArray
     dual: Array
 
 
 def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None) -> Nearest:
-    """A kernel within the bound on the grid, iterations, whether it is near enough to the nearest, and the dual."""
+    """Return a kernel that is, after a rescaling, within the bound on the grid and nearly nearest.
+
+    `state` is the state of an earlier projection, from which this one starts.
+    """
     operand, limit = problem.operand, float(problem.bound)
     xp = operand.xp
     chosen, dual = from_state(problem, state)
@@ -125,7 +141,8 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
         chosen, dual = _extended(problem, chosen, dual, above)
         kernel, dual, spent, value = _accelerated(problem, chosen, dual, max_iterations - iterations)
         iterations += spent
-        # An excess moves the whole kernel in the last rescaling, so it counts by the kernel's size over the distance.
+        # The last rescaling moves the whole kernel by its excess. So the tolerance of the excess is smaller for a
+        # kernel that is larger than the distance.
         size = math.sqrt(float(squared_frobenius(dataclasses.replace(operand, kernel=kernel))))
         tolerance = TOLERANCE * problem.rtol * min(1.0, math.sqrt(max(2 * value, 0.0)) / max(size, sys.float_info.min))
         found = frequencies_above(problem, kernel, limit * (1 + tolerance))
@@ -142,7 +159,7 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
 
 
 class _Solved(NamedTuple):
-    """The solution of the problem that knows some frequencies alone."""
+    """Hold the solution of the problem for a working set, with the value of the dual."""
 
     kernel: Array
     dual: Array
@@ -151,7 +168,7 @@ class _Solved(NamedTuple):
 
 
 def _accelerated(problem: Problem, chosen: HostArray, dual: Array, max_iterations: int) -> _Solved:
-    """Solve the problem that knows the chosen frequencies alone: its kernel, dual, iterations, and dual value."""
+    """Solve the problem for the chosen frequencies alone."""
     operand, limit = problem.operand, float(problem.bound)
     samples = Samples.at(operand, chosen)
     state = operand.run(begin, arrays=(*samples, dual))
@@ -181,13 +198,14 @@ def begin(operand: Operand, frequencies: Array, weights: Array, dual: Array) -> 
 
 
 def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, *arrays: Array) -> DualState:
-    """Take one accelerated step of the dual; where the step was too long, only shorten the step.
+    """Return the state after one accelerated step of the dual. If the step was too long, only shorten it.
 
-    A step of 1 is never too long; longer ones are tried, because where few frequencies matter they are right.
+    A step of 1 is never too long. Longer steps are tried, because they are right if few frequencies matter.
     """
     xp, plan, state = operand.xp, operand.plan, DualState(*arrays)
     step = state.step
-    longest = max(1.0, math.prod(plan.periods) / math.prod(axis.taps for axis in plan.axes))  # right for one frequency
+    # The longest step is the right one if a single frequency matters.
+    longest = max(1.0, math.prod(plan.periods) / math.prod(axis.taps for axis in plan.axes))
     kernel = (operand.kernel - state.change_ahead) * xp.astype(step, state.change.dtype)
     new = dual_excess(operand, kernel, bound * step, Samples(frequencies, weights), state.ahead)
     counts = xp.real(weights)[:, None, None, None] * plan.copies
@@ -216,19 +234,22 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
 
 
 def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
-    """Real inner product of two operators, of which the first is one that `to_kernel` gave."""
+    """Return the real inner product of two operators over the grid.
+
+    The first kernel must be a result of `to_kernel`.
+    """
     xp = operand.xp
     products = xp.real(operand.backend.conj(change) * kernel)
     return xp.sum(products * sharing(operand)) * math.prod(operand.plan.grid)
 
 
 def squared_change(operand: Operand, kernel: Array) -> Array:
-    """Squared Frobenius distance, over the grid, of an operator from the operand's own."""
+    """Return the squared Frobenius distance, over the grid, between the operators of a kernel and of the operand."""
     return squared_frobenius(dataclasses.replace(operand, kernel=kernel - operand.kernel))
 
 
 def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
-    """Places and dual of a state, at the operand's scale; of none, no place."""
+    """Return the working set of a state, at the operand's scale; an empty one if there is no state."""
     operand, plan = problem.operand, problem.operand.plan
     xp = operand.xp
     shape = (plan.groups, *plan.block)
@@ -250,7 +271,7 @@ def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
 
 
 def _extended(problem: Problem, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
-    """A working set with more places, as far as memory goes, and its dual with zeros for these."""
+    """Return a working set with more places, as far as memory allows, and zeros as their dual matrices."""
     operand = problem.operand
     xp = operand.xp
     fresh = np.setdiff1d(above, chosen)

@@ -1,9 +1,9 @@
-"""The excess of a convolution over a bound of the norm, and the change of the taps that comes nearest to it.
+"""The excess of a convolution over a bound of the norm, and the change of the taps nearest to the excess.
 
-The excess of a matrix W over c is ``U max(S - c, 0) V*``, W less its nearest matrix of norm at most c. It is computed
-frequency by frequency, for those matrices alone that are not shown to be within the bound by a test, which costs less
-than a decomposition. The taps nearest to the operator that has these excesses are an average over the frequencies.
-One such pass is a clip-and-cut step; repeated, passes make the projections.
+The excess of a matrix W = U S V* over c is ``U max(S - c, 0) V*``: W minus the nearest matrix of norm at most c. A
+test shows for most frequencies that the matrix is within the bound. A test costs less than a decomposition, so only
+the other matrices are decomposed. The taps nearest to the operator of these excesses are an average over the
+frequencies. One such pass is a clip-and-cut step. The projections repeat passes.
 """
 
 from __future__ import annotations
@@ -33,31 +33,37 @@ Method: TypeAlias = Literal["svd", "gram", "products"]
 """How an excess is computed: by singular vectors, by eigenvectors of Gram matrices, or by matrix products alone."""
 
 BLOCK_COPIES = 4
-"""Working memory of a row of `nearest_taps`, in units of that of the symbol: matrices, vectors and results."""
+"""Working memory of a row of `nearest_taps`, with its vectors and results, in units of the symbol's own. A guess."""
 
 FAST_STEPS, LAST_STEPS = 10, 4
-"""Of the iteration for the polar factor: steps that raise small singular values, steps that end at 1."""
+"""Steps of the polar iteration that raise small singular values, and then steps that converge to 1. Guesses."""
 
 FAST, LAST = (3.4445, -4.775, 2.0315), (15 / 8, -10 / 8, 3 / 8)
-"""Coefficients of odd polynomials of degree 5. The first, of slope 3.4, keeps [0, 1.2] within it and leaves what has
-been raised in [0.68, 1.14]; the second is Newton and Schulz's of third order at 1."""
+"""Coefficients of the odd polynomials of degree 5 for the two kinds of steps of the polar iteration.
 
+The first polynomial has slope 3.4 at 0. It maps [0, 1.2] into itself, and values that have been raised into [0.68,
+1.14]. It is known from Muon, an optimiser. The second polynomial is Newton and Schulz's step, of third order at 1.
+"""
 
 PROBED = 32
-"""Of so many matrices, one tells whether the leading pairs will do; fewer are not worth the question."""
+"""Every `PROBED`-th matrix is decomposed, to tell whether leading pairs are enough. A guess.
+
+With fewer matrices than this, leading pairs are tried at once.
+"""
 
 WORTHWHILE = 0.5
-"""Share of the matrices for which these have to do: the others are decomposed after all."""
+"""Leading pairs are tried if they are expected to be enough for this share of the matrices. A guess."""
 
 
 class Samples(NamedTuple):
-    """Some of the visited frequencies, beside the kernel, and how many of the grid each stands for.
+    """Hold some of the visited frequencies, on the device of the kernel.
 
     Attributes
     ----------
     frequencies : array, shape (count, ndim)
-        Indices.
+        Indices of the frequencies.
     weights : array, shape (count,), complex
+        The number of frequencies of the grid that each one stands for.
     """
 
     frequencies: Array
@@ -65,7 +71,7 @@ class Samples(NamedTuple):
 
     @classmethod
     def at(cls, operand: Operand, places: HostArray | None = None) -> Samples:
-        """Return the visited frequencies at the given places, or all of them."""
+        """Return the visited frequencies at the given places, or all visited frequencies."""
         backend, plan = operand.backend, operand.plan
         chosen = slice(None) if places is None else places
         weights = backend.asarray_like(plan.weights()[chosen], operand.kernel)
@@ -74,7 +80,7 @@ class Samples(NamedTuple):
 
 
 class Excess(NamedTuple):
-    """The excesses of matrices over a limit, and the change of the taps that comes nearest to them.
+    """Hold the excesses of matrices over a limit, and the change of the taps nearest to the excesses.
 
     Attributes
     ----------
@@ -82,7 +88,7 @@ class Excess(NamedTuple):
     matrices : array, shape (count, groups, rows, columns), complex
         One excess for each of the samples.
     trace : array, shape (count,)
-        Sum of the singular values of each.
+        The sum of the singular values of each excess, over all groups.
     """
 
     change: Array
@@ -91,7 +97,7 @@ class Excess(NamedTuple):
 
 
 MatrixExcess: TypeAlias = Callable[[Array], tuple[Array, Array]]
-"""A function from matrices, shape (B, groups, rows, columns), to their excesses and the traces, shape (B,)."""
+"""A function from matrices, shape (B, groups, rows, columns), to their excesses and traces, shape (B,)."""
 
 
 def clip_and_cut(
@@ -103,21 +109,21 @@ def clip_and_cut(
     places: HostArray | None = None,
     tested: Operand | None = None,
 ) -> Array:
-    """Return what a clip-and-cut step takes from a kernel: the taps nearest to its excess over a limit.
+    """Return the change of a kernel by a clip-and-cut step: the taps nearest to its excess over a limit.
 
     Parameters
     ----------
     operand : Operand
-        Its geometry is used; its own kernel does not enter.
+        Its geometry is used. Its own kernel is not.
     kernel : array
-        Of the shape and scale of the operand's kernel.
+        A kernel of the shape and scale of the operand's kernel.
     limit : 0-d array
-        At the same scale.
+        The limit at the operand's scale.
     method : "svd", "gram" or "products"
     places : int array, optional
-        Places of the frequencies whose excess is asked for; all visited frequencies unless given.
+        Places of the frequencies whose excess is computed. All visited frequencies if not given.
     tested : Operand, optional
-        An operand that holds the same kernel in a cheaper dtype, for the tests which frequencies have an excess.
+        An operand with this kernel in a cheaper dtype. It is used to test which frequencies have an excess.
     """
     operand = dataclasses.replace(operand, kernel=kernel)
     places = np.arange(len(operand.plan.frequencies)) if places is None else places
@@ -125,7 +131,7 @@ def clip_and_cut(
         level = float(limit) ** 2
         places = places[_tests(operand if tested is None else tested, method).above(places, level)]
         if tested is not None and min(operand.plan.block) >= WIDE_SIDE:
-            # The margin of a test for rounding grows with the square of a side: ask again with a smaller one.
+            # The test's margin for rounding grows with the square of the side. Test again in the wider dtype.
             places = places[_tests(operand, method).above(places, level)]
     if not len(places):
         return operand.xp.zeros_like(kernel)
@@ -140,7 +146,7 @@ def clip_and_cut(
 
 
 def clip_between(operand: Operand, limit: Array, lower: Array, places: HostArray | None = None) -> Array:
-    """Return what clipping the singular values of an operand's kernel to ``[lower, limit]`` takes from its taps."""
+    """Return the change of an operand's taps by clipping its singular values to ``[lower, limit]``."""
     symbol = symbol_polynomial(operand)
 
     def excess(phases: Array, _: Array) -> tuple[Array, ...]:
@@ -151,7 +157,7 @@ def clip_between(operand: Operand, limit: Array, lower: Array, places: HostArray
 
 
 def dual_excess(operand: Operand, kernel: Array, limit: Array, samples: Samples, dual: Array) -> Excess:
-    """Return the excess over a limit of the symbol of a kernel plus one matrix of `dual` for each of the samples."""
+    """Return the excess over a limit of the symbol of a kernel plus the matrices of `dual`, one for each sample."""
     xp = operand.xp
     operand = dataclasses.replace(operand, kernel=kernel)
     symbol = symbol_polynomial(operand)
@@ -186,21 +192,21 @@ def nearest_taps(
     context: AbstractContextManager[object] | None = None,
     rows: HostArray | None = None,
 ) -> tuple[Array, ...]:
-    """Return the kernel whose operator is nearest to one that a function gives, matrix by matrix.
+    """Return the kernel whose operator is nearest to the operator of the matrices that a function returns.
 
     Parameters
     ----------
     symbol : TrigonometricPolynomial
         Its phases and its operand's geometry are used.
     samples : Samples
-        At the frequencies that are not among them the operator is 0.
+        The matrices are 0 at all frequencies that are not among the samples.
     function : callable
-        From the phases at a block of the samples, and their rows, to a tuple of arrays whose first axis is the block's.
-        The first array holds the matrices, shape (B, groups, rows, columns).
+        From the phases of a block of samples, and the rows of that block, to a tuple of arrays whose first axis is
+        the block's. The first array holds the matrices, shape (B, groups, rows, columns).
     context : context manager, optional
-        To be entered while blocks are mapped.
+        It is entered while blocks are mapped.
     rows : int array, optional
-        Rows of the samples; all of them unless given.
+        Rows of the samples. All rows if not given.
 
     Returns
     -------
@@ -226,7 +232,7 @@ def nearest_taps(
 
 
 class _ExcessFunction(NamedTuple):
-    """How excesses are computed, and the context in which blocks of them are to be mapped."""
+    """Hold a function that computes excesses, and the context in which blocks of excesses are mapped."""
 
     of: MatrixExcess
     context: AbstractContextManager[object]
@@ -235,6 +241,7 @@ class _ExcessFunction(NamedTuple):
 def _excess_function(
     operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array, method: Method
 ) -> _ExcessFunction:
+    """Return the function that computes excesses by `method`, or by leading pairs if few values exceed the limit."""
     backend, side = operand.backend, min(operand.plan.block)
     if method == "gram" and _few_exceed(operand, matrices_at, rows, limit):
         return _ExcessFunction(functools.partial(_excess_leading, backend, limit=limit), backend.products_context(side))
@@ -243,7 +250,7 @@ def _excess_function(
 
 
 def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: HostArray, limit: Array) -> bool:
-    """Tell whether to look for the leading vectors alone, for an answer of 32 bits."""
+    """Tell whether to compute leading pairs alone. They have the precision of an answer of 32 bits."""
     backend, side = operand.backend, min(operand.plan.block)
     if not operand.widened or side < LEADING_SIDE or len(rows) * side**2 < LEADING_ENTRIES:
         return False
@@ -256,7 +263,7 @@ def _few_exceed(operand: Operand, matrices_at: Callable[[Array], Array], rows: H
 
 
 def _tests(operand: Operand, method: Method) -> GramRows:
-    """Return tests at the visited frequencies: for "products" by products alone."""
+    """Return the test of the visited frequencies; for "products" a test by products alone."""
     if method != "products":
         return grid_rows(operand)
     frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
@@ -264,9 +271,9 @@ def _tests(operand: Operand, method: Method) -> GramRows:
 
 
 def to_kernel(operand: Operand, taps: Array) -> Array:
-    """From sums over the frequencies of one period, one matrix an offset, to the nearest kernel's taps.
+    """Return the nearest kernel from sums over the frequencies of one period, one matrix for each offset.
 
-    Taps of a kernel larger than the input that wrap onto each other share what they have in common.
+    If taps of a kernel larger than the input wrap onto each other, they share the sum equally.
     """
     xp, plan = operand.xp, operand.plan
     kernel = operand.from_taps(xp.real(taps) if plan.real else taps) / math.prod(plan.periods)
@@ -274,7 +281,10 @@ def to_kernel(operand: Operand, taps: Array) -> Array:
 
 
 def sharing(operand: Operand) -> Array:
-    """How many taps act where each does, 1 but for kernels larger than the input: broadcasts with the kernel."""
+    """Return the number of taps that act where each tap acts, as an array that broadcasts with the kernel.
+
+    All numbers are 1 unless the kernel is larger than the input.
+    """
     xp, conv = operand.xp, operand.plan.conv
     order = [conv.spatial.index(letter) for letter in conv.layout if letter in conv.spatial]
     spatial = [n if letter in conv.spatial else 1 for letter, n in zip(conv.layout, operand.kernel.shape, strict=True)]
@@ -283,7 +293,10 @@ def sharing(operand: Operand) -> Array:
 
 
 def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | None = None) -> tuple[Array, Array]:
-    """From all singular values; with `lower`, the excess also holds what smaller ones lack, negative."""
+    """Return the excesses and traces from all singular values.
+
+    With `lower`, singular values below it have a negative excess, which raises them to `lower`.
+    """
     xp = backend.namespace(matrices)
     u, s, vh = backend.svd(matrices)
     excess = xp.maximum(s - limit, xp.zeros_like(s))
@@ -293,9 +306,10 @@ def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | 
 
 
 def _excess_gram(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
-    """From the eigenvectors of the smaller side: ``(I - c (W W*)^(-1/2)) W`` on those above the bound.
+    """Return the excesses and traces from eigenvectors of the smaller Gram matrix W W* or W* W.
 
-    Its error is about ``eps * norm**2 / limit``.
+    The excess is ``(I - c (W W*)^(-1/2)) W`` on the eigenvectors above the limit c. The error is about ``eps *
+    norm**2 / limit``.
     """
     if min(matrices.shape[-2:]) == 1:
         return _excess_of_vectors(backend, matrices, limit)
@@ -303,7 +317,7 @@ def _excess_gram(backend: Backend, matrices: Array, limit: Array) -> tuple[Array
 
 
 def _excess_leading(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
-    """The same from the leading eigenvectors, and from all where these do not do."""
+    """Return the excesses and traces from leading eigenvectors, and from all eigenvectors where `sure` is False."""
     squares, vectors, sure = leading_pairs(backend, matrices, limit)
     found, traces = _excess_of_pairs(backend, matrices, limit, squares, vectors)
     left = np.flatnonzero(~sure)
@@ -319,7 +333,7 @@ def _excess_leading(backend: Backend, matrices: Array, limit: Array) -> tuple[Ar
 
 
 def _excess_of_vectors(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
-    """Of matrices with a single row or column."""
+    """Return the excesses and traces of matrices with a single row or column."""
     xp = backend.namespace(matrices)
     norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))
     excess = xp.maximum(norms - limit, xp.zeros_like(norms))
@@ -330,12 +344,13 @@ def _excess_of_vectors(backend: Backend, matrices: Array, limit: Array) -> tuple
 def _excess_of_pairs(
     backend: Backend, matrices: Array, limit: Array, values: Array, vectors: Array
 ) -> tuple[Array, Array]:
-    """From eigenvalues, ascending, and vectors of the smaller Gram matrices: of all that are above the bound."""
+    """Return the excesses and traces from eigenvalues, ascending, and eigenvectors of the smaller Gram matrices."""
     xp = backend.namespace(matrices)
     norms = safe_sqrt(xp, values)
     excess = xp.maximum(norms - limit, xp.zeros_like(norms))
     leading = xp.max(xp.sum(xp.astype(excess > 0, xp.int32), axis=-1)) if excess.shape[0] else None
-    if leading is not None and backend.truth(leading > 0) is not None:  # eager: the pairs that exceed are the last
+    # In eager mode the pairs that exceed the limit can be selected. They are the last ones.
+    if leading is not None and backend.truth(leading > 0) is not None:
         first = values.shape[-1] - int(leading)
         vectors, kept, norms = vectors[..., first:], excess[..., first:], norms[..., first:]
     else:
@@ -350,10 +365,11 @@ def _excess_of_pairs(
 
 
 def _excess_products(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
-    """By matrix products alone: ``(W - c Q + Q |H - c I|) / 2`` with the polar decomposition ``W = Q H``.
+    """Return the excesses and traces by matrix products alone.
 
-    ``|H - c I|`` is ``H - c I`` times its matrix sign, its own polar factor. Where either iteration has not ended, the
-    factor in front is as small: the error is at most about 1e-5 of the Frobenius norm.
+    With the polar decomposition ``W = Q H`` the excess is ``(W - c Q + Q |H - c I|) / 2``. The matrix ``|H - c I|``
+    is ``H - c I`` times its matrix sign, which is its own polar factor. Where a polar iteration has not converged,
+    the singular values that remain are small. So the error is at most about 1e-5 of the Frobenius norm.
     """
     xp = backend.namespace(matrices)
     wide = matrices.shape[-2] <= matrices.shape[-1]
@@ -370,7 +386,7 @@ def _excess_products(backend: Backend, matrices: Array, limit: Array) -> tuple[A
 
 
 def polar_products(backend: Backend, matrices: Array) -> Array:
-    """The polar factor of wide matrices by Newton and Schulz's iteration, for matrix products alone."""
+    """Return the polar factors of wide matrices by Newton and Schulz's iteration, which uses matrix products alone."""
     xp = backend.namespace(matrices)
     norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))[..., None, None]
     x = matrices / xp.astype(xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)

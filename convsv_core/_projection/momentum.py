@@ -11,7 +11,15 @@ __all__ = ["Momentum", "next_momentum"]
 
 
 class Momentum(NamedTuple):
-    """Nesterov's number for the next step, and how far to go beyond this one, as a share of its length."""
+    """Hold the momentum after a step.
+
+    Attributes
+    ----------
+    following : 0-d array
+        Nesterov's number for the next step.
+    beyond : 0-d array
+        The distance from the result of this step to the start of the next one, as a share of this step's length.
+    """
 
     following: Array
     beyond: Array
@@ -29,7 +37,7 @@ def next_momentum(xp: ModuleType, momentum: Array, turned: Array, growth: float 
     turned : 0-d boolean array
         Whether the step went back against the momentum, which then begins anew.
     growth : float, default 1
-        What the length of the steps is multiplied by from one to the next.
+        The factor by which the length of a step grows to the next one.
 
     Notes
     -----

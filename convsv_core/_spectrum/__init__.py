@@ -1,3 +1,3 @@
-"""All singular values, their vectors, and the numbers that follow from them; private to the core."""
+"""Compute all singular values, singular vectors, and the numbers that follow from them. Private to the core."""
 
 __all__: list[str] = []

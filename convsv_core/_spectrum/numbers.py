@@ -27,39 +27,38 @@ __all__ = [
 
 
 def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
-    """Compute the operator norm of a layer, with the padding that `conv` declares: its largest singular value.
+    """Compute the operator norm of a layer, its largest singular value, with the padding that `conv` declares.
 
     Parameters
     ----------
     kernel : array
-        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
-        complex128.
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or complex128.
     input_shape : tuple of int
         Spatial extents of the layer's input, in the order of ``conv.spatial``. An int stands for every axis.
     conv : Conv
-        The geometry. Any padding and padding mode: where the operator is not circulant, which has a closed
-        form, its norm is found by an iteration.
+        The geometry, with any padding and padding mode. A circulant operator has a closed form. The norm of another
+        operator is found by an iteration.
 
     Returns
     -------
     0-d array, real
-        float32 for kernels of 32 bits or fewer, else float64. Exact to rounding for circulant operators; for
-        others to the tolerance that `convsv_core._norm.padded.padded_operator_norm` states, and never above
-        the norm by more than rounding. `norm_bounds` gives a certified upper bound of either.
+        float32 for kernels of 32 bits or fewer, else float64. For circulant operators it is exact up to rounding. For
+        other operators it has the tolerance that `convsv_core._norm.padded.padded_operator_norm` states, and exceeds
+        the norm by rounding at most. `norm_bounds` returns a certified upper bound of either.
 
     Raises
     ------
     TypeError
         `kernel` is not an array of an installed library, or not of a floating dtype.
     ValueError
-        The shapes do not fit each other, a stride does not divide the extents of a circular input, or the
-        kernel holds NaN or infinity (under tracing the result is then NaN).
+        The shapes do not fit each other, a stride does not divide the extents of a circular input, or the kernel
+        holds NaN or infinity. Under tracing the result of such a kernel is NaN instead.
 
     Notes
     -----
-    Differentiable and traceable. The gradient is finite for every kernel: where the maximum is attained more
-    than once it is a subgradient, and for the zero kernel it is 0. Source: Sedghi, Gupta and Long, ICLR 2019, for
-    circulant operators.
+    Differentiable and traceable. The gradient is finite for every kernel. It is a subgradient where the maximum is
+    attained more than once, and 0 for the zero kernel. Source: Sedghi, Gupta and Long, ICLR 2019, for circulant
+    operators.
 
     Examples
     --------
@@ -68,7 +67,7 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     >>> float(operator_norm(kernel, (8, 8), Conv("OIHW")))
     9.0
 
-    With zeros around the image the ends lose a part, and the norm stays below:
+    With zeros around the image, outputs at the border add fewer pixels, and the norm is smaller:
 
     >>> round(float(operator_norm(kernel, (8, 8), Conv("OIHW", padding_mode="zeros"))), 3)
     8.291
@@ -76,23 +75,24 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     backend = backend_of(kernel)
     check_conv(conv)
     extents = check_input_shape(input_shape, conv)
-    circular = conv.padding_mode == "circular" and conv.padding == "same"  # where the stride divides, and must
+    # A circular operator is circulant if the stride divides the extents. If not, `make_operand` raises the error.
+    circular = conv.padding_mode == "circular" and conv.padding == "same"
     shape = tuple(int(extent) for extent in kernel.shape)
     if circular or is_circulant(shape, extents, conv):
         operand = make_operand(kernel, extents, conv)
         return operand.answer(norm_on_grid(operand).norm)
     taps, *_ = resolve_channels(shape, conv)
-    make_padded_plan(tuple(taps), extents, conv)  # refuses what is impossible now, where the rest is for later
+    make_padded_plan(tuple(taps), extents, conv)  # A lazy kernel is computed later, but errors are raised now.
     return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
 
 
 def frobenius_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
-    """Compute the Frobenius norm of a circular convolution: the root of its squared singular values' sum.
+    """Compute the Frobenius norm of a circular convolution: the root of the sum of its squared singular values.
 
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `singular_values`, which also tells what is raised.
+        As for `singular_values`, which also says what is raised.
 
     Returns
     -------
@@ -101,8 +101,8 @@ def frobenius_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> A
 
     Notes
     -----
-    Differentiable (0 at the zero kernel) and traceable. It needs no decomposition: every tap occurs
-    once for each output pixel, and taps that wrap onto each other are added first.
+    Differentiable (0 at the zero kernel) and traceable. It needs no decomposition, because every tap occurs once for
+    each output pixel. Taps that wrap onto each other are added first.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `singular_values`, which also tells what is raised.
+        As for `singular_values`, which also says what is raised.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def condition_number(kernel: Array, input_shape: tuple[int, ...], conv: Conv) ->
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `singular_values`, which also tells what is raised.
+        As for `singular_values`, which also says what is raised.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     Parameters
     ----------
     kernel, input_shape, conv
-        As for `singular_values`, which also tells what is raised.
+        As for `singular_values`, which also says what is raised.
 
     Returns
     -------
@@ -185,13 +185,13 @@ def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     Raises
     ------
     ValueError
-        Also where the operator is not square: it has as many outputs as inputs if the output channels are
-        the input channels times the strides' product (the other way round when transposed).
+        Also if the operator is not square. It is square if the number of output channels is the number of input
+        channels times the product of the strides. For a transposed layer the two numbers change places.
 
     Notes
     -----
-    Differentiable where it is finite, and traceable. The term of an invertible convolution in a
-    normalising flow's likelihood.
+    Differentiable where it is finite, and traceable. The likelihood of a normalising flow has this term for an
+    invertible convolution.
 
     Examples
     --------
@@ -206,10 +206,12 @@ def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
 
 
 def _frobenius_norm(operand: Operand) -> Array:
+    """Return the Frobenius norm of an operand."""
     return operand.answer(safe_sqrt(operand.xp, squared_frobenius(operand)))
 
 
 def _stable_rank(operand: Operand, norm: Array) -> Array:
+    """Return the stable rank from the operator norm, given at the operand's scale."""
     xp = operand.xp
     nonzero = norm > 0
     squared = xp.where(nonzero, norm, xp.ones_like(norm)) ** 2
@@ -218,6 +220,7 @@ def _stable_rank(operand: Operand, norm: Array) -> Array:
 
 
 def _condition_number(operand: Operand) -> Array:
+    """Return the condition number of an operand."""
     xp = operand.xp
     values = operand.answer(visited_values(operand))
     largest, smallest = xp.max(values), xp.min(values)
@@ -230,6 +233,7 @@ def _condition_number(operand: Operand) -> Array:
 
 
 def _log_abs_det(operand: Operand) -> Array:
+    """Return the logarithm of the absolute determinant of an operand."""
     xp, plan = operand.xp, operand.plan
     values = visited_values(operand)
     positive = values > 0
@@ -237,7 +241,7 @@ def _log_abs_det(operand: Operand) -> Array:
     logs = xp.where(positive, logs, xp.where(xp.isnan(values), values, xp.full_like(values, -math.inf)))
     if plan.unread_values:
         return operand.answer(xp.full_like(operand.scale, -math.inf), scaled=False)
-    # Values are at the operand's scale, whose logarithm is added for every singular value.
+    # The values are divided by the operand's scale. The logarithm of the scale is added for every singular value.
     scale = plan.groups * plan.values_per_block * xp.log(operand.scale)
     return operand.answer(math.prod(plan.grid) * (mean_over_frequencies(operand, logs) + scale), scaled=False)
 

@@ -6,12 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from convsv_core._geometry.plan import IntArray, Plan
+from convsv_core._geometry.plan import IntArray
 from convsv_core._symbol.gram import GramOf, gram_evaluator
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, Evaluator, RealPart, symbol_evaluator, symbol_polynomial
-from convsv_core._symbol.small_matrices import CLOSED_FORM_SIDE, block_singular_values, gram_singular_values
-from convsv_core.backend import Array, Backend
+from convsv_core._symbol.small_matrices import (
+    CLOSED_FORM_SIDE,
+    block_singular_values,
+    gram_singular_values,
+    real_and_complex,
+)
+from convsv_core.backend import Array, Backend, BlockWork
 from convsv_core.conv import Conv, as_int
 
 __all__ = [
@@ -20,14 +25,13 @@ __all__ = [
     "frequency_singular_values",
     "make_spectral_operand",
     "mean_over_frequencies",
-    "real_and_complex",
     "singular_values",
     "sorted_values",
     "visited_values",
 ]
 
 METHODS = ("auto", "svd", "gram")
-"""How a frequency's matrix can be decomposed."""
+"""The ways to decompose a frequency's matrix, which `singular_values` describes."""
 
 
 def singular_values(
@@ -43,46 +47,51 @@ def singular_values(
     Parameters
     ----------
     kernel : array
-        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
-        complex128.
+        Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or complex128.
     input_shape : tuple of int
         Spatial extents of the layer's input, in the order of ``conv.spatial``. An int stands for every axis.
     conv : Conv
         The geometry.
     method : "auto", "svd" or "gram", default "auto"
-        How a frequency's matrix is decomposed. "svd": absolute error about ``eps * sigma_max`` for every
-        value. "gram": the eigenvalues of the Gram matrix, cheaper; the same error for the largest
-        values and up to ``sqrt(eps) * sigma_max`` for the smallest, with the eps of the arithmetic, which is
-        float64 for float32 kernels where the library has it at hand (NumPy; PyTorch on a CPU): there it
-        is as good as the SVD in float32. "auto" is "gram" there and "svd" elsewhere. Matrices of side 1
-        and 2 have closed forms as good as the SVD, whatever is asked for.
+        How the matrix of a frequency is decomposed. Matrices of side 1 and 2 always have closed forms, as accurate as
+        the SVD.
+
+        - "svd": the SVD. The absolute error of every value is about ``eps * sigma_max``.
+        - "gram": the eigenvalues of the Gram matrix, which are cheaper. The error of the largest values is the same.
+          The error of the smallest values is up to ``sqrt(eps) * sigma_max``, with the eps of the arithmetic. Kernels
+          of 32 bits or fewer are computed in float64 if that is fast in the library (NumPy; PyTorch on a CPU). The
+          result is then as accurate as the SVD in float32.
+        - "auto": "gram" where such kernels are computed in float64, else "svd".
     max_bytes : int, default 256 MiB
-        Budget for the matrices held at one time, beside the result itself: by each task or device, where there are
-        many (Dask; a mesh of JAX's).
+        Budget, in bytes, for the matrices held at one time, not counting the result. Each task (Dask) and each device
+        (a mesh of JAX) has its own budget.
 
     Returns
     -------
     array, shape (count,), real
-        Descending; ``count`` is the smaller of the operator's numbers of inputs and outputs. float32 for
-        kernels of 32 bits or fewer, else float64.
+        Descending; ``count`` is the smaller of the operator's numbers of inputs and outputs. float32 for kernels of
+        32 bits or fewer, else float64.
 
     Raises
     ------
     TypeError
         `kernel` is not an array of an installed library, or not of a floating dtype.
     ValueError
-        The shapes do not fit each other, a stride does not divide the input, or the kernel holds NaN
-        or infinity (under tracing every value is then NaN).
+        The shapes do not fit each other, a stride does not divide the input, or the kernel holds NaN or infinity.
+        Under tracing every value of such a kernel is NaN instead.
     NotImplementedError
         The padding makes an operator that is not circulant.
 
     Notes
     -----
-    Differentiable, also where values repeat or vanish (the derivative of a vanishing one is taken as 0 or as
-    the library's SVD has it), and traceable with `conv` and `input_shape` static. Of a lazy kernel (Dask) the result
-    is lazy too, and NaN where the kernel is not finite. It is one chunk, because it is sorted: the worker that does so
-    holds about three times the result. `frequency_singular_values` gives many chunks. Source: Sedghi, Gupta and Long,
-    *The Singular Values of Convolutional Layers*, ICLR 2019, theorem 6.
+    Traceable with `conv` and `input_shape` static. Differentiable, also where values repeat or vanish: the derivative
+    of a value that vanishes is 0, or what the library's SVD returns.
+
+    The result of a lazy kernel (Dask) is lazy, and NaN if the kernel is not finite. It is one chunk, because it is
+    sorted. The worker that sorts it holds about three times the result. `frequency_singular_values` returns many
+    chunks.
+
+    Source: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019, theorem 6.
 
     Examples
     --------
@@ -110,14 +119,13 @@ def frequency_singular_values(
     Parameters
     ----------
     kernel, input_shape, conv, method, max_bytes
-        As for `singular_values`, which also tells what is raised.
+        As for `singular_values`, which also says what is raised.
 
     Returns
     -------
     array, shape (\*grid, groups * values), real
-        ``grid`` is ``input_shape // stride`` (`input_shape` when transposed); the index j stands for the
-        angle ``2 pi j / grid`` in radians. ``values`` is the smaller side of a group's matrix. Descending
-        along the last axis.
+        ``grid`` is ``input_shape // stride`` (`input_shape` when transposed). The index j stands for the angle ``2 pi
+        j / grid`` in radians. ``values`` is the smaller side of a group's matrix. The last axis is descending.
 
     Notes
     -----
@@ -134,7 +142,7 @@ def frequency_singular_values(
 
 
 def make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, method: str) -> Operand:
-    """Check a call's arguments and prepare the kernel, in the arithmetic that `method` calls for."""
+    """Check the arguments of a call, and return the operand in the arithmetic that `method` needs."""
     if method not in METHODS:
         raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
     operand = make_operand(kernel, input_shape, conv)
@@ -142,11 +150,12 @@ def make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, method
 
 
 def _singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
+    """Return every singular value of an operand, descending."""
     return sorted_values(operand, visited_values(operand, method, max_bytes))
 
 
 def sorted_values(operand: Operand, visited: Array) -> Array:
-    """Return every singular value of the operator, descending, from those at the visited frequencies."""
+    """Return every singular value of the operator, descending, from the values at the visited frequencies."""
     xp, plan = operand.xp, operand.plan
     values = operand.answer(visited)
     alone = xp.reshape(values[: plan.self_conjugate, ...], (-1,))
@@ -158,6 +167,7 @@ def sorted_values(operand: Operand, visited: Array) -> Array:
 
 
 def _frequency_singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
+    """Return the singular values of an operand at each frequency of the grid."""
     xp, plan = operand.xp, operand.plan
     values = visited_values(operand, method, max_bytes)
     values = xp.reshape(values, (values.shape[0], -1))
@@ -176,7 +186,7 @@ def visited_values(operand: Operand, method: str = "auto", max_bytes: int = BLOC
     gram = _by_gram(operand, method)
     return operand.backend.concatenate(
         [
-            operand.map_blocks(_values_of_block, frequencies, gram, real, budget=max_bytes)
+            operand.map_blocks(_work_on_values, frequencies, gram, real, budget=max_bytes)
             for real, frequencies in real_and_complex(operand.plan)
         ]
     )
@@ -184,9 +194,14 @@ def visited_values(operand: Operand, method: str = "auto", max_bytes: int = BLOC
 
 @dataclass(frozen=True)
 class BlockValues:
-    """A function from frequency indices to the singular values there, descending.
+    """Compute the singular values at the frequencies of the given indices, descending.
 
-    `evaluate` gives the symbol's matrices, or with `gram` their Gram matrices.
+    Attributes
+    ----------
+    backend : Backend
+    evaluate : Evaluator
+        It returns the symbol's matrices or, with `gram`, their Gram matrices.
+    gram : bool
     """
 
     backend: Backend
@@ -200,42 +215,42 @@ class BlockValues:
 
 
 def decompositions(operand: Operand, method: str) -> list[tuple[BlockValues, IntArray]]:
-    """Return what to compute at which of the visited frequencies; see `real_and_complex`."""
+    """Return the parts of the visited frequencies, each with the function that computes its values.
+
+    See `real_and_complex` for the parts.
+    """
     gram = _by_gram(operand, method)
     return [
-        (_values_of_block(operand, gram, real)[0], frequencies) for real, frequencies in real_and_complex(operand.plan)
+        (_values_of_block(operand, gram, real), frequencies) for real, frequencies in real_and_complex(operand.plan)
     ]
 
 
 def _by_gram(operand: Operand, method: str) -> bool:
+    """Tell whether the values are computed from Gram matrices."""
     gram = method == "gram" or (method == "auto" and operand.widened)
     return gram and min(operand.plan.block) > CLOSED_FORM_SIDE
 
 
-def _values_of_block(operand: Operand, gram: bool, real: bool) -> tuple[BlockValues, int]:
+def _work_on_values(operand: Operand, gram: bool, real: bool) -> BlockWork:
+    """Return the work that computes the values at a block of frequencies."""
+    values = _values_of_block(operand, gram, real)
+    return BlockWork(values, values.evaluate.row_bytes)
+
+
+def _values_of_block(operand: Operand, gram: bool, real: bool) -> BlockValues:
+    """Return the function that computes values; `real` says that the symbol is real at these frequencies."""
     evaluate: Evaluator
-    if real:  # These frequencies are few: an FFT would compute the symbol at all of them.
+    if real:  # There are few such frequencies. An FFT would compute the symbol at all frequencies.
         evaluate = RealPart(operand, symbol_polynomial(operand))
         evaluate = GramOf(operand, evaluate) if gram else evaluate
     else:
         evaluate = symbol_evaluator(operand)
         evaluate = gram_evaluator(operand, evaluate) if gram else evaluate
-    return BlockValues(operand.backend, evaluate, gram), evaluate.row_bytes
-
-
-def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:
-    """Return the visited frequencies in their order, in two parts: with real and with complex decompositions.
-
-    The symbol of a real kernel is real where a frequency is its own conjugate, for 1x1 kernels everywhere. A real
-    decomposition takes a third of the time of a complex one. Closed forms gain nothing, and stay in the second part.
-    """
-    alone = plan.self_conjugate if plan.real and min(plan.block) > CLOSED_FORM_SIDE else 0
-    parts = [(True, plan.frequencies[:alone]), (False, plan.frequencies[alone:])]
-    return [(real, frequencies) for real, frequencies in parts if len(frequencies)]
+    return BlockValues(operand.backend, evaluate, gram)
 
 
 def mean_over_frequencies(operand: Operand, values: Array) -> Array:
-    """Return the mean over all frequencies of the sum over the other axes; the first axis is the visited ones."""
+    """Return the mean over all frequencies of the sum over the other axes, from values at the visited frequencies."""
     xp, plan = operand.xp, operand.plan
     weights = operand.backend.asarray_like(plan.weights() / math.prod(plan.periods), values)
     weights = xp.reshape(xp.astype(weights, values.dtype, copy=False), (-1, *(1,) * (values.ndim - 1)))

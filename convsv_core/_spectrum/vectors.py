@@ -12,7 +12,7 @@ from convsv_core._geometry.plan import Plan
 from convsv_core._symbol.matrices import expand, with_column_phases
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_evaluator, symbol_polynomial
-from convsv_core.backend import Array, Backend, BlockFunction
+from convsv_core.backend import Array, Backend, BlockWork
 from convsv_core.conv import Conv, as_int
 from convsv_core.plugins import backend_of
 
@@ -157,6 +157,7 @@ def svd(kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, max_bytes: i
 
 
 def _svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]:
+    """Return U, S and Vh of an operand at each frequency of the grid."""
     xp, plan = operand.xp, operand.plan
     u, s, vh = _visited_svd(operand, max_bytes)
     u, s = expand(operand, u), expand(operand, s, conjugate=False)
@@ -177,8 +178,8 @@ def _visited_svd(operand: Operand, max_bytes: int) -> tuple[Array, Array, Array]
     return u, s, vh
 
 
-def _svd_of_block(operand: Operand, real: bool) -> tuple[BlockFunction, int]:
-    """Return the function that decomposes a block of frequencies, and the bytes that a frequency needs.
+def _svd_of_block(operand: Operand, real: bool) -> BlockWork:
+    """Return the work that decomposes the matrices at a block of frequencies.
 
     `real` says that the symbol is real, as for a real kernel at frequencies that are their own conjugates.
     """
@@ -193,4 +194,4 @@ def _svd_of_block(operand: Operand, real: bool) -> tuple[BlockFunction, int]:
         u, s, vh = backend.svd(xp.real(evaluate(frequencies)))
         return xp.astype(u, operand.complex_dtype), s, xp.astype(vh, operand.complex_dtype)
 
-    return decompose_real if real else decompose, 3 * evaluate.row_bytes
+    return BlockWork(decompose_real if real else decompose, 3 * evaluate.row_bytes)

@@ -1,3 +1,3 @@
-"""The matrices of a convolution at frequencies, and tests of many of them at once; private to the core."""
+"""Compute the matrices of a convolution at frequencies, and test many of them at once. Private to the core."""
 
 __all__: list[str] = []

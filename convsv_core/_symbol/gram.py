@@ -1,8 +1,9 @@
-"""Gram matrices of the symbol, ``A A*`` or ``A* A``, whichever is smaller, at given frequencies.
+"""Gram matrices of the symbol at given frequencies: ``A A*`` or ``A* A``, whichever is smaller.
 
-A Gram matrix is a trigonometric polynomial too, ``sum over s of G_s exp(i s theta)``, whose offsets s are the
-differences of two of the symbol's. As ``G_-s = G_s*`` it is a sum of cosines and sines times matrices that are
-Hermitian themselves: for a real kernel two products of real matrices, a quarter of the work of a complex one.
+A Gram matrix is a trigonometric polynomial of the frequency, ``sum over s of G_s exp(i s theta)``. The offset s is a
+difference of two offsets of the symbol. Because ``G_-s = G_s*``, the polynomial is a sum of cosines and sines times
+Hermitian matrices. For a real kernel this sum is two products of real matrices, a quarter of the work of a complex
+product.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,46 +23,73 @@ from convsv_core._symbol.polynomial import Evaluator, itemsize, phase_tables, ph
 from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core.backend import Array, Backend
 
+__all__ = [
+    "GramOf",
+    "GramPolynomial",
+    "coefficient_norms",
+    "differences_of",
+    "factor_rows",
+    "gram_coefficients",
+    "gram_evaluator",
+    "gram_polynomial",
+    "half_differences",
+    "polynomial_roundings",
+    "smaller_gram",
+    "useful_polynomial",
+]
+
 PAIRED_ENTRIES = 1 << 18
-"""Products of entries of the taps, in all pairs, up to which one matrix product makes them all."""
+"""Largest number of entries of the products of all pairs of taps for which one matrix product computes them all.
+
+With more entries, one product for each difference needs less memory. A guess.
+"""
 
 SMALL_PRODUCTS = 4
-"""How many times longer the products for the coefficients take, one after another, than as many operations in one."""
+"""Time of the products that make the coefficients, in units of the time of one product with as many operations.
+
+These products are small and run one after another. A guess.
+"""
 
 
 @dataclass(frozen=True)
 class GramOf:
-    """``A A*`` or ``A* A``, whichever is smaller, of the matrices of another evaluator."""
+    """Evaluate the Gram matrices of the matrices of another evaluator: the smaller of ``A A*`` and ``A* A``."""
 
     operand: Operand
     evaluate: Evaluator
 
     @property
     def row_bytes(self) -> int:
-        """See `Evaluator`."""
+        """Return the bytes of working memory of one frequency; see `Evaluator`."""
         return 2 * self.evaluate.row_bytes
 
     def __call__(self, frequencies: Array) -> Array:
-        """The matrices at the frequencies of the given indices."""
+        """Return the Gram matrices at the frequencies of the given indices."""
         return smaller_gram(self.operand.backend, self.evaluate(frequencies))
 
 
 @dataclass(frozen=True)
 class GramPolynomial:
-    """The Gram matrices, from their own coefficients.
+    """Evaluate the Gram matrices from their own coefficients.
 
-    A row of factors holds, in this order, a level, the cosine of each difference's angle, and the sine of each but of
-    the first difference, which is 0. It stands for ``level I + sum of cos C_s + sum of sin S_s``.
+    A row of factors stands for the matrix ``level I + sum of cos C_s + sum of sin S_s``. It holds the level, then the
+    cosine of each difference's angle, then the sine of each difference's angle. The sine of the first difference, which
+    is 0, is left out.
 
     Attributes
     ----------
+    operand : Operand
+        Its plan gives the grid.
     differences : int array, shape (half, ndim)
-        One of each pair s and -s, 0 first.
+        One difference of each pair s and -s, with 0 first.
     coefficients : array, shape (half, groups, side, side)
         ``G_s``, real for real kernels.
     cosines, sines : arrays, shapes (1 + half, entries) and (half - 1, entries)
-        For real kernels, the real parts of I and the ``C_s``, and the imaginary parts of the ``S_s``. Otherwise the
-        real and the imaginary parts of all of them, shape (2 * half, entries) each.
+        For real kernels, the real parts of I and of each ``C_s``, and the imaginary parts of each ``S_s``. For
+        complex kernels, the real and the imaginary parts of I and of all ``C_s`` and ``S_s``, shape (2 * half,
+        entries) each.
+    tables : list of array
+        The phases of the differences along each axis; see `phase_tables`.
     """
 
     operand: Operand
@@ -72,17 +101,17 @@ class GramPolynomial:
 
     @property
     def row_bytes(self) -> int:
-        """See `Evaluator`."""
+        """Return the bytes of working memory of one frequency; see `Evaluator`."""
         half, groups, side, _ = self.coefficients.shape
         return (4 * half + 4 * groups * side**2) * itemsize(self.operand)
 
     def __call__(self, frequencies: Array) -> Array:
-        """The matrices at the frequencies of the given indices."""
+        """Return the Gram matrices at the frequencies of the given indices."""
         cosines, sines = self._waves(frequencies)
         return self.matrices(self.operand.xp.concat([cosines[:, :1] * 0, cosines, sines], axis=1))
 
     def on_grid(self, plan: Plan) -> GramPolynomial | None:
-        """The same on another grid, if the offsets are the same there."""
+        """Return the same polynomial on the grid of another plan, or None if the offsets differ there."""
         offsets, others = ([axis.offsets for axis in one.axes] for one in (self.operand.plan, plan))
         if offsets != others:
             return None
@@ -90,12 +119,13 @@ class GramPolynomial:
         return dataclasses.replace(self, operand=operand, tables=phase_tables(operand, [*map(differences_of, offsets)]))
 
     def _waves(self, frequencies: Array) -> tuple[Array, Array]:
+        """Return the cosines and the sines of the angles of the differences at the given frequencies."""
         xp = self.operand.xp
         phases = phases_at(self.tables, frequencies, xp)[:, -len(self.differences) :]
         return xp.real(phases), xp.imag(phases)[:, 1:]
 
     def matrices(self, factors: Array) -> Array:
-        """The matrices that rows of factors stand for: shape (B, groups, side, side)."""
+        """Return the matrices that rows of factors stand for: shape (B, groups, side, side)."""
         xp, backend = self.operand.xp, self.operand.backend
         for_real = for_imaginary = factors
         if self.operand.plan.real:
@@ -105,7 +135,7 @@ class GramPolynomial:
         return xp.reshape(backend.complex(*parts), (-1, *self.coefficients.shape[1:]))
 
     def part(self, groups: slice) -> GramPolynomial:
-        """Return the matrices of some of the groups."""
+        """Return the Gram matrices of some of the groups."""
         entries = self.coefficients.shape[-1] ** 2
         columns = slice(groups.start * entries, groups.stop * entries)
         return dataclasses.replace(
@@ -116,22 +146,22 @@ class GramPolynomial:
         )
 
     def roundings(self) -> HostArray:
-        """Return a bound of the rounding errors of each group's eigenvalues, at all frequencies."""
+        """Return a rounding error bound of the eigenvalues of each group, at all frequencies: shape (groups,)."""
         return self.operand.backend.to_numpy(polynomial_roundings(self.operand, self.coefficients)).astype(float)
 
 
 def factor_rows(reach: HostArray) -> HostArray:
-    """Return rows of factors of ``-G``, on the host, from the angle of each of the `half_differences`.
+    """Return rows of factors that stand for ``-G``, on the host.
 
-    The level, which comes first, is 0.
+    `reach` holds the angle of each of the `half_differences` in radians: shape (rows, half). The level is 0.
     """
     return np.concatenate([np.zeros((len(reach), 1)), -np.cos(reach), -np.sin(reach[:, 1:])], axis=1)
 
 
 def coefficient_norms(operand: Operand, coefficients: Array) -> Array:
-    """Return the Frobenius norm of each coefficient with that of its opposite, constant to differentiation.
+    """Return the Frobenius norm of each coefficient plus the norm of its opposite: shape (half, groups).
 
-    Its shape is (half, groups).
+    The result is a constant for differentiation. The coefficient of 0 is its own opposite, and counts once.
     """
     xp = operand.xp
     squares = squared_norm(xp, operand.backend.stop_gradient(coefficients), axis=(-2, -1))
@@ -140,15 +170,18 @@ def coefficient_norms(operand: Operand, coefficients: Array) -> Array:
 
 
 def polynomial_roundings(operand: Operand, coefficients: Array) -> Array:
-    """Return a bound of the rounding errors of the eigenvalues of each group's matrices: shape (groups,).
+    """Return a rounding error bound of the eigenvalues of each group's Gram matrices: shape (groups,).
 
-    The matrices are those made from these coefficients, at any frequency.
+    The bound holds at every frequency, for matrices that are computed from these coefficients.
     """
     return sum_rounding(operand.plan) * operand.eps * operand.xp.sum(coefficient_norms(operand, coefficients), axis=0)
 
 
 def sum_rounding(plan: Plan) -> float:
-    """Rounding error of the sums that make a Gram matrix and its eigenvalues, in eps times the sum of their moduli."""
+    """Return the rounding error bound of the sums that make a Gram matrix and its eigenvalues.
+
+    The unit is eps times the sum of the absolute values of the terms.
+    """
     rows, columns = plan.block
     offsets = math.prod(len(axis.offsets) for axis in plan.axes)
     differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
@@ -157,7 +190,7 @@ def sum_rounding(plan: Plan) -> float:
 
 
 def smaller_gram(backend: Backend, matrices: Array) -> Array:
-    """``W W*`` or ``W* W``, whichever is smaller."""
+    """Return ``W W*`` or ``W* W`` for each matrix W in the last two axes, whichever is smaller."""
     xp, adjoint = backend.namespace(matrices), backend.adjoint(matrices)
     wide = matrices.shape[-2] <= matrices.shape[-1]
     return xp.matmul(matrices, adjoint) if wide else xp.matmul(adjoint, matrices)
@@ -166,18 +199,25 @@ def smaller_gram(backend: Backend, matrices: Array) -> Array:
 def gram_evaluator(operand: Operand, symbol: Evaluator) -> Evaluator:
     """Return the cheapest way to evaluate the Gram matrices of `symbol`.
 
-    Their coefficients cost a product for every pair of taps, which soon is less than a product for every frequency.
+    The coefficients of the polynomial cost one product for each pair of taps. Without them, each frequency costs one
+    product.
     """
     return gram_polynomial(operand) if _is_cheaper(operand, SMALL_PRODUCTS) else GramOf(operand, symbol)
 
 
 def useful_polynomial(operand: Operand) -> GramPolynomial | None:
-    """The Gram matrices as a polynomial, where its coefficients, of which moments are made too, are not too dear."""
+    """Return the Gram matrices as a polynomial, or None if its coefficients cost more than a product at each frequency.
+
+    Here the work on coefficients counts once, because `moment_bounds` uses them too.
+    """
     return gram_polynomial(operand) if _is_cheaper(operand, 1) else None
 
 
 def _is_cheaper(operand: Operand, pair_cost: float) -> bool:
-    """Whether coefficients cost less than products, if those of a pair of taps take `pair_cost` times as long."""
+    """Tell whether a polynomial costs less than a product at each frequency.
+
+    The products of a pair of taps count `pair_cost` times.
+    """
     plan = operand.plan
     rows, columns = plan.block
     side = min(rows, columns)
@@ -189,7 +229,7 @@ def _is_cheaper(operand: Operand, pair_cost: float) -> bool:
 
 
 def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> GramPolynomial:
-    """The symbol's Gram matrices, as a polynomial; its coefficients may be given if they are known."""
+    """Return the symbol's Gram matrices as a polynomial, from `coefficients` if the caller has them."""
     xp, backend, plan = operand.xp, operand.backend, operand.plan
     coefficients = gram_coefficients(operand) if coefficients is None else coefficients
     _, groups, side, _ = coefficients.shape
@@ -199,7 +239,7 @@ def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> Gram
     even = xp.concat(
         [xp.astype(identity, coefficients.dtype, copy=False), coefficients[:1, ...], others + adjoint], axis=0
     )
-    odd = others - adjoint  # times i
+    odd = others - adjoint  # The factor i of the sines is added below.
     if plan.real:
         cosines, sines = even, odd
     else:
@@ -216,14 +256,18 @@ def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> Gram
 
 
 def gram_coefficients(operand: Operand) -> Array:
-    """Coefficients of the symbol's Gram matrix, ``A A* = sum over s of G_s exp(i s theta)``, or of ``A* A``.
+    """Return the coefficients of the symbol's Gram matrix ``sum over s of G_s exp(i s theta)``.
 
-    ``G_s`` is the sum of ``K_p K_p'*`` over the taps whose offsets differ by s, and ``G_-s = G_s*``. Returns one of
-    each such pair, ``G_0`` first, as an array of shape (half, groups, side, side), real for real kernels: the second
-    half, in row-major order, of all combinations of the axes' differences.
+    ``G_s`` is the sum of ``K_p K_q*`` over the taps p and q whose offsets differ by s. Because ``G_-s = G_s*``, one
+    coefficient of each such pair is enough.
+
+    Returns
+    -------
+    array, shape (half, groups, side, side)
+        Real for real kernels, with ``G_0`` first. The order is that of `half_differences`.
     """
     taps, sign = operand.taps(), 1
-    if taps.shape[-2] > taps.shape[-1]:  # A* A: the same with the adjoint taps, at the opposite offsets
+    if taps.shape[-2] > taps.shape[-1]:  # A* A is the Gram matrix of the adjoint taps at the opposite offsets.
         taps, sign = operand.backend.adjoint(taps), -1
     pairs = _pairs(tuple(axis.offsets for axis in operand.plan.axes), sign)
     if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
@@ -232,22 +276,29 @@ def gram_coefficients(operand: Operand) -> Array:
 
 
 def half_differences(plan: Plan) -> HostArray:
-    """One of each pair of differences s and -s, 0 first, in the order of the coefficients: shape (half, ndim)."""
+    """Return one difference of each pair s and -s: shape (half, ndim).
+
+    They are the second half of all combinations of the axes' differences, in row-major order, so 0 comes first.
+    """
     found = np.asarray(list(itertools.product(*(differences_of(axis.offsets) for axis in plan.axes))))
     return found[len(found) // 2 :]
 
 
 def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:
-    """Every difference of two of the offsets, ascending."""
+    """Return every difference of two of the offsets, ascending."""
     return tuple(sorted({a - b for a in offsets for b in offsets}))
 
 
-Pairs = tuple[tuple[tuple[int, int], ...], ...]
+Pairs: TypeAlias = tuple[tuple[tuple[int, int], ...], ...]
+"""For each of the `half_differences`, the indices (p, q) of all pairs of taps whose offsets differ by it."""
 
 
 @functools.lru_cache(maxsize=64)
 def _pairs(offsets: tuple[tuple[int, ...], ...], sign: int) -> Pairs:
-    """For each difference of the second half, in row-major order, the pairs of taps that differ by it."""
+    """Return the pairs of taps for each of the `half_differences`.
+
+    The offsets of the two taps of a pair differ by `sign` times the difference.
+    """
     found: dict[tuple[int, ...], list[tuple[int, int]]] = {
         difference: [] for difference in itertools.product(*map(differences_of, offsets))
     }
@@ -257,7 +308,7 @@ def _pairs(offsets: tuple[tuple[int, ...], ...], sign: int) -> Pairs:
 
 
 def _paired_products(backend: Backend, taps: Array, pairs: Pairs) -> Array:
-    """The sums of ``K_p K_q*`` over each list of pairs, from one product that holds every pair: for small taps."""
+    """Return the sum of ``K_p K_q*`` over each list of pairs, from one product of all taps with all taps."""
     xp = backend.namespace(taps)
     count, groups, side, inner = taps.shape
     flat = xp.reshape(xp.permute_dims(taps, (1, 0, 2, 3)), (groups, count * side, inner))
@@ -269,6 +320,7 @@ def _paired_products(backend: Backend, taps: Array, pairs: Pairs) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _chosen(pairs: Pairs, count: int) -> HostArray:
+    """Return the matrix that adds the products of each list of pairs: shape (lists, count * count)."""
     chosen = np.zeros((len(pairs), count**2))
     for row, listed in zip(chosen, pairs, strict=True):
         row[[p * count + q for p, q in listed]] = 1
@@ -276,7 +328,7 @@ def _chosen(pairs: Pairs, count: int) -> HostArray:
 
 
 def _summed_products(backend: Backend, taps: Array, pairs: Pairs) -> Array:
-    """The same, from one product for each list."""
+    """Return the sum of ``K_p K_q*`` over each list of pairs, from one product for each list."""
     xp = backend.namespace(taps)
     count, groups, side, inner = taps.shape
     beside = xp.permute_dims(taps, (1, 2, 0, 3))

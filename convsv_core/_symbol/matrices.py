@@ -11,7 +11,7 @@ from convsv_core._geometry.phases import unit_phases
 from convsv_core._geometry.plan import HostArray, Plan
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_evaluator
-from convsv_core.backend import Array, BlockFunction
+from convsv_core.backend import Array, BlockWork
 from convsv_core.conv import Conv
 
 __all__ = ["expand", "symbol", "with_column_phases"]
@@ -69,6 +69,7 @@ def symbol(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
 
 
 def _symbol(operand: Operand) -> Array:
+    """Return the symbol on the whole grid."""
     plan = operand.plan
     matrices = operand.map_blocks(_matrices_of_block, plan.frequencies, budget=BLOCK_BYTES)
     full = with_column_phases(operand, expand(operand, matrices))
@@ -77,10 +78,10 @@ def _symbol(operand: Operand) -> Array:
     return operand.answer(operand.xp.reshape(full, (*plan.grid, *full.shape[1:])))
 
 
-def _matrices_of_block(operand: Operand) -> tuple[BlockFunction, int]:
-    """Return the function that evaluates a block of frequencies, and the bytes that a frequency needs."""
+def _matrices_of_block(operand: Operand) -> BlockWork:
+    """Return the work that evaluates the symbol at a block of frequencies."""
     evaluate = symbol_evaluator(operand)
-    return evaluate, evaluate.row_bytes
+    return BlockWork(evaluate, evaluate.row_bytes)
 
 
 def expand(operand: Operand, visited: Array, *, conjugate: bool = True) -> Array:

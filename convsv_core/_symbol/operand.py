@@ -1,4 +1,4 @@
-"""From a user's array to an operand: checked, in a computing dtype, scaled, and in the plan's order of axes."""
+"""An operand is the user's kernel, checked, in the dtype of the computation, scaled, with its geometry."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.plan import IntArray, Plan, check_input_shape, make_plan
+from convsv_core._geometry.plan import HostArray, IntArray, Plan, check_input_shape, make_plan
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
+from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
 
-COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
-REAL_OF = {"complex64": "float32", "complex128": "float64"}
-ANSWERED_IN = {"float16": "float32", "bfloat16": "float32"}
+__all__ = ["Operand", "check_bound", "check_conv", "check_finite", "make_operand", "normalise", "shape_of"]
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A kernel ready for computing.
+    """Hold a kernel that is ready for computing.
 
     Attributes
     ----------
+    backend : Backend
+        The backend that owns the kernel.
+    xp : module
+        The kernel's array namespace.
+    plan : Plan
+        The geometry, resolved to integers.
     kernel : array
-        The user's array in the computing dtype, divided by `scale`.
+        The user's array in the dtype of the computation, divided by `scale`. The axes are those of the user's array.
     computed_in, answered_in : str
         Names of the real dtypes of the computation and of the results.
     scale : 0-d array
-        A power of two near the largest entry, so that squares neither overflow nor vanish. A constant to
-        differentiation, which is right because every result here is homogeneous in the kernel.
+        A power of two near the largest entry. With it, squares of entries neither overflow nor vanish. It is a
+        constant for differentiation, which is right because every result is homogeneous in the kernel.
     finite : 0-d boolean array or None
-        Under tracing, whether all entries are finite (those that are not were replaced); None where
-        that has been checked.
+        Whether all entries of a traced kernel are finite. If not, `kernel` is 0. None if the entries have been checked.
     """
 
     backend: Backend
@@ -51,31 +55,31 @@ class Operand:
 
     @property
     def widened(self) -> bool:
-        """Whether the arithmetic is wider than the answer."""
+        """Tell whether the dtype of the computation is wider than the dtype of the answer."""
         return self.computed_in != self.answered_in
 
     @property
     def real_dtype(self) -> Any:
-        """The computation's real dtype, as the library has it."""
+        """Return the library's own object for the real dtype of the computation."""
         return getattr(self.xp, self.computed_in)
 
     @property
     def complex_dtype(self) -> Any:
-        """The computation's complex dtype, as the library has it."""
+        """Return the library's own object for the complex dtype of the computation."""
         return getattr(self.xp, COMPLEX_OF[self.computed_in])
 
     @property
     def eps(self) -> float:
-        """The spacing of numbers at 1 in the computation's dtype."""
+        """Return the spacing of numbers at 1 in the dtype of the computation."""
         return float(self.xp.finfo(self.real_dtype).eps)
 
     @property
     def answer_eps(self) -> float:
-        """The spacing of numbers at 1 in the answer's dtype."""
+        """Return the spacing of numbers at 1 in the dtype of the answer."""
         return float(self.xp.finfo(getattr(self.xp, self.answered_in)).eps)
 
     def run(self, function: Callable[..., Any], *static: Any, arrays: tuple[Array, ...] = ()) -> Any:
-        """Call ``function(self, *arrays, *static)``, compiled where the library compiles."""
+        """Return ``function(self, *arrays, *static)``, compiled if the library compiles."""
         own = (self.kernel, self.scale) if self.finite is None else (self.kernel, self.scale, self.finite)
         with self.backend.computation_context(self.kernel):
             return self.backend.run(_call, (*own, *arrays), (function, self._frame(len(own)), static))
@@ -83,24 +87,47 @@ class Operand:
     def map_blocks(
         self, prepare: Callable[..., Any], rows: IntArray, *static: Any, arrays: tuple[Array, ...] = (), budget: int
     ) -> Any:
-        """Map the function that ``prepare(self, *arrays, *static)`` returns over blocks of `rows`.
+        """Map the work that ``prepare(self, *arrays, *static)`` returns, a `BlockWork`, over blocks of `rows`.
 
-        `prepare` gets an operand without `finite`.
+        The operand that `prepare` gets has no `finite`. `budget` is the bytes of working memory for all blocks
+        computed at one time.
         """
         own = (self.kernel, self.scale)
         return self.backend.map_prepared(_call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget)
 
+    def run_with_host(
+        self,
+        search: Callable[[Operand], tuple[HostArray, ...]],
+        templates: tuple[HostArray, ...],
+        use: Callable[..., Any],
+        otherwise: Callable[..., Any],
+    ) -> Any:
+        """Call ``use(kernel, scale, *results)`` with what `search` gives on the host, or ``otherwise(kernel, scale)``.
+
+        See `Backend.run_with_host`. `search` gets this operand with NumPy arrays.
+        """
+        own = (self.kernel, self.scale)
+
+        def on_host(kernel: HostArray, scale: HostArray) -> tuple[HostArray, ...]:
+            return _call(kernel, scale, search, self._frame(len(own)), ())
+
+        return self.backend.run_with_host(on_host, templates, own, use, otherwise)
+
     def _frame(self, arrays: int) -> _Frame:
+        """Return the static part of the operand; `arrays` is the number of its own arrays."""
         return _Frame(self.plan, self.computed_in, self.answered_in, arrays)
 
     def on(self, input_shape: tuple[int, ...] | None, *, all_residues: bool = False) -> Operand:
-        """Return the same kernel on an input of other extents, or on the infinite lattice; see `make_plan`."""
+        """Return the operand of the same kernel for an input of another shape.
+
+        None stands for the infinite lattice. See `make_plan` for the arguments.
+        """
         shape = tuple(int(extent) for extent in self.kernel.shape)
         plan = make_plan(shape, self.plan.real, input_shape, self.plan.conv, all_residues=all_residues)
         return dataclasses.replace(self, plan=plan)
 
     def widen(self) -> Operand:
-        """The same operand in float64 where the library has it at hand, to be answered as before."""
+        """Return the operand in float64 if the library computes fast in it, with the dtype of the answer kept."""
         if self.computed_in == "float64" or not self.backend.has_fast_float64(self.kernel):
             return self
         xp = self.xp
@@ -109,7 +136,10 @@ class Operand:
         return dataclasses.replace(self, kernel=kernel, scale=scale, computed_in="float64")
 
     def answer(self, values: Array, *, scaled: bool = True) -> Array:
-        """`values` at the user's scale and in the answer's dtype; NaN where the kernel was not finite."""
+        """Return `values` in the dtype of the answer, multiplied by the operand's scale if `scaled`.
+
+        The values are NaN if the kernel is traced and not finite.
+        """
         xp = self.xp
         if scaled:
             values = values * self.scale
@@ -120,7 +150,7 @@ class Operand:
         return xp.astype(values, getattr(xp, wanted), copy=False)
 
     def taps(self) -> Array:
-        """The kernel as matrices by offset: shape (offsets, groups, rows, columns of a block)."""
+        """Return the kernel as one matrix for each offset: shape (offsets, groups, rows, columns of a block)."""
         xp, plan = self.xp, self.plan
         conv = plan.conv
         ndim = conv.ndim
@@ -128,10 +158,11 @@ class Operand:
         order = [conv.layout.index(letter) for letter in (*conv.spatial, whole, grouped)]
         taps = xp.permute_dims(self.kernel, tuple(order))
         if conv.transposed:
-            taps = self.backend.conj(taps)  # the layer is the transpose: the adjoint of the conjugate's convolution
+            # The layer is the transpose of a convolution, which is the adjoint of the conjugate kernel's convolution.
+            taps = self.backend.conj(taps)
         classes = [len(axis.residues) for axis in plan.axes]
         for index, axis in enumerate(plan.axes):
-            # The spatial axis `index` becomes (offset, class); the class moves behind the axes still to do.
+            # The slots of the spatial axis `index` stand for pairs (offset, class), which are split below.
             if axis.tap_of_slot is not None:
                 taps = self.take_or_zero(taps, axis.tap_of_slot, index)
         shape = tuple(itertools.chain.from_iterable((len(a.offsets), len(a.residues)) for a in plan.axes))
@@ -144,7 +175,7 @@ class Operand:
         return self.backend.contiguous(taps)
 
     def take_or_zero(self, array: Array, places: IntArray, axis: int) -> Array:
-        """Entries of `array` along `axis`; zeros where a place is the extent of that axis."""
+        """Return the entries of `array` along `axis` at `places`, and zeros where a place equals the axis's extent."""
         xp, extent = self.xp, array.shape[axis]
         if extent in places:
             nothing = xp.zeros_like(self.backend.take(array, np.zeros(1, int), axis))
@@ -152,7 +183,7 @@ class Operand:
         return self.backend.take(array, places, axis)
 
     def from_taps(self, taps: Array) -> Array:
-        """Put matrices by offset back into an array of the kernel's shape: the inverse of `taps`."""
+        """Return an array of the kernel's shape from one matrix for each offset: the inverse of `taps`."""
         xp, plan = self.xp, self.plan
         conv, ndim = plan.conv, plan.conv.ndim
         offsets = [len(axis.offsets) for axis in plan.axes]
@@ -172,9 +203,14 @@ class Operand:
 
 
 class _Frame(NamedTuple):
-    """The static part of an operand: a backend passes it beside the arrays without a look at it.
+    """Hold the static part of an operand, which a backend passes along with the arrays.
 
-    `arrays` counts the operand's own arrays, which come first: kernel, scale and, under tracing, `finite`.
+    Attributes
+    ----------
+    plan, computed_in, answered_in
+        As in `Operand`.
+    arrays : int
+        The number of the operand's own arrays, which come first: kernel, scale and, under tracing, `finite`.
     """
 
     plan: Plan
@@ -184,9 +220,10 @@ class _Frame(NamedTuple):
 
 
 def _call(*arguments: Any) -> Any:
-    """Put an operand together again and call a function of it.
+    """Build an operand from its parts and return what a function of the operand returns.
 
-    The arguments are arrays, the operand's own first, then the function, the `_Frame` and a tuple of static arguments.
+    The arguments are the operand's own arrays, further arrays, the function, the `_Frame`, and a tuple of static
+    arguments.
     """
     *arrays, function, frame, static = arguments
     kernel, scale, *finite = arrays[: frame.arrays]
@@ -197,11 +234,30 @@ def _call(*arguments: Any) -> Any:
 
 
 def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues: bool = False) -> Operand:
-    """Check a call's arguments and prepare the kernel."""
+    """Check the arguments of a call and return the operand.
+
+    Parameters
+    ----------
+    kernel : array
+        The user's kernel.
+    input_shape : object
+        The user's spatial extents, or None for the infinite lattice.
+    conv : Conv
+        The geometry.
+    all_residues : bool, default False
+        As for `make_plan`.
+
+    Raises
+    ------
+    TypeError
+        `kernel` is not an array of an installed library or not of a floating dtype, or `conv` is not a `Conv`.
+    ValueError
+        The shapes do not fit each other, or the kernel holds NaN or infinity.
+    """
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
     check_conv(conv)
-    dtype = check_dtype(kernel)
+    dtype = answer_dtype(kernel)
     is_complex = dtype in REAL_OF
     answered_in = computed_in = REAL_OF.get(dtype, dtype)
     shape = tuple(int(extent) for extent in kernel.shape)
@@ -216,7 +272,7 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
 
 
 def shape_of(kernel: Array, conv: object) -> tuple[int, ...]:
-    """Return the shape of a kernel as ints, after checking that it is an array and `conv` a `Conv`."""
+    """Return the shape of a kernel as ints, after a check that it is an array and that `conv` is a `Conv`."""
     backend_of(kernel)
     check_conv(conv)
     return tuple(int(extent) for extent in kernel.shape)
@@ -229,26 +285,16 @@ def check_conv(conv: object) -> None:
         raise TypeError(f"conv={conv!r}: wanted a convsv.Conv, not {type(conv).__name__}{hint}")
 
 
-def dtype_name(dtype: Any) -> str:
-    """Name of an array's dtype, of any library, such as "float32"."""
-    name: str = getattr(dtype, "name", "") or str(dtype).rpartition(".")[2]
-    return name
-
-
-def check_dtype(kernel: Array) -> str:
-    """Name of the dtype that the kernel's results are answered in; TypeError for integers and the like."""
-    name = dtype_name(kernel.dtype)
-    answered = ANSWERED_IN.get(name, name)
-    if answered not in COMPLEX_OF and answered not in REAL_OF:
-        raise TypeError(
-            f"kernel has dtype {name}: wanted one of {', '.join((*ANSWERED_IN, *COMPLEX_OF, *REAL_OF))}; "
-            f"convert it first, for integers to a floating-point dtype with the scale that they stand for"
-        )
-    return answered
-
-
 def check_finite(backend: Backend, kernel: Array) -> tuple[Array, Array | None]:
-    """Raise ValueError for NaN or infinity; under tracing replace them and say so in the second result."""
+    """Raise ValueError if the kernel holds NaN or infinity.
+
+    Returns
+    -------
+    kernel : array
+        The kernel. Under tracing it is the zero kernel if an entry is not finite.
+    finite : 0-d boolean array or None
+        Under tracing, whether all entries are finite; None if the entries have been checked.
+    """
     xp = backend.namespace(kernel)
     finite = xp.all(xp.isfinite(kernel))
     known = backend.truth(finite)
@@ -260,12 +306,52 @@ def check_finite(backend: Backend, kernel: Array) -> tuple[Array, Array | None]:
 
 
 def normalise(kernel: Array, backend: Backend) -> tuple[Array, Array]:
-    """The kernel divided by a power of two near its largest entry, and that power."""
+    """Return the kernel divided by a power of two near its largest entry, and that power as a 0-d array."""
     xp = backend.namespace(kernel)
     largest = xp.max(xp.abs(backend.stop_gradient(kernel)))
-    # Half an exponent of room on each side keeps the power itself and its reciprocal normal numbers.
+    # The factor 4 at each end of the range keeps the power and its reciprocal normal numbers.
     limits = xp.finfo(largest.dtype)
     least, most = (xp.full_like(largest, x) for x in (4 * float(limits.smallest_normal), float(limits.max) / 4))
     largest = xp.where(largest <= least, xp.ones_like(largest), xp.minimum(largest, most))
     scale = xp.pow(xp.full_like(largest, 2.0), xp.floor(xp.log2(largest)))
     return kernel / scale, scale
+
+
+def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> Array:
+    """Check a bound of a norm, and return it as a 0-d array of the operand's real dtype beside the kernel.
+
+    A bound is an int, a float, a NumPy scalar, or a 0-d array of the kernel's library. It is at least 0 and may be
+    infinite. The sign of an array that is traced or lazy cannot be checked.
+
+    Parameters
+    ----------
+    operand : Operand
+    bound : float or 0-d array
+        The user's argument, at the user's scale.
+    name : str, default "bound"
+        The name of the argument in an error.
+
+    Raises
+    ------
+    TypeError
+        `bound` is not a number (a bool is not one), or is an array of another library.
+    ValueError
+        `bound` is an array with axes, is negative, or is NaN.
+    """
+    xp, backend = operand.xp, operand.backend
+    if isinstance(bound, bool) or not (isinstance(bound, int | float) or hasattr(bound, "dtype")):
+        raise TypeError(f"{name}={bound!r}: wanted a number or a 0-d array of the kernel's library")
+    if isinstance(bound, int | float | np.number):
+        array = xp.full_like(operand.scale, float(bound))
+    else:
+        if not backend.owns_array(bound):
+            raise TypeError(
+                f"kernel is an array of {backend.name}, {name} one of {type(bound).__module__}: wanted one library"
+            )
+        if bound.ndim != 0:
+            raise ValueError(f"{name} has shape {tuple(bound.shape)}: wanted a number or a 0-d array")
+        array = xp.astype(bound, operand.real_dtype)
+    known = bound >= 0 if isinstance(bound, int | float) else backend.truth(array >= 0)
+    if known is False:
+        raise ValueError(f"{name}={bound}: wanted a number of at least 0")
+    return array

@@ -1,7 +1,8 @@
 """The symbol's matrices at given frequencies.
 
-The symbol is a trigonometric polynomial. A product of a small matrix of phases with its coefficients, block by
-block, is less work than an FFT for the kernels of real networks, and leaves the matrices contiguous.
+The symbol is a trigonometric polynomial, whose coefficients are the taps. A block of matrices is the product of a
+small matrix of phases with the coefficients. For the kernels of real networks this is less work than an FFT. It also
+leaves the matrices contiguous.
 """
 
 from __future__ import annotations
@@ -18,37 +19,57 @@ import numpy as np
 
 from convsv_core._geometry.phases import unit_phases
 from convsv_core._geometry.plan import HostArray, IntArray
-from convsv_core._symbol.operand import COMPLEX_OF, Operand
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
+from convsv_core.dtypes import COMPLEX_OF
+
+__all__ = [
+    "BLOCK_BYTES",
+    "Evaluator",
+    "RealPart",
+    "Tabulated",
+    "TrigonometricPolynomial",
+    "itemsize",
+    "phase_tables",
+    "phases_at",
+    "symbol_evaluator",
+    "symbol_polynomial",
+]
 
 BLOCK_BYTES = 1 << 28
-"""Default budget, in bytes, for the frequencies held at one time."""
+"""Default budget, in bytes of working memory, for the frequencies computed at one time. A guess: 256 MiB."""
 
 FFT_FACTOR = 24
-"""Offsets, in units of log2 of the number of frequencies, from which an FFT is cheaper than a product."""
+"""An FFT replaces the product if there are more offsets than this number times log2 of the number of frequencies.
+
+`_fft_is_cheaper` compares the operations. The value itself is a guess, because it assumes a tenth of a product's
+speed or less for the FFT.
+"""
 
 
 class Evaluator(Protocol):
-    """A function from frequency indices, shape (B, ndim), to matrices, shape (B, groups, rows, columns)."""
+    """A function from indices of frequencies, shape (B, ndim), to matrices, shape (B, groups, rows, columns)."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that the matrices of one frequency, their phases, and a decomposition of them take."""
+        """Return the bytes that the matrices of one frequency, their phases, and their decompositions take."""
 
     def __call__(self, frequencies: Array) -> Array:
-        """The matrices."""
+        """Return the matrices at the frequencies of the given indices."""
 
 
 @dataclass(frozen=True)
 class TrigonometricPolynomial:
-    """Matrices that depend on the frequency through a sum of coefficients times phases.
+    """Evaluate matrices that are sums over the offsets of a coefficient times a phase.
 
     Attributes
     ----------
+    operand : Operand
+        Its plan gives the grid.
     coefficients : array, shape (offsets, groups, rows, columns)
         One matrix for each combination of the axes' offsets, in row-major order; real for real kernels.
-    tables : list of array, one an axis, shape (period, offsets of the axis), complex
-        The phases.
+    tables : list of arrays, shape (period, offsets of the axis) each, complex
+        The phases along each axis.
     """
 
     operand: Operand
@@ -57,46 +78,54 @@ class TrigonometricPolynomial:
 
     @property
     def row_bytes(self) -> int:
-        """See `Evaluator`."""
+        """Return the bytes of working memory of one frequency; see `Evaluator`."""
         offsets, groups, rows, columns = self.coefficients.shape
         return (2 * offsets + groups * (2 * rows * columns + min(rows, columns) ** 2)) * itemsize(self.operand)
 
     def __call__(self, frequencies: Array) -> Array:
-        """The matrices at the frequencies of the given indices."""
+        """Return the matrices at the frequencies of the given indices."""
         return self.matrices(self.phases(frequencies))
 
     def part(self, groups: slice) -> TrigonometricPolynomial:
-        """Return the matrices of some of the groups."""
+        """Return the polynomial of some of the groups."""
         return dataclasses.replace(self, coefficients=self.coefficients[:, groups, :, :])
 
     def matrices(self, phases: Array) -> Array:
-        """The matrices that rows of phases stand for."""
+        """Return the matrices for rows of phases, shape (B, offsets)."""
         xp, shape = self.operand.xp, self.coefficients.shape
         flat = xp.reshape(self.coefficients, (shape[0], math.prod(shape[1:])))
-        if self.operand.plan.real:  # two real products are half of the work of a complex one
+        if self.operand.plan.real:  # Two real products are half of the work of a complex product.
             parts = xp.matmul(xp.real(phases), flat), xp.matmul(xp.imag(phases), flat)
             return xp.reshape(self.operand.backend.complex(*parts), (-1, *shape[1:]))
         return xp.reshape(xp.matmul(phases, flat), (-1, *shape[1:]))
 
     def phases(self, frequencies: Array) -> Array:
-        """The phase of every offset at the frequencies of the given indices: shape (B, offsets)."""
+        """Return the phase of every offset at the frequencies of the given indices: shape (B, offsets)."""
         return phases_at(self.tables, frequencies, self.operand.xp)
 
 
 @dataclass(frozen=True)
 class Tabulated:
-    """Matrices that were computed for every frequency at once: shape (prod(periods), groups, rows, columns)."""
+    """Look up matrices that were computed for all frequencies at once.
+
+    Attributes
+    ----------
+    operand : Operand
+        Its plan gives the grid.
+    matrices : array, shape (prod(periods), groups, rows, columns)
+        The matrices of the whole grid, in row-major order.
+    """
 
     operand: Operand
     matrices: Array
 
     @property
     def row_bytes(self) -> int:
-        """See `Evaluator`."""
+        """Return the bytes of working memory of one frequency; see `Evaluator`."""
         return 2 * math.prod(self.matrices.shape[1:]) * itemsize(self.operand)
 
     def __call__(self, frequencies: Array) -> Array:
-        """The matrices at the frequencies of the given indices."""
+        """Return the matrices at the frequencies of the given indices."""
         places = 0
         for axis, period in enumerate(self.operand.plan.periods):
             places = places * period + frequencies[:, axis]
@@ -105,40 +134,43 @@ class Tabulated:
 
 @dataclass(frozen=True)
 class RealPart:
-    """The matrices of another evaluator where they are real but for rounding."""
+    """Evaluate the real parts of another evaluator's matrices, which are real up to rounding."""
 
     operand: Operand
     evaluate: Evaluator
 
     @property
     def row_bytes(self) -> int:
-        """See `Evaluator`."""
+        """Return the bytes of working memory of one frequency; see `Evaluator`."""
         return self.evaluate.row_bytes
 
     def __call__(self, frequencies: Array) -> Array:
-        """The matrices at the frequencies of the given indices."""
+        """Return the real matrices at the frequencies of the given indices."""
         return self.operand.backend.contiguous(self.operand.xp.real(self.evaluate(frequencies)))
 
 
 def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
-    """The symbol, as a polynomial whose coefficients are the taps."""
+    """Return the symbol as a polynomial whose coefficients are the taps."""
     offsets = [axis.offsets for axis in operand.plan.axes]
     return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, offsets))
 
 
 def symbol_evaluator(operand: Operand) -> Evaluator:
-    """Return the cheapest way to evaluate the symbol: a polynomial, or for kernels of many taps an FFT."""
+    """Return the cheapest way to evaluate the symbol: a polynomial, or an FFT for kernels of many taps."""
     polynomial = symbol_polynomial(operand)
     return _transform(polynomial) if _fft_is_cheaper(operand) else polynomial
 
 
 def itemsize(operand: Operand) -> int:
-    """Bytes of one complex number of the computation."""
+    """Return the bytes of one complex number of the computation."""
     return int(2 * operand.xp.finfo(operand.real_dtype).bits // 8)
 
 
 def phase_tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]:
-    """The phases of each axis's offsets at all frequencies of one period: shape (period, offsets) each, complex."""
+    """Return the phases of each axis's offsets at all frequencies of a period.
+
+    They are complex tables, shape (period, offsets of the axis), one for each axis.
+    """
     return [
         operand.backend.asarray_like(
             _phases(axis.period, tuple(chosen), COMPLEX_OF[operand.computed_in]), operand.kernel
@@ -149,11 +181,12 @@ def phase_tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[A
 
 @functools.lru_cache(maxsize=256)
 def _phases(period: int, offsets: tuple[int, ...], dtype: str) -> HostArray:
+    """Return the phases of one axis on the host, from a cache."""
     return unit_phases(np.outer(np.arange(period), offsets), period).astype(dtype)
 
 
 def phases_at(tables: list[Array], frequencies: Array, xp: ModuleType) -> Array:
-    """The phase of every combination of the axes' offsets at the frequencies of the given indices."""
+    """Return the phase of every combination of the axes' offsets at the given frequencies: shape (B, combinations)."""
     phases = xp.take(tables[0], frequencies[:, 0], axis=0)
     for axis, table in enumerate(tables[1:], start=1):
         along = xp.take(table, frequencies[:, axis], axis=0)
@@ -162,11 +195,11 @@ def phases_at(tables: list[Array], frequencies: Array, xp: ModuleType) -> Array:
 
 
 def _fft_is_cheaper(operand: Operand) -> bool:
-    """Whether to transform the whole zero-padded kernel rather than multiply phases with taps.
+    """Tell whether an FFT of the whole zero-padded kernel takes less time than products of phases with taps.
 
-    The product takes ``8 * offsets`` operations for each entry of each visited matrix, at the speed of a
-    matrix product; the FFT ``5 * log2(frequencies)``, at a tenth of that speed or less, for both halves of the
-    grid, and it needs the whole symbol in memory.
+    For each entry of each visited matrix, the product takes ``8 * offsets`` operations. For each entry on the whole
+    grid, twice as many, the FFT takes ``5 * log2(frequencies)``, at a tenth of the product's speed or less. The FFT
+    also holds the whole symbol in memory.
     """
     plan = operand.plan
     offsets = math.prod(len(axis.offsets) for axis in plan.axes)
@@ -178,6 +211,7 @@ def _fft_is_cheaper(operand: Operand) -> bool:
 
 
 def _transform(polynomial: TrigonometricPolynomial) -> Tabulated:
+    """Return the symbol at all frequencies, from one FFT of the zero-padded coefficients."""
     operand = polynomial.operand
     xp, backend, plan = operand.xp, operand.backend, operand.plan
     shape = polynomial.coefficients.shape[1:]
@@ -185,9 +219,9 @@ def _transform(polynomial: TrigonometricPolynomial) -> Tabulated:
     padded = xp.reshape(padded, (*(len(axis.offsets) for axis in plan.axes), *shape))
     for index, axis in enumerate(plan.axes):
         count = len(axis.offsets)
-        source: IntArray = np.full(axis.period, count)  # the appended zeros, except at the offsets
+        source: IntArray = np.full(axis.period, count)  # The index `count` stands for zeros.
         source[np.asarray(axis.offsets) % axis.period] = np.arange(count)
         padded = operand.take_or_zero(padded, source, index)
-    # The symbol's exponent is positive, which is the inverse transform without its normalisation.
+    # The symbol's exponent is positive, as in the inverse transform. The product removes its normalisation.
     matrices = backend.ifftn(padded, tuple(range(len(plan.axes)))) * math.prod(plan.periods)
     return Tabulated(operand, xp.reshape(matrices, (-1, *shape)))

@@ -1,12 +1,12 @@
 """Gram matrices at rows of a host table: their largest eigenvalues, and tests against a level.
 
 Every search for a largest norm asks these two questions. A test by Cholesky's factorisation costs a fifth of the
-eigenvalues or less, so a search computes few eigenvalues and tests the other matrices against them. Where to look is
-the search's own matter.
+eigenvalues or less, so a search computes few eigenvalues and tests the other matrices against them. Each search decides
+for itself which rows to ask about.
 
-There are two kinds of rows. A Gram matrix may be made from its own coefficients (`PolynomialRows`), which has one
-rounding error bound for all frequencies, or as a product of the symbol's matrix with its adjoint (`ProductRows`), whose
-rounding error bound goes with each matrix.
+There are two kinds of rows. `PolynomialRows` makes a Gram matrix from its own coefficients, with one rounding error
+bound for all frequencies. `ProductRows` makes it as a product of the symbol's matrix with its adjoint, with a rounding
+error bound for each matrix.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ __all__ = [
 ]
 
 MARGIN_EPS = 4
-"""Rounding error bound of a product of a matrix and its adjoint, and of its factorisation.
+"""Rounding error bound of a product of a matrix and its adjoint, and of the factorisation of the product.
 
-In units of eps times the side times the trace. It is twice the bound of Higham, *Accuracy and Stability of Numerical
-Algorithms*, 2002, theorem 10.3 and section 3.5.
+The unit is eps times the side times the trace. The value is twice the bound of Higham, *Accuracy and Stability of
+Numerical Algorithms*, 2002, theorem 10.3 and section 3.5.
 """
 
 TABLE_BYTES = 1 << 32
-"""Working memory of the rows whose host table is made at once, which bounds that table.
+"""Working memory, in bytes, of the rows whose host table is made at one time, which limits the size of the table.
 
 A table takes at most a fiftieth of the working memory of its rows. A guess.
 """
 
 SQUARINGS = 3
-"""How often `PowerRows` squares a Gram matrix.
+"""Number of times that `PowerRows` squares a Gram matrix. It was chosen by measurement among 2, 3 and 4.
 
-The eighth power of an eigenvalue 6 % below the level is 0.6: norms 3 % below the limit pass where few eigenvalues are
-that large. It was chosen by measurement among 2, 3 and 4.
+The eighth power of an eigenvalue 6 % below the level is 0.6. So norms 3 % below the limit pass the test if a matrix
+has few eigenvalues that large.
 """
 
 
 class Eigenvalues(NamedTuple):
-    """The largest eigenvalue among the groups at some rows.
+    """Hold the largest eigenvalue among the groups of each row.
 
     Attributes
     ----------
     values : float array, shape (rows,)
-        As computed.
+        The eigenvalues as computed.
     uppers : float array, shape (rows,)
         Upper bounds of the exact eigenvalues.
     """
@@ -78,32 +78,33 @@ class Eigenvalues(NamedTuple):
 
 
 class GramRows(ABC):
-    """The Gram matrices of an operand's symbol at many rows, computed in blocks of a memory budget.
+    """Compute the Gram matrices of an operand's symbol at many rows, in blocks of a memory budget.
 
-    A row is named by its place, or by its angles: the kind of rows says which.
+    A row is named by its place in a table or by its angles, which depends on the subclass.
     """
 
     @property
     @abstractmethod
     def operand(self) -> Operand:
-        """The operand whose symbol it is."""
+        """Return the operand whose symbol is used."""
 
     @property
     @abstractmethod
     def row_bytes(self) -> int:
-        """Bytes of working memory that one row needs."""
+        """Return the bytes of working memory that one row needs."""
 
     @property
     def budget(self) -> int:
-        """Bytes of working memory that the rows held at one time may take."""
+        """Return the bytes of working memory for the rows computed at one time."""
         return BLOCK_BYTES
 
     def above(self, where: HostArray, level: float) -> HostArray:
-        """Tell which rows have a group whose eigenvalues are not shown to be at most a level.
+        """Tell which rows have a group with an eigenvalue that is not shown to be at most a level.
 
         Parameters
         ----------
-        where : array, one row a matrix
+        where : array, shape (rows,) or (rows, ndim)
+            The rows, by place or by angles.
         level : float
             The square of a norm.
 
@@ -114,7 +115,7 @@ class GramRows(ABC):
         if not len(where):
             return np.zeros(0, bool)
         backend = self.operand.backend
-        level = float(level) * (1 - 4 * self.operand.eps)  # more than what rounding the level to the dtype adds
+        level = float(level) * (1 - 4 * self.operand.eps)  # Rounding the level to the dtype adds less than this.
         xp = self.operand.xp
 
         def are_below(block: Array) -> Array:
@@ -127,7 +128,7 @@ class GramRows(ABC):
             return ~self._map(are_below, table_of, where)
 
     def largest(self, where: HostArray) -> Eigenvalues:
-        """Compute the largest eigenvalue among the groups at each row."""
+        """Return the largest eigenvalue among the groups of each row, with upper bounds."""
         backend, xp = self.operand.backend, self.operand.xp
 
         def of_block(block: Array) -> Array:
@@ -161,6 +162,7 @@ class GramRows(ABC):
     def _map(
         self, function: Callable[[Array], Array], table_of: Callable[[HostArray], HostArray], where: HostArray
     ) -> HostArray:
+        """Return on the host the results of a function of blocks at all rows, with host tables of limited size."""
         parts = np.array_split(where, -(-len(where) // max(1, TABLE_BYTES // self.row_bytes)))
         found = [
             map_rows(self.operand, function, table_of(part), row_bytes=self.row_bytes, budget=self.budget)
@@ -171,9 +173,10 @@ class GramRows(ABC):
 
 @dataclass(frozen=True)
 class PolynomialRows(GramRows):
-    """Gram matrices made from their own coefficients, at places on the grid or, with `by_angle`, at any angles.
+    """Compute Gram matrices from their own coefficients.
 
-    Angles are those of the reduced offsets, shape (rows, ndim): `Axis.step` times the angles of the grid.
+    A row is a place on the grid or, with `by_angle`, a row of angles in radians: shape (rows, ndim). The angles
+    belong to the reduced offsets: they are `Axis.step` times the angles of the grid.
     """
 
     gram: GramPolynomial
@@ -182,21 +185,21 @@ class PolynomialRows(GramRows):
 
     @property
     def operand(self) -> Operand:
-        """The operand whose symbol it is."""
+        """Return the operand whose symbol is used."""
         return self.gram.operand
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of working memory that one row needs."""
+        """Return the bytes of working memory that one row needs."""
         return self.gram.row_bytes
 
     @functools.cached_property
     def rounding(self) -> float:
-        """Bound of the eigenvalues' rounding errors, at all frequencies."""
+        """Return a rounding error bound of the eigenvalues, at all frequencies and for all groups."""
         return float(self.gram.roundings().max())
 
     def matrices(self, block: Array) -> Array:
-        """Return the Gram matrices that rows of factors with the level 0 stand for."""
+        """Return the Gram matrices for rows of factors whose level is 0."""
         return self.gram.matrices(-block)
 
     def _table(self, where: HostArray) -> HostArray:
@@ -219,15 +222,18 @@ class PolynomialRows(GramRows):
 
 @dataclass(frozen=True)
 class ProductRows(GramRows):
-    """Products of the symbol's matrices with their adjoints, at places in a table of frequencies.
+    """Compute the products of the symbol's matrices with their adjoints, at places in a table of frequencies.
 
     Attributes
     ----------
     symbol : TrigonometricPolynomial
+        The symbol, without `dual`.
     frequencies : array, shape (count, ndim)
-        Indices of frequencies, beside the kernel.
+        Indices of the frequencies, on the device of the kernel.
     dual : array, shape (count, groups, rows, columns), complex, or None
-        Matrices to be added to the symbol's.
+        Matrices that are added to the symbol's matrices.
+    budget : int
+        Bytes of working memory for the rows computed at one time.
     """
 
     symbol: TrigonometricPolynomial
@@ -237,12 +243,12 @@ class ProductRows(GramRows):
 
     @property
     def operand(self) -> Operand:
-        """The operand whose symbol it is."""
+        """Return the operand whose symbol is used."""
         return self.symbol.operand
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of working memory that one row needs."""
+        """Return the bytes of working memory that one row needs."""
         return 2 * self.symbol.row_bytes
 
     def matrices(self, block: Array) -> Array:
@@ -265,10 +271,10 @@ class ProductRows(GramRows):
 
 
 class PowerRows(ProductRows):
-    """Product rows that are tested by matrix products alone, for accelerators.
+    """Test product rows by matrix products alone, which suits accelerators.
 
-    The squared Frobenius norm of a power of a Gram matrix is the sum of twice that power of its eigenvalues, which is
-    at least that power of the largest one.
+    For a power p of a Gram matrix, the squared Frobenius norm is the sum of the eigenvalues to the power 2 p. This
+    sum is at least the largest eigenvalue to the power 2 p.
     """
 
     def _are_below(self, block: Array, level: float) -> Array:
@@ -285,7 +291,7 @@ class PowerRows(ProductRows):
 
 
 def grid_rows(operand: Operand, *, budget: int = BLOCK_BYTES) -> PolynomialRows | ProductRows:
-    """Return the cheapest rows for the visited frequencies of the operand's own plan, which are named by place."""
+    """Return the cheapest rows for the visited frequencies of the operand's own plan; a row is named by its place."""
     gram = useful_polynomial(operand)
     if gram is not None:
         return PolynomialRows(gram, budget=budget)
@@ -296,9 +302,9 @@ def grid_rows(operand: Operand, *, budget: int = BLOCK_BYTES) -> PolynomialRows 
 def map_rows(
     operand: Operand, function: Callable[[Array], Array], table: HostArray, *, row_bytes: int, budget: int
 ) -> HostArray:
-    """Return on the host what a function gives for each row of a host table.
+    """Return on the host the results of a function for the rows of a host table.
 
-    A library that compiles gets batches of few sizes: the last row is repeated to fill one.
+    A library that compiles gets batches of few different sizes: the last row is repeated to fill a batch.
     """
     backend = operand.backend
     filled = table[np.minimum(np.arange(backend.batch_size(len(table))), len(table) - 1)]
@@ -307,7 +313,10 @@ def map_rows(
 
 
 def largest_eigenvalues(backend: Backend, matrices: Array) -> Array:
-    """Return the largest eigenvalue of each Hermitian matrix in the last two axes; sides 1 and 2 have closed forms."""
+    """Return the largest eigenvalue of each Hermitian matrix in the last two axes.
+
+    Sides 1 and 2 have closed forms.
+    """
     xp = backend.namespace(matrices)
     if matrices.shape[-1] == 1:
         return xp.real(matrices[..., 0, 0])
@@ -319,12 +328,15 @@ def largest_eigenvalues(backend: Backend, matrices: Array) -> Array:
 
 
 def are_below(backend: Backend, matrices: Array, levels: Array) -> Array:
-    """Tell whether the eigenvalues of Hermitian matrices are below one level each, up to rounding."""
+    """Tell whether all eigenvalues of each Hermitian matrix are below its level, up to rounding.
+
+    `levels` has the shape of `matrices` without the last two axes.
+    """
     xp = backend.namespace(matrices)
     identity = xp.astype(backend.asarray_like(np.eye(matrices.shape[-1]), matrices), matrices.dtype, copy=False)
     return backend.is_positive_definite(xp.astype(levels, matrices.dtype)[..., None, None] * identity - matrices)
 
 
 def product_rounding(operand: Operand, trace: Any) -> Any:
-    """Return a bound of the rounding errors of the eigenvalues of a matrix times its adjoint, which has this trace."""
+    """Return a rounding error bound of the eigenvalues of a matrix times its adjoint, from the trace of the product."""
     return MARGIN_EPS * min(operand.plan.block) * operand.eps * trace

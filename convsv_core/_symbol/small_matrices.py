@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from convsv_core._geometry.plan import IntArray, Plan
 from convsv_core.backend import Array, Backend
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "absolute_square",
     "block_singular_values",
     "gram_singular_values",
+    "real_and_complex",
     "safe_sqrt",
     "squared_norm",
 ]
@@ -103,3 +105,15 @@ def _values_of_side_2(backend: Backend, blocks: Array) -> Array:
     determinant = safe_sqrt(xp, longer) * safe_sqrt(xp, squared_norm(xp, remainder, axis=-1))
     smallest = determinant / xp.where(nonzero, largest, xp.ones_like(largest))
     return xp.stack([largest, xp.where(smallest > largest, largest, smallest)], axis=-1)
+
+
+def real_and_complex(plan: Plan) -> list[tuple[bool, IntArray]]:
+    """Return the visited frequencies in two parts: first with real decompositions, then with complex ones.
+
+    The symbol of a real kernel is real at a frequency that is its own conjugate. The symbol of a 1x1 kernel is real
+    everywhere. A real decomposition takes a third of the time of a complex one. Closed forms gain nothing from it, so
+    their frequencies stay in the second part.
+    """
+    alone = plan.self_conjugate if plan.real and min(plan.block) > CLOSED_FORM_SIDE else 0
+    parts = [(True, plan.frequencies[:alone]), (False, plan.frequencies[alone:])]
+    return [(real, frequencies) for real, frequencies in parts if len(frequencies)]

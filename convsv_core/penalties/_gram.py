@@ -14,7 +14,7 @@ from convsv_core._symbol.folding import fold
 from convsv_core._symbol.gram import differences_of, gram_coefficients, gram_evaluator
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_evaluator
-from convsv_core.backend import Array, BlockFunction
+from convsv_core.backend import Array, BlockWork
 
 __all__ = ["mean_over_grams", "squared_gram"]
 
@@ -79,9 +79,7 @@ def mean_over_grams(operand: Operand, function: Callable[[Operand, Array, Any], 
     return mean_over_frequencies(operand, parts)
 
 
-def _of_grams(
-    operand: Operand, function: Callable[[Operand, Array, Any], Array], parameter: float
-) -> tuple[BlockFunction, int]:
-    """Return the function of a block of frequencies that `mean_over_grams` maps, and the bytes that a row needs."""
+def _of_grams(operand: Operand, function: Callable[[Operand, Array, Any], Array], parameter: float) -> BlockWork:
+    """Return the work on a block of frequencies that `mean_over_grams` maps."""
     evaluate = gram_evaluator(operand, symbol_evaluator(operand))
-    return lambda frequencies: function(operand, evaluate(frequencies), parameter), 2 * evaluate.row_bytes
+    return BlockWork(lambda frequencies: function(operand, evaluate(frequencies), parameter), 2 * evaluate.row_bytes)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from convsv_core._geometry.plan import check_input_shape
-from convsv_core._projection.clipping import check_bound
 from convsv_core._spectrum.numbers import operator_norm
 from convsv_core._spectrum.numbers import stable_rank as operator_stable_rank
-from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.operand import Operand, check_bound, make_operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 

@@ -18,8 +18,8 @@ from convsv_core._spectrum.values import singular_values
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
-from convsv_core.plugins import backend_of, get_backend, plugins
-from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row, one_line
+from convsv_core.plugins import backend_of, get_backend, one_line, plugins
+from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row
 
 __all__ = [
     "COMPUTING_FAILS",

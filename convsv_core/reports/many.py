@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convsv_core.layers import ReadOptions
-from convsv_core.plugins import get_backend
+from convsv_core.plugins import get_backend, one_line
 from convsv_core.reports import tasks
 from convsv_core.reports.analysis import COMPUTING_FAILS
-from convsv_core.reports.report import BOUNDS, Bounds, LayerReport, ModelReport, one_line
+from convsv_core.reports.report import BOUNDS, Bounds, LayerReport, ModelReport
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Future: TypeAlias = Any
 
-__all__ = ["analyze_many"]
+__all__ = ["ROUNDS", "SECONDS_PER_TASK", "analyze_many"]
 
 TASKS_PER_THREAD = 8
 """Number of tasks under way for each thread of the cluster. A guess: enough that no thread waits for the client.

@@ -15,8 +15,9 @@ from convsv_core._projection.certificate import CERTIFICATE_RTOL
 from convsv_core._projection.projection import Projection, ProjectionMethod, project
 from convsv_core.backend import Backend
 from convsv_core.layers import Layer, Operator, Stored, join_notes, layer_operators
+from convsv_core.plugins import one_line
 from convsv_core.reports.analysis import COMPUTING_FAILS, Placement
-from convsv_core.reports.report import ProjectionReport, one_line
+from convsv_core.reports.report import ProjectionReport
 
 __all__ = ["STORED_EPS", "project_layers", "rounded_to"]
 

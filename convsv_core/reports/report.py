@@ -19,7 +19,6 @@ __all__ = [
     "ModelReport",
     "ProjectionReport",
     "Row",
-    "one_line",
 ]
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -220,8 +219,3 @@ class ModelReport:
     def failed(self) -> bool:
         """Whether the model has no figures."""
         return not self.layers
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message, or its type where there is none, on one line: for a note."""
-    return " ".join(str(error).split()) or type(error).__name__

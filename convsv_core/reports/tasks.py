@@ -23,13 +23,13 @@ from convsv_core._spectrum.values import (
     BlockValues,
     decompositions,
     make_spectral_operand,
-    real_and_complex,
     sorted_values,
 )
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES
+from convsv_core._symbol.small_matrices import real_and_complex
 from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
-from convsv_core.plugins import get_backend
+from convsv_core.plugins import get_backend, one_line
 from convsv_core.reports.analysis import (
     COMPUTING_FAILS,
     Placement,
@@ -241,7 +241,7 @@ def _survey(path: Path, options: TaskOptions) -> Survey:
     except ModelError as error:
         return Survey(failure=str(error), seconds=time.perf_counter() - start)
     except Exception as error:  # a damaged file can make a reader fail in any way, and costs no other model
-        reason = " ".join(f"{path}: {type(error).__name__}: {error}".split())
+        reason = f"{path}: {one_line(error, with_type=True)}"
         return Survey(failure=reason, seconds=time.perf_counter() - start)
     now: list[int] = []
     done = pending = 0.0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from convsv_core._projection.projection import METHODS
+from convsv_core.training import METHODS
 
 __all__ = ["experiment_options", "mean_and_deviation", "method_option", "write"]
 

@@ -1,4 +1,4 @@
-"""Networks of flax and equinox, their kernels, and the certified norms of these."""
+"""Networks of flax and equinox, their kernels, and the certified norms of the kernels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import convsv_core as convsv
 __all__ = ["SLACK", "TIGHT", "LinenCNN", "NnxCNN", "equinox_cnn", "images", "kernels", "on_host", "uppers"]
 
 SLACK = 1 + 1e-6
-"""What a certified norm may exceed the bound by."""
+"""Factor by which a certified norm may exceed the bound."""
 
 TIGHT = 1e-7
-"""Gap of the certificates, which are compared with the bound."""
+"""Relative gap of the certificates that are compared with the bound."""
 
 
 def on_host(kernel: Any) -> np.ndarray[Any, Any]:
-    """In a dtype that holds it and NumPy has."""
+    """Return a kernel as a NumPy array, of float32 in place of bfloat16."""
     return np.asarray(kernel, np.float32 if kernel.dtype == jnp.bfloat16 else None)
 
 
 def kernels(tree: Any, layers: Any) -> dict[str, Any]:
-    """The kernel of each layer, looked up apart from the adapter, on NumPy, which compiles nothing."""
+    """Return the kernel of each layer, found without the adapter, as NumPy arrays, for which nothing is compiled."""
     found = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         path = jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value").removeprefix("params/")
@@ -36,13 +36,13 @@ def kernels(tree: Any, layers: Any) -> dict[str, Any]:
 
 
 def uppers(tree: Any, layers: Any) -> list[float]:
-    """Certified norms for every input size."""
+    """Return the certified norms for every input size."""
     stored = kernels(tree, layers)
     return [float(convsv.norm_bounds(stored[layer.path], layer.conv, rtol=TIGHT).upper) for layer in layers]
 
 
 class LinenCNN(linen.Module):
-    """The network of flax's MNIST example."""
+    """Network of flax's MNIST example."""
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -59,7 +59,7 @@ class LinenCNN(linen.Module):
 
 
 class NnxCNN(nnx.Module):
-    """Two convolutions, batch normalisation, dropout and a list."""
+    """Network with two convolutions, batch normalisation, dropout and a list."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.first = nnx.Conv(1, 4, (3, 3), rngs=rngs)

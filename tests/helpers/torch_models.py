@@ -1,4 +1,4 @@
-"""A network of PyTorch whose layers are above the bounds of the tests, its training, and the norms of its layers."""
+"""A PyTorch network with norms above the bounds of the tests, its training, and the norms of its layers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import convsv_core as convsv
 __all__ = ["DEVICES", "SLACK", "certified", "images", "network", "train"]
 
 SLACK = 1 + 1e-6
-"""What `convsv_core.project` lets a certified norm exceed the bound by."""
+"""Factor by which a certified norm may exceed the bound, as in `convsv_core.project`."""
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def network() -> nn.Sequential:
-    """Norms above 1, and one of each kind of geometry that the hook treats apart."""
+    """Return a network with norms above 1, and one layer of each kind of geometry that the hook distinguishes."""
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -51,7 +51,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, batch:
 
 
 def certified(layer: Any) -> float:
-    """Upper bound of the norm of the layer with its own padding, where the core has one, else of its symbol."""
+    """Return an upper bound of the norm of the layer with its own padding."""
     weight = layer.weight.detach()
     extents = None if layer.conv.padding_mode == "zeros" else layer.input_shape
     return float(convsv.norm_bounds(weight, layer.conv, input_shape=extents).upper)

@@ -22,8 +22,8 @@ from convsv_adapters.cli.output import import_for_option, one_line_errors, write
 from convsv_adapters.cli.parquet import SpectraTable, TableError
 from convsv_adapters.cli.progress import tracked
 from convsv_adapters.cli.table import show_runs
-from convsv_adapters.formats.errors import one_line
 from convsv_core import ModelReport, analyze_many
+from convsv_core.plugins import one_line
 from convsv_core.reports import Bounds
 
 __all__ = ["ManyRequest"]

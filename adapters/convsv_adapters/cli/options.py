@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 import click
 import numpy as np
 
-from convsv_adapters.formats.errors import one_line
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Geometry, ReadOptions
-from convsv_core.plugins import get_backend
+from convsv_core.plugins import get_backend, one_line
 
 __all__ = [
     "MODEL",

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from convsv_adapters.cli.checkpoints import Checkpoint
 from convsv_adapters.cli.files import write_whole
+from convsv_core.plugins import one_line
 from convsv_core.reports import QUANTILES, LayerReport, ModelReport
 
 __all__ = ["Norm", "SpectraTable", "TableError"]
@@ -176,7 +177,7 @@ class SpectraTable:
             try:
                 file = pq.ParquetFile(path)
             except (OSError, pa.ArrowException) as error:
-                raise TableError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+                raise TableError(f"{path}: cannot be read: {one_line(error)}") from None
             with file:
                 self._check(path, file.schema_arrow)
                 for batch in file.iter_batches(columns=[*_FILE_COLUMNS, "layer"]):

@@ -13,8 +13,8 @@ from convsv_adapters.cli.options import ModelOptions, model_options, number, out
 from convsv_adapters.cli.output import GEOMETRY_FIELDS
 from convsv_adapters.cli.request import Request
 from convsv_adapters.cli.table import projection_view
-from convsv_core._projection.projection import METHODS, ProjectionMethod
 from convsv_core.reports import project_layers
+from convsv_core.training import METHODS, ProjectionMethod
 
 __all__ = ["FIELDS", "command"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from convsv_core.layers import ModelError
+from convsv_core.plugins import one_line
 
-__all__ = ["damaged", "load_library", "one_line"]
+__all__ = ["damaged", "load_library"]
 
 
 def load_library(name: str, path: Path, extra: str) -> Any:
@@ -25,8 +26,3 @@ def load_library(name: str, path: Path, extra: str) -> Any:
 def damaged(path: Path, kind: str, error: BaseException) -> ModelError:
     """Return the error for a file that cannot be read as `kind`, such as "an .npz archive"."""
     return ModelError(f"{path}: not {kind}, or a damaged one: {one_line(error)}")
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an exception on one line, or the name of its type if the message is empty."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS
 from convsv_core.layers import Extents, Layer
 
-__all__ = ["COMPUTED_IN_FORWARD", "CONVOLUTIONS", "conv_layers", "model_layers", "without_autocast"]
+__all__ = ["COMPUTED_IN_FORWARD", "CONVOLUTIONS", "conv_layers", "convolutions", "model_layers", "without_autocast"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The modules that are found, and their subclasses."""
@@ -61,15 +61,18 @@ def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLaye
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a torch.nn.Module")
-    model = _unwrapped(model)
     seen: dict[nn.Module, dict[Extents, Extents]] = {}
     if example_input is not None:
-        _run(model, example_input, seen)
+        _run(_unwrapped(model), example_input, seen)
     return [
         _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
-        for name, module in model.named_modules()
-        if isinstance(module, CONVOLUTIONS)
+        for name, module in convolutions(model).items()
     ]
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model that are convolutions, by name, inside of wrappers."""
+    return {name: one for name, one in _unwrapped(model).named_modules() if isinstance(one, CONVOLUTIONS)}
 
 
 def model_layers(model: nn.Module, example_input: object) -> list[Layer]:

@@ -85,7 +85,14 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
             return convsv_core.operator_norm(weight, self.input_shape, self.conv)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the scaled weight."""
+        """Return the scaled weight; on the meta device, where there are no values, a weight of the same shape."""
+        if weight.is_meta:
+            return weight.clone()
+        if torch.onnx.is_in_onnx_export():
+            raise RuntimeError(
+                "ONNX has no operators for the norm of a convolution: before the export, store the scaled weight by "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+            )
         norm = self.norm(weight)
         divisor = norm / self.bound
         if self.mode == "bound":

@@ -11,10 +11,11 @@ from torch import nn
 
 from convsv_adapters._layers import ConvLayer
 from convsv_adapters.torch._exchange import is_sharded, make_exchange, refuse_flat_parameters, write_shard
-from convsv_adapters.torch._layers import conv_layers, without_autocast
+from convsv_adapters.torch._layers import conv_layers, convolutions, without_autocast
 from convsv_adapters.torch._options import StepOptions
 from convsv_adapters.torch._targets import (
     ProjectedWeight,
+    Target,
     is_simple,
     make_targets,
     projected,
@@ -25,6 +26,13 @@ from convsv_adapters.torch._targets import (
 from convsv_core.training import CERTIFICATE_RTOL
 
 __all__ = ["StepProjection", "project_after_step"]
+
+
+STORED_EPS = 64
+"""Largest relative change of a weight by its parametrization's rounding, in eps of its dtype.
+
+Weight norm divides by a norm and multiplies by it again: a few eps. The rest is a guess.
+"""
 
 
 class StepProjection:
@@ -52,17 +60,29 @@ class StepProjection:
     """
 
     def __init__(self, model: nn.Module, bound: float, every: int = 1, **options: Any) -> None:
+        if isinstance(model, torch.optim.Optimizer):
+            raise TypeError(f"model is a {type(model).__qualname__}: wanted a torch.nn.Module; are arguments swapped?")
         chosen = StepOptions(bound, every, **options)
         self.bound, self.headroom, self.every, self.steps = chosen.bound, chosen.headroom, chosen.every, 0
-        refuse_flat_parameters(model)
-        self.layers: list[ConvLayer] = chosen.find_layers(model)
         self._circular, self._arguments = chosen.circular, chosen.project_arguments
-        self._targets = make_targets(self.layers, self._circular)
-        self._exchange = make_exchange(model, chosen.process_group, [target.module for target in self._targets])
-        calls = self._calls(list(range(len(self._targets))), [target.weight for target in self._targets])
-        self._owners = self._exchange.share_out([target.cost() for target in self._targets], calls)
+        self._process_group, self._selected = chosen.process_group, chosen.layers is not None
         self._norms: dict[str, float] = {}
         self._handle: Any = None
+        self._set_up(model, chosen.find_layers(model))
+
+    def _set_up(self, model: nn.Module, layers: list[ConvLayer]) -> None:
+        """Make the targets of a model's layers, and share them out over the ranks."""
+        refuse_flat_parameters(model)
+        self._model, self._convolutions = model, convolutions(model)
+        self.layers = layers
+        self._targets = make_targets(self.layers, self._circular)
+        self._exchange = make_exchange(model, self._process_group, [target.module for target in self._targets])
+        calls = self._calls(list(range(len(self._targets))), [target.weight for target in self._targets])
+        self._owners = self._exchange.share_out([target.cost() for target in self._targets], calls)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle takes along: not the hook, which belongs to the optimizer."""
+        return {**self.__dict__, "_handle": None}
 
     @property
     def norms(self) -> dict[str, float]:
@@ -89,7 +109,7 @@ class StepProjection:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__qualname__}: wanted a torch.optim.Optimizer")
         if model is not None:
-            self._move_to(model)
+            self._follow(model)
         self.remove()
         self._handle = optimizer.register_step_post_hook(lambda *_: self.step())
         return self
@@ -116,6 +136,7 @@ class StepProjection:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def project(self) -> dict[str, float]:
         """Project every layer now and return `norms`; with several ranks, all of them have to call it."""
+        self._follow(self._model)
         exchange = self._exchange
         kernels: list[torch.Tensor | None] = [None] * len(self._targets)
         norms: dict[str, float] = {}
@@ -136,12 +157,13 @@ class StepProjection:
                     break
             exchange.raise_together(failure, weights[0].device)
             names = [name for target in self._targets for name in target.names]
-            self._norms = exchange.collect(norms, names, weights[0].device)
+            norms = exchange.collect(norms, names, weights[0].device)
             for target, kernel, weight in zip(
                 self._targets, exchange.broadcast(kernels, weights, self._owners), weights, strict=True
             ):
                 if not torch.equal(kernel, weight):
-                    _store(target.module, kernel)
+                    _store(target, kernel)
+        self._norms = norms
         return self.norms
 
     def _calls(self, chosen: list[int], weights: list[torch.Tensor]) -> list[list[int]]:
@@ -163,17 +185,29 @@ class StepProjection:
                 found[index] = projected(self._targets[index], weights[index], bound, self.headroom, self._arguments)
         return [one for index in chosen if (one := found[index]) is not None]
 
-    def _move_to(self, model: nn.Module) -> None:
-        """Project the layers of a copy of the model from now on, from the dual variables that are known."""
+    def _follow(self, model: nn.Module) -> None:
+        """Project the convolutions that a model has now: some may have been replaced, added or removed.
+
+        Extents are known by a layer's name. Dual variables stay with the layers that stay.
+        """
+        if model is self._model and convolutions(model) == self._convolutions:
+            return
         refuse_flat_parameters(model)
-        known = {layer.name: layer for layer in conv_layers(model)}
-        if missing := [layer.name for layer in self.layers if layer.name not in known]:
-            raise ValueError(f"model has no convolution of the name {missing[0]!r}: wanted a copy of the model")
-        self.layers = [dataclasses.replace(layer, module=known[layer.name].module) for layer in self.layers]
-        states = [target.state for target in self._targets]
-        self._targets = make_targets(self.layers, self._circular)
-        for target, state in zip(self._targets, states, strict=True):
-            target.state = state
+        known = {layer.name: layer for layer in self.layers}
+        moved = model is not self._model
+        if moved and (missing := known.keys() - convolutions(model).keys()):
+            raise ValueError(f"model has no convolution of the name {min(missing)!r}: wanted a copy of the model")
+        before = {target.names[0]: target for target in self._targets}
+        found = [
+            dataclasses.replace(layer, input_shapes=known[layer.name].input_shapes) if layer.name in known else layer
+            for layer in conv_layers(model)
+            if layer.name in known or not self._selected
+        ]
+        self._set_up(model, found)
+        for target in self._targets:
+            old = before.get(target.names[0])
+            if old is not None and (moved or old.module is target.module):
+                target.state = old.state
 
 
 def project_after_step(
@@ -256,11 +290,19 @@ def _gathered(weight: torch.Tensor) -> torch.Tensor:
     return weight.full_tensor() if is_sharded(weight) else weight.detach()
 
 
-def _store(module: nn.Module, kernel: torch.Tensor) -> None:
-    """Give a module another weight."""
-    parameter = module._parameters.get("weight")
+def _store(target: Target, kernel: torch.Tensor) -> None:
+    """Give a module another weight; raise ValueError if its parametrization stores a different one."""
+    module, parameter = target.module, target.module._parameters.get("weight")
     if parameter is None:
         module.weight = kernel.clone()
+        change, size = (float(torch.linalg.vector_norm(one)) for one in (module.weight - kernel, kernel))
+        if not change <= STORED_EPS * torch.finfo(kernel.dtype).eps * size:
+            target.reference = None
+            kinds = ", ".join(type(one).__qualname__ for one in module.parametrizations["weight"])
+            raise ValueError(
+                f"the layer {target.names[0]!r} cannot be projected: its parametrization ({kinds}) gives another "
+                f"weight than the one that was assigned; wanted a right_inverse that gives it back, or the plain layer"
+            )
     elif is_sharded(parameter):
         write_shard(parameter, kernel)
     else:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_adapters.formats.errors import one_line
 from convsv_adapters.formats.onnx.extents import infer_types, open_inputs
 from convsv_adapters.formats.onnx.graph import STANDARD, Node, Place, Scope, attributes, operator_name
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
@@ -19,6 +18,7 @@ from convsv_adapters.formats.onnx.types import Dims, Types, dims_of
 from convsv_adapters.parameters import LAYOUTS, HostArray
 from convsv_core.conv import SPATIAL_LETTERS, Conv, Pads
 from convsv_core.layers import Layer, Stored
+from convsv_core.plugins import one_line
 
 __all__ = ["convolutions"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import onnx.helper
 
-from convsv_adapters.formats.errors import one_line
 from convsv_adapters.formats.onnx.graph import Scope
 from convsv_adapters.formats.onnx.types import Types, dims_of
 from convsv_adapters.parameters import HostArray
+from convsv_core.plugins import one_line
 
 __all__ = ["Wanted", "run_for_shapes"]
 

@@ -1,4 +1,4 @@
-"""The PyTorch adapter: the parametrization by the operator norm, and the penalty."""
+"""Tests of the PyTorch adapter: the parametrization by the operator norm, and the penalty."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_parametrised_layer_within_the_bound_is_left_alone() -> None:
 
 
 def test_the_norm_depends_on_the_weight_alone() -> None:
-    """No buffers, the same in training and evaluation, after any number of passes, and in a copy."""
+    """There are no buffers. Mode, number of passes and copying do not change the weight."""
     layer = operator_norm(nn.Conv2d(4, 4, 3, padding=1), bound=0.1)
     assert list(layer.buffers()) == []
     weight = layer.weight.detach().clone()
@@ -90,10 +90,14 @@ def test_an_assignment_is_scaled() -> None:
     assert isinstance(layer.weight, nn.Parameter)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-def test_a_compiled_model_is_the_same() -> None:
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+INDUCTOR = (pytest.mark.thorough, pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=INDUCTOR)])
+def test_a_compiled_model_is_the_same(backend: str) -> None:
     model = nn.Sequential(operator_norm(nn.Conv2d(3, 4, 3), bound=0.3), nn.ReLU())
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend=backend)
     batch = images(2)
     wanted, found = model(batch), compiled(batch)
     assert torch.allclose(found, wanted, rtol=0, atol=16 * torch.finfo(torch.float32).eps)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SLACK = 1 + 1e-6
 
 torch = pytest.importorskip("torch")
@@ -78,6 +78,7 @@ def test_spectra_are_bounded_where_they_should_be(run: Callable[..., dict[str, A
             assert row["norm"] <= SLACK
 
 
+@pytest.mark.thorough
 def test_frameworks_end_with_the_same_norms(run: Callable[..., dict[str, Any]]) -> None:
     pytest.importorskip("equinox")
     pytest.importorskip("optax")
@@ -88,6 +89,7 @@ def test_frameworks_end_with_the_same_norms(run: Callable[..., dict[str, Any]]) 
     assert content["comparisons"][1]["largest_norm"] <= SLACK
 
 
+@pytest.mark.thorough
 def test_keras_ends_with_the_same_norms(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "torch")  # read at the first import of Keras
     pytest.importorskip("keras")

@@ -118,7 +118,7 @@ def test_a_state_of_another_layer_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("library", ["torch", pytest.param("jax", marks=pytest.mark.thorough)])
 def test_libraries_agree(library: str, method: Any) -> None:
     pytest.importorskip(library)
     backend = get_backend(library)

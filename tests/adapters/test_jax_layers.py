@@ -1,4 +1,4 @@
-"""The adapters of flax and equinox: the layers that they find in a model, and their operators."""
+"""Tests of the adapters of flax and equinox: the layers that they find in a model, and their operators."""
 
 from __future__ import annotations
 

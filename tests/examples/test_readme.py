@@ -10,7 +10,7 @@ import numpy as np
 
 import convsv_core
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def blocks(language: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Projection shared out over two processes."""
+"""Tests of a projection that two processes share."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: 
 
 
 def run_on_ranks(function: Callable[[int, Path], None]) -> list[Any]:
-    """What each rank saved, from `RANKS` processes that run `function`."""
+    """Return the result of each rank, from `RANKS` processes that run `function`."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (function, Path(folder)), nprocs=RANKS)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]

@@ -1,4 +1,4 @@
-"""The adapter of optax: what holds after a training step."""
+"""Tests of the adapter of optax: kernels after training steps, and the penalty."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ def test_reflected_padding_counts() -> None:
     assert float(bounds.upper) <= 0.25 * SLACK
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64], ids=str)
+LESS_USUAL = [pytest.param(dtype, marks=pytest.mark.thorough) for dtype in (jnp.float16, jnp.float64)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, *LESS_USUAL], ids=str)
 def test_stored_kernels_satisfy_the_bound_in_every_dtype(dtype: Any) -> None:
     keys = jax.random.split(jax.random.key(0))
     conv = convsv.Conv("HWIO", padding_mode="zeros")
@@ -208,6 +211,7 @@ print("done")
 """
 
 
+@pytest.mark.thorough
 def test_sharded_parameters_stay_sharded_and_within_the_bound() -> None:
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)

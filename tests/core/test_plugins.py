@@ -127,8 +127,12 @@ print(rows["torch"].available, rows["torch"].reason, rows["numpy"].available, se
     ("source", "words"),
     [
         ("raise RuntimeError('broken on load')", "broken on load"),
-        ("import a_module_that_does_not_exist", "a_module_that_does_not_exist"),
-        ("from convsv_core import hookimpl\n@hookimpl\ndef convsv_backend(): raise KeyError('later')", "later"),
+        pytest.param("import a_module_that_does_not_exist", "a_module_that_does_not_exist", marks=pytest.mark.thorough),
+        pytest.param(
+            "from convsv_core import hookimpl\n@hookimpl\ndef convsv_backend(): raise KeyError('later')",
+            "later",
+            marks=pytest.mark.thorough,
+        ),
         ("x = 1", "convsv_backend"),
     ],
     ids=["raises", "imports", "raises-in-hook", "no-hook"],

@@ -1,4 +1,4 @@
-"""The PyTorch adapter: the layers that it finds in a model, and their report."""
+"""Tests of the PyTorch adapter: the layers that it finds in a model, and their report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_kind_of_convolution_is_found_with_its_geometry() -> None:
     ids=lambda options: options.get("padding_mode", options["padding"]),
 )
 def test_the_geometry_is_that_of_the_module(ndim: int, options: dict[str, Any]) -> None:
-    """The norm that the core finds is that of the module as a matrix."""
+    """The norm that the core finds is the norm of the module's matrix."""
     module = [nn.Conv1d, nn.Conv2d, nn.Conv3d][ndim - 1](2, 2, 3, bias=False, **options).double()
     extents = (6, 5, 4)[:ndim]
     (layer,) = conv_layers(module, torch.zeros(1, 2, *extents, dtype=torch.float64))
@@ -88,7 +88,7 @@ def assert_norm_is_that_of_the_module(layer: Any, module: nn.Module, channels: i
     matrix = module(columns.reshape(-1, channels, *extents)).reshape(len(columns), -1)
     truth = float(torch.linalg.matrix_norm(matrix.detach(), ord=2))
     found = float(convsv.operator_norm(layer.weight.detach(), extents, layer.conv))
-    # The iteration for padded operators stops at 1e-6 or so; a wrong geometry is off by percents.
+    # The iteration for padded operators stops at about 1e-6. A wrong geometry changes the norm by per cents.
     assert found == pytest.approx(truth, rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The callbacks of Lightning and of the Hugging Face Trainer, and models that others wrote."""
+"""Tests of the callbacks of Lightning and of the Hugging Face Trainer, on models that others wrote."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 16
 
 
 def resnet() -> nn.Module:
-    """A residual network of the transformers library, without weights, with norms above 1."""
+    """Return an untrained residual network of the transformers library, with norms above 1."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = transformers.ResNetForImageClassification(

@@ -111,6 +111,7 @@ def test_results_are_gathered_and_never_the_symbol(compiled: dict[str, Any]) -> 
         assert largest < 126 * 8 * 6, name
 
 
+@pytest.mark.thorough
 def test_a_kernel_on_a_mesh_or_a_mesh_in_effect_is_all_it_takes() -> None:
     report = run("""
 for kind in (AxisType.Auto, AxisType.Explicit):

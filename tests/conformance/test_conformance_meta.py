@@ -267,7 +267,7 @@ def test_jax_passes_in_its_default_mode_too(tmp_path: Path) -> None:
         "--convsv-backend",
         "jax",
         "-k",
-        "(values/rectangular or jit/stride or gradients/1d or errors/nan) and float32",
+        "(values/rectangular or gradients/1d or errors/nan) and float32",
     )
     done = pytest_anywhere(tmp_path, {**os.environ, "JAX_ENABLE_X64": "0"}, *chosen)
     assert done.returncode == pytest.ExitCode.OK, done.stdout

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from convsv_backends import _numpy, _threads
-from convsv_backends._threads import SharedLimit, map_in_threads
+from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import convsv_core as convsv
@@ -177,11 +177,11 @@ def test_work_within_a_task_starts_no_threads(kernel: np.ndarray, monkeypatch: p
 def test_a_shared_limit_ends_with_its_last_holder() -> None:
     events: list[str] = []
 
-    def limit() -> tuple[int, object]:
+    def limit() -> UserLimit:
         events.append("set")
-        return 1, lambda: events.append("restored")
+        return UserLimit(1, lambda: events.append("restored"))
 
-    shared = SharedLimit(limit)  # type: ignore[arg-type]
+    shared = SharedLimit(limit)
     shared.__enter__()
     with shared:
         assert events == ["set"]

@@ -1,4 +1,4 @@
-"""The PyTorch adapter: what holds after a training step."""
+"""Tests of the PyTorch adapter: the projection after an optimizer step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_after_training_every_layer_is_within_the_bound(method: str, device: str
     for layer in layers:
         assert certified(layer) <= 1.0 * SLACK, layer.name
         assert projection.norms[layer.name] <= 1.0 * SLACK
-    # the bound is used: no layer is far below it, but for padding's own share in the one that reflects
+    # No layer is far below the bound; the norm of reflect padding is part of the certificate of the layer that has it.
     assert all(norm >= 0.9 for norm in projection.norms.values())
 
 

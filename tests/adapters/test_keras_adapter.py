@@ -1,4 +1,4 @@
-"""The Keras adapter: what it finds in a model, and what holds after training, on each backend of Keras.
+"""Tests of the Keras adapter on each backend of Keras: the layers that it finds, and their norms after training.
 
 Keras has one backend a process. This one has that of `conftest.py`; the last test runs the others.
 """
@@ -53,7 +53,7 @@ def _seeded() -> None:
 
 
 def network() -> keras.Sequential:
-    """Norms above the bound, and one of each kind of layer."""
+    """Return a network with norms above the bound, and one layer of each kind."""
     return keras.Sequential(
         [
             keras.Input((12, 12, 3)),
@@ -68,7 +68,7 @@ def network() -> keras.Sequential:
 
 
 def small_network() -> keras.Sequential:
-    """For what takes a compiler long."""
+    """Return a network with one convolution, for tests that take a compiler long."""
     return keras.Sequential([keras.Input((12, 12, 3)), L.Conv2D(4, 3, padding="same"), L.Flatten(), L.Dense(3)])
 
 
@@ -82,7 +82,7 @@ def host(array: Any) -> np.ndarray:
 
 
 def certified(layer: ConvLayer) -> float:
-    """For every input size, in float64."""
+    """Return the certified norm for every input size, computed in float64."""
     return float(convsv.norm_bounds(host(layer.kernel), layer.conv).upper)
 
 
@@ -93,7 +93,7 @@ def fit(model: keras.Model, *callbacks: keras.callbacks.Callback, rate: float = 
 
 
 def dense(layer: keras.layers.Layer, shape: tuple[int, ...]) -> np.ndarray:
-    """The matrix of a layer, from its outputs for each basis image."""
+    """Return the matrix of a layer, from its outputs for each basis image."""
     basis = np.eye(int(np.prod(shape)), dtype="float32").reshape(-1, *shape)
     outputs = host(layer(basis))
     return outputs.reshape(len(basis), -1).T
@@ -115,7 +115,7 @@ def test_the_geometry_is_that_of_the_layer(name: str) -> None:
         assert norm == pytest.approx(exact, rel=64 * EPS)
         return
     assert norm >= 0.8 * certified(found)
-    # A kernel whose axes of channels are taken for each other has another norm, which this would not pass.
+    # If the axes of channels were exchanged, the norm would differ and the test would fail.
     swapped = convsv.Conv(found.conv.layout.replace("OI", "IO"), found.conv.stride, transposed=True)
     assert abs(float(convsv.norm_bounds(host(found.kernel), swapped).lower) / norm - 1) > 0.02
 
@@ -218,7 +218,7 @@ def test_every_backend_brings_a_kernel_to_the_same_place() -> None:
         conv = constraint.geometry.conv(shape)
         assert keras.backend.standardize_dtype(found.dtype) == "float32"
         assert tuple(found.shape) == shape
-        # The kernel times one number, whichever library has found it.
+        # Every library returns the kernel times one number.
         share = host(found).ravel()[0] / kernel.ravel()[0]
         np.testing.assert_allclose(host(found), share * kernel.astype(float), rtol=16 * EPS)
         reference = kernel.astype(float).reshape(host(constraint.geometry.kernel(variable)).shape)
@@ -310,7 +310,7 @@ def test_bad_calls_get_a_clear_error() -> None:
 @pytest.mark.parametrize(
     ("other", "chosen"),
     [
-        ("jax", "not application and not constraint_holds"),
+        ("jax", "geometry or callback or circular or bad_calls"),
         pytest.param("jax", "", marks=pytest.mark.thorough),
         ("numpy", ""),
         ("tensorflow", ""),
@@ -319,7 +319,7 @@ def test_bad_calls_get_a_clear_error() -> None:
 def test_on_another_backend(other: str, chosen: str) -> None:
     environment = os.environ | {"KERAS_BACKEND": other}
     if other == "tensorflow":
-        # Without TensorFlow keras itself cannot be imported there: what stands in for it says its backend alone.
+        # Keras cannot be imported without TensorFlow there. A stand-in module tells only its backend.
         code = (
             "import sys, types; keras = types.ModuleType('keras'); "
             "keras.backend = types.SimpleNamespace(backend=lambda: 'tensorflow'); sys.modules['keras'] = keras; "
@@ -329,7 +329,7 @@ def test_on_another_backend(other: str, chosen: str) -> None:
         assert "KERAS_BACKEND to one of these" in run.stderr.splitlines()[-1]
         return
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", chosen, __file__]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
