@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,10 @@ from convsv_core.conv import Conv
 
 __all__ = [
     "Extents",
+    "Geometry",
     "Layer",
+    "LayerList",
+    "LeftOut",
     "ModelError",
     "Operator",
     "ReadOptions",
@@ -84,6 +87,59 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A part of a file that no layer was read from, though it holds arrays with the shape of a kernel.
+
+    Parameters
+    ----------
+    path : str
+        The place of the part in the file: its keys, joined by "/".
+    reason : str
+        For people.
+    """
+
+    path: str
+    reason: str
+
+
+class LayerList(list[Layer]):
+    """The convolutions of a model file, and what else a reader says of the file.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+    networks : iterable of str, default ()
+        The paths of the networks that were read, where the file is a tree that holds several.
+    left_out : iterable of LeftOut, default ()
+    """
+
+    def __init__(
+        self, layers: Iterable[Layer] = (), *, networks: Iterable[str] = (), left_out: Iterable[LeftOut] = ()
+    ) -> None:
+        super().__init__(layers)
+        self.networks, self.left_out = tuple(networks), tuple(left_out)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The geometry of a layer, as far as a user states it. What is None stays as the reader assumes it.
+
+    Parameters
+    ----------
+    groups : int or None
+    stride, dilation, padding : int, tuple of int, or None
+        As in `Conv`.
+    transposed : bool or None
+    """
+
+    groups: int | None = None
+    stride: int | tuple[int, ...] | None = None
+    dilation: int | tuple[int, ...] | None = None
+    padding: int | tuple[int, ...] | None = None
+    transposed: bool | None = None
+
+
+@dataclass(frozen=True)
 class ReadOptions:
     """Facts about a model that its file may leave open, given by the user.
 
@@ -94,10 +150,17 @@ class ReadOptions:
         geometry take the trailing entries as the spatial extents of every layer.
     layout : str or None
         Layout of the kernels, for formats that do not fix it.
+    network : str or None
+        The path of the only network to read, for files that are trees with several networks.
+    layers : mapping from str to Geometry
+        The geometry of layers, for formats that do not store it. A key is a layer's name, or a pattern of `fnmatch`
+        for names. A layer that is named here counts as a convolution. Later entries come before earlier ones.
     """
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     layout: str | None = None
+    network: str | None = None
+    layers: Mapping[str, Geometry] = field(default_factory=dict)
 
 
 def join_notes(*notes: str) -> str:

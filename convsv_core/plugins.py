@@ -65,8 +65,8 @@ class Hooks:
     def convsv_read_model(self, path: Path, options: ReadOptions) -> Sequence[Layer] | None:
         """Return every convolution of the model at `path`, or None if the file has another format.
 
-        The layers are in the order of the network, the input first. Raise `ModelError` for a file of this
-        format that cannot be read.
+        The layers are in the order of the network, the input first. A `LayerList` also says what was left out.
+        Raise `ModelError` for a file of this format that cannot be read.
         """
 
     def convsv_model_layers(self, model: object, example_input: object) -> Sequence[Layer] | None:

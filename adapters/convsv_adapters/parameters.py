@@ -1,20 +1,32 @@
-"""From named arrays to layers, for formats that store no geometry; and weights that normalisation keeps in parts."""
+"""From named arrays to layers, for formats that store no geometry."""
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import numpy as np
-
+from convsv_adapters.formats.companions import Companions, look_around, shown_names
+from convsv_adapters.formats.parts import HostArray, Named, put_together
 from convsv_core.conv import SPATIAL_LETTERS, Conv
-from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
+from convsv_core.layers import Geometry, Layer, LayerList, LeftOut, ModelError, ReadOptions, Stored
 
-__all__ = ["LAYOUTS", "HostArray", "is_kernel", "layers_from_arrays", "put_together"]
-
-HostArray: TypeAlias = np.ndarray[Any, Any]
+__all__ = [
+    "LAYOUTS",
+    "HostArray",
+    "NetworkArrays",
+    "in_natural_order",
+    "is_kernel",
+    "layers_from_arrays",
+    "layers_from_networks",
+    "may_be_kernel",
+    "not_floating",
+    "put_together",
+    "refuse_geometry",
+]
 
 LAYOUTS = {2 + ndim: f"OI{spatial}" for ndim, spatial in SPATIAL_LETTERS.items()}
 """The layout of a kernel by its rank, in PyTorch's and ONNX's order of axes."""
@@ -33,6 +45,30 @@ The list is a guess: it names what common vision networks store beside their ker
 """
 
 
+OPTIMIZER_STATE = re.compile(
+    r"((?:.*?[./])??(?:opt_state|optimi[sz]er\w*|exp_avg|exp_avg_sq|momentum_buffer))(?:[./].*)?$", re.IGNORECASE
+)
+"""Names of arrays that are the state of an optimizer, in files that hold a flat list of arrays. A guess."""
+
+
+class NetworkArrays(NamedTuple):
+    """The arrays of one network.
+
+    Attributes
+    ----------
+    path : str
+        The place of the network in its file, which the names of its layers begin with; "" for the only network.
+    arrays : dict of str to (array or str)
+        The arrays by name. A string in place of an array says why the array could not be read.
+    stored : mapping from str to Stored
+        Where the file stores each array that can be replaced.
+    """
+
+    path: str
+    arrays: Named
+    stored: Mapping[str, Stored]
+
+
 def layers_from_arrays(
     arrays: Iterable[tuple[str, HostArray | str]],
     options: ReadOptions,
@@ -40,14 +76,17 @@ def layers_from_arrays(
     *,
     ordered: bool = True,
     stored: Mapping[str, Stored] | None = None,
-) -> list[Layer]:
+) -> LayerList:
     """Return the layers of a network of which only the named arrays are known.
 
     A kernel is a floating-point or complex array of rank 3 to 5, unless the last part of its name has a word of
-    `NOT_A_KERNEL`. Its layer is assumed to have stride 1, dilation 1 and padding "same". A kernel with one
-    input channel and several output channels is taken as depthwise, unless it is the first of the network.
-    Weights that weight or spectral normalisation keeps in parts are put together first (`put_together`).
-    The note of each layer lists what was assumed.
+    `NOT_A_KERNEL`, or a bias beside it has its shape. A kernel of rank 3 is one only where its name, a bias, a
+    normalisation or the user says so. Weights that are kept in parts are put together first (`put_together`). Where
+    other arrays say that an array is not the weight of a convolution, its layer has the reason and no kernel.
+
+    A layer is assumed to have stride 1, dilation 1, one group and padding "same", unless `options` says otherwise. A
+    kernel with one input channel and several output channels is taken as depthwise, unless it is the first of the
+    network. A bias tells which axis holds the outputs. The note of each layer lists what was assumed.
 
     Parameters
     ----------
@@ -68,46 +107,169 @@ def layers_from_arrays(
     Raises
     ------
     ModelError
-        An input shape names no kernel, or has too few extents for a kernel.
+        An input shape or a geometry names no kernel, or does not fit a kernel.
     """
-    given_arrays = dict(arrays)
-    named = put_together(given_arrays)
-    if not ordered:
-        named = dict(sorted(named.items(), key=lambda item: _natural_order(item[0])))
-    kernels = {name: array for name, array in named.items() if is_kernel(name, array)}
-    unknown = [name for name in options.input_shapes if name and name not in kernels]
+    if options.network is not None:
+        raise ModelError(f"{path}: holds one network, and none that is called {options.network!r}")
+    return layers_from_networks([NetworkArrays("", dict(arrays), stored or {})], options, path, ordered=ordered)
+
+
+def layers_from_networks(
+    networks: Sequence[NetworkArrays], options: ReadOptions, path: Path, *, ordered: bool = True
+) -> LayerList:
+    """Return the layers of several networks, one network after the other: see `layers_from_arrays`.
+
+    Arrays whose names say that they are the state of an optimizer are left out.
+
+    A name, or a pattern of one, in the options is the name of a layer here or the name of its array in the file.
+    """
+    layers: list[Layer] = []
+    used: set[str] = set()
+    left_out: dict[str, LeftOut] = {}
+    for network in networks:
+        states = {name: found[1] for name in network.arrays if (found := OPTIMIZER_STATE.match(name))}
+        for state in states.values():
+            place = "/".join(filter(None, (network.path, state)))
+            left_out[place] = LeftOut(place, "the state of an optimizer")
+        kept = {name: array for name, array in network.arrays.items() if name not in states}
+        layers += _Reading(network._replace(arrays=kept), options, path, used).layers(ordered)
+    unknown = [name for name in options.input_shapes if name and name not in used]
     if unknown:
         raise ModelError(f"{path}: no kernel is called {unknown[0]!r} (this format names arrays, not inputs)")
-    first_channels = None
-    layers: list[Layer] = []
-    for name, array in kernels.items():
-        if isinstance(array, str):
-            layers.append(Layer(name, None, None, None, array))
-            continue
-        ndim = array.ndim - 2
+    unknown = [name for name in options.layers if name not in used]
+    if unknown:
+        raise ModelError(f"{path}: no kernel is called {unknown[0]!r}")
+    return LayerList(layers, networks=[network.path for network in networks], left_out=left_out.values())
+
+
+def refuse_geometry(options: ReadOptions, path: Path) -> None:
+    """Raise `ModelError` if the options say what a format stores itself: the network, or the geometry of layers."""
+    if options.network is not None:
+        raise ModelError(f"{path}: holds one network, and none that is called {options.network!r}")
+    if options.layers:
+        raise ModelError(f"{path}: holds the geometry of its layers; drop {next(iter(options.layers))!r}")
+
+
+def in_natural_order(names: Iterable[str]) -> bool:
+    """Return whether names are in an order of their own, or in an alphabetical one that puts numbers by value too."""
+    found = list(names)
+    return found != sorted(found) or found == sorted(found, key=_natural_order)
+
+
+class _Reading:
+    """The arrays of a network on their way to becoming layers."""
+
+    def __init__(self, network: NetworkArrays, options: ReadOptions, path: Path, used: set[str]) -> None:
+        self.network, self.options, self.path, self.used = network, options, path, used
+        self.named = put_together(network.arrays)
+        self.shown = shown_names(self.named)
+
+    def layers(self, ordered: bool) -> list[Layer]:
+        """Return the layers. The names and patterns of the options that fit one are added to `used`."""
+        names = list(self.named)
+        if not ordered:
+            names.sort(key=lambda name: _natural_order(self.shown[name]))
+        layers: list[Layer] = []
+        first_channels: int | None = None
+        for name in names:
+            array = self.named[name]
+            wanted = self._wanted(name)
+            if isinstance(array, str):
+                layers.append(Layer(self._label(name), None, None, None, array))
+            elif is_kernel(name, array):
+                told = look_around(name, array, self.named, name not in self.network.arrays, wanted is not None)
+                if not told.is_kernel:
+                    continue
+                if told.doubt:
+                    layers.append(Layer(self._label(name), None, None, None, told.doubt))
+                    continue
+                layer, channels = self._layer(name, array, told, wanted or Geometry(), first_channels, ordered)
+                first_channels = channels if first_channels is None else first_channels
+                layers.append(layer)
+        return layers
+
+    def _label(self, name: str) -> str:
+        return f"{self.network.path}/{self.shown[name]}" if self.network.path else self.shown[name]
+
+    def _names(self, name: str) -> tuple[str, ...]:
+        """Return the names by which options may call an array."""
+        return self._label(name), self.shown[name], name
+
+    def _wanted(self, name: str) -> Geometry | None:
+        """Return the geometry that the user states for an array; None if the user states none."""
+        array = self.named[name]
+        if not isinstance(array, str) and not is_kernel(name, array):
+            return None
+        self.used.update(key for key in self.options.input_shapes if key in self._names(name))
+        found = None
+        for pattern, geometry in self.options.layers.items():
+            if any(fnmatch.fnmatchcase(known, pattern) for known in self._names(name)):
+                self.used.add(pattern)
+                stated = {key: value for key, value in dataclasses.asdict(geometry).items() if value is not None}
+                found = dataclasses.replace(found or Geometry(), **stated)
+        return found
+
+    def _layer(
+        self,
+        name: str,
+        array: HostArray,
+        told: Companions,
+        wanted: Geometry,
+        first_channels: int | None,
+        ordered: bool,
+    ) -> tuple[Layer, int]:
+        """Return the layer of a kernel, and the number of its input channels."""
+        options, ndim = self.options, array.ndim - 2
+        transposed = wanted.transposed
+        if transposed is None:
+            transposed = told.layout == "transposed" and options.layout is None
         layout = _layout(array.ndim, options.layout)
+        if options.layout is None and told.layout == "last":
+            layout = f"{SPATIAL_LETTERS[ndim]}{'OI' if transposed else 'IO'}"
+        elif options.layout is None and transposed:
+            layout = f"IO{SPATIAL_LETTERS[ndim]}"
         outputs, inputs = (array.shape[layout.index(letter)] for letter in "OI")
-        first_channels = inputs if first_channels is None else first_channels
-        is_first = not layers and not _has_many_channels(options.input_shapes.get(""), ndim)
-        depthwise = inputs == 1 and outputs > 1 and not is_first
-        given = options.input_shapes.get(name, options.input_shapes.get(""))
-        extents = _extents(given, ndim, first_channels, path)
+        is_first = first_channels is None and not _has_many_channels(options.input_shapes.get(""), ndim)
+        guessed = wanted.groups is None and not (transposed and told.groups)
+        depthwise = guessed and inputs == 1 and outputs > 1 and not is_first and not transposed
+        groups = wanted.groups or (told.groups if transposed else None) or (outputs if depthwise else 1)
+        given = next((options.input_shapes[key] for key in self._names(name) if key in options.input_shapes), None)
+        shape = given if given is not None else options.input_shapes.get("")
+        extents = _extents(shape, ndim, inputs if first_channels is None else first_channels, self.path)
         assumptions = {
-            "stride 1": True,
-            "dilation 1": True,
-            "padding same": True,
-            f"layout {layout}": not options.layout,
-            f"extents {'x'.join(map(str, extents))}": given is None,
-            "the given extents at every layer": given is not None and name not in options.input_shapes,
+            "stride 1": wanted.stride is None,
+            "dilation 1": wanted.dilation is None,
+            "groups 1": guessed and not depthwise,
+            "padding same": wanted.padding is None,
+            f"layout {layout}": not options.layout and told.layout is None,
+            f"layout {layout} for its bias": not options.layout and told.layout is not None,
+            f"extents {'x'.join(map(str, extents))}": shape is None,
+            "the given extents at every layer": shape is not None and given is None,
             "depthwise for its one input channel": depthwise,
             "order by name": not ordered,
         }
-        note = "assumed " + ", ".join(text for text, was_assumed in assumptions.items() if was_assumed)
-        conv = Conv(layout, groups=outputs if depthwise else 1, padding_mode="zeros")
-        is_as_stored = given_arrays.get(name) is array
-        kept = stored.get(name) if stored is not None and is_as_stored else None
-        layers.append(Layer(name, array, conv, extents, note, kept))
-    return layers
+        texts = [text for text, was_assumed in assumptions.items() if was_assumed]
+        try:
+            conv = Conv(
+                layout,
+                stride=1 if wanted.stride is None else wanted.stride,
+                dilation=1 if wanted.dilation is None else wanted.dilation,
+                groups=groups,
+                padding="same" if wanted.padding is None else wanted.padding,
+                padding_mode="zeros",
+                transposed=transposed,
+            )
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{self.path}: the geometry stated for {self._label(name)!r}: {error}") from None
+        split = inputs if transposed else outputs
+        if split % groups:
+            raise ModelError(
+                f"{self.path}: {self._label(name)!r} has {split} channels, which {groups} groups do not divide"
+            )
+        is_as_stored = self.network.arrays.get(name) is array
+        kept = self.network.stored.get(name) if is_as_stored else None
+        note = f"assumed {', '.join(texts)}" if texts else ""
+        return Layer(self._label(name), array, conv, extents, note, kept), inputs * (1 if transposed else groups)
 
 
 def is_kernel(name: str, array: HostArray | str) -> bool:
@@ -117,9 +279,19 @@ def is_kernel(name: str, array: HostArray | str) -> bool:
     """
     if isinstance(array, str):
         return True
-    is_float = array.dtype.kind in "fc"
+    return array.dtype.kind in "fc" and array.ndim in LAYOUTS and array.size > 0 and may_be_kernel(name)
+
+
+def may_be_kernel(name: str) -> bool:
+    """Return whether an array of this name can be a kernel."""
+    return not NOT_A_KERNEL.search(re.split(r"[./:]", name)[-1])
+
+
+def not_floating(name: str, dtype: str) -> str:
+    """Return why an array of integers is no kernel that can be read; "" unless its name says that it is a weight."""
     last = re.split(r"[./:]", name)[-1]
-    return is_float and array.ndim in LAYOUTS and array.size > 0 and not NOT_A_KERNEL.search(last)
+    is_weight = dtype in ("int8", "uint8") and re.search(r"weight|kernel", last) and not last.endswith("_mask")
+    return f"integers ({dtype}), of which the file does not say what they stand for" if is_weight else ""
 
 
 def _layout(rank: int, wanted: str | None) -> str:
@@ -156,80 +328,3 @@ def _extents(input_shape: tuple[int, ...] | None, ndim: int, channels: int, path
 def _natural_order(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts ``layer.10`` behind ``layer.2``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-# ---- weights kept in parts -----------------------------------------------------------------------------
-
-
-def _weight_normalised(v: HostArray, g: HostArray) -> HostArray:
-    """Scale v to the norms g: one norm for each index of the axis along which g has more than one entry."""
-    axes = tuple(axis for axis, extent in enumerate(g.shape) if extent == 1)
-    norms = np.sqrt(np.sum(np.square(v.astype(np.float64)), axis=axes, keepdims=True))
-    return np.asarray(v * (g / norms), dtype=v.dtype)
-
-
-def _spectrally_normalised(weight: HostArray, u: HostArray, v: HostArray) -> HostArray:
-    """Divide W by u . W v, where the rows of W are the first axis, or the second axis in a transposed layer."""
-    rows = weight if u.size == weight.shape[0] else np.moveaxis(weight, 1, 0)
-    sigma = u.astype(np.float64) @ rows.reshape(u.size, -1) @ v
-    return np.asarray(weight / sigma, dtype=weight.dtype)
-
-
-class _Parts(NamedTuple):
-    """The names under which a PyTorch normalisation keeps a weight, and the function that puts it together.
-
-    Attributes
-    ----------
-    shaped : str
-        How the name of the part ends that has the shape of the weight.
-    others : tuple of str
-        How the names of the other parts end, in the order of `combine`'s arguments.
-    combine : callable
-    """
-
-    shaped: str
-    others: tuple[str, ...]
-    combine: Callable[..., HostArray]
-
-
-PARTS = (
-    _Parts("weight_v", ("weight_g",), _weight_normalised),
-    _Parts("parametrizations.weight.original1", ("parametrizations.weight.original0",), _weight_normalised),
-    _Parts("weight_orig", ("weight_u", "weight_v"), _spectrally_normalised),
-    _Parts(
-        "parametrizations.weight.original",
-        ("parametrizations.weight.0._u", "parametrizations.weight.0._v"),
-        _spectrally_normalised,
-    ),
-)
-
-
-class _Whole(NamedTuple):
-    """A weight that was put together, and its name."""
-
-    name: str
-    weight: HostArray
-
-
-def put_together(named: dict[str, HostArray | str]) -> dict[str, HostArray | str]:
-    """Return named arrays with each weight that PyTorch's normalisations keep in parts put together.
-
-    The weight takes the place of the part that has its shape, under the name that ends in ``weight``. The other parts
-    are left out. Weight and spectral normalisation are known, as `torch.nn.utils` and as parametrizations.
-    """
-    weights: dict[str, _Whole] = {}  # by the name of the part that has its shape
-    other_parts: set[str] = set()
-    for name, array in named.items():
-        for shaped, others, combine in PARTS:
-            stem = name.removesuffix(shaped)
-            parts = [array, *(named.get(stem + other) for other in others)]
-            if stem != name and all(isinstance(part, np.ndarray) for part in parts):
-                weights[name] = _Whole(f"{stem}weight", combine(*parts))
-                other_parts.update(stem + other for other in others)
-    result: dict[str, HostArray | str] = {}
-    for name, array in named.items():
-        if name in weights:
-            result[weights[name].name] = weights[name].weight
-        elif name not in other_parts:
-            result[name] = array
-    return result

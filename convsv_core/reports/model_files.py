@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.layers import LayerList, ModelError, ReadOptions
 from convsv_core.plugins import plugins
 
 __all__ = ["read_model", "write_model"]
 
 
-def read_model(path: Path, options: ReadOptions | None = None) -> list[Layer]:
+def read_model(path: Path, options: ReadOptions | None = None) -> LayerList:
     """Read every convolution of a trained network with the first reader that knows its format.
 
     Parameters
@@ -24,8 +24,8 @@ def read_model(path: Path, options: ReadOptions | None = None) -> list[Layer]:
 
     Returns
     -------
-    list of Layer
-        In the order of the network, from its input on.
+    LayerList
+        The layers, in the order of the network, from its input on; and what the reader says of the file.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def read_model(path: Path, options: ReadOptions | None = None) -> list[Layer]:
         known = [name for name, _ in loaded.manager.list_name_plugin() if name.startswith("convsv.readers:")]
         readers = ", ".join(sorted(name.partition(":")[2] for name in known))
         raise ModelError(f"{path}: in no format that is known here ({readers or 'no reader is installed'})")
-    return list(layers)
+    return layers if isinstance(layers, LayerList) else LayerList(layers)
 
 
 def write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> None:

@@ -169,7 +169,10 @@ def _project(layers: Sequence[Layer], placement: Placement, bound: float, neares
     if max(before.values()) <= bound:
         return Projected(None, before, before)
     if stored is None:
-        unchanged = "its weights are not stored as such, but computed from others, and cannot be replaced"
+        unchanged = (
+            "its weights are not stored as such, but computed from others, or in a file that is not written: "
+            "they cannot be replaced"
+        )
         return Projected(None, before, before, converged=False, note=unchanged)
     wide, iterations, converged = kernel, 0, True
     for operator in operators:

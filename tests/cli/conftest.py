@@ -44,5 +44,7 @@ def document_of(result):
 def kernels(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "kernels.npz"
-    np.savez(path, first=rng.normal(size=(4, 3, 3, 3)), second=np.zeros((2, 4, 3, 3)), third=rng.normal(size=(2, 2, 5)))
+    np.savez(
+        path, first=rng.normal(size=(4, 3, 3, 3)), second=np.zeros((2, 4, 3, 3)), third_conv=rng.normal(size=(2, 2, 5))
+    )
     return path

@@ -81,7 +81,9 @@ def test_the_options_of_norm_reach_the_figures(norm, kernels):
 def test_sort_of_norm(run, norm, kernels, sort):
     result = run("norm", kernels, "--sort", sort)
     assert result.exit_code == 0
-    names = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("first", "second", "third"))]
+    names = [
+        line.split()[0] for line in result.stdout.splitlines() if line.startswith(("first", "second", "third_conv"))
+    ]
     lower = {layer["name"]: layer["lower"] for layer in norm(kernels)["layers"]}
     expected = {"norm": sorted(lower, key=lambda name: -lower[name]), "depth": list(lower), "name": sorted(lower)}
     assert names == expected.get(sort, names)

@@ -136,14 +136,16 @@ def test_bounds_beside_the_spectrum(run, spectrum, norm):
 def test_sort(run, spectrum, kernels, sort):
     result = run("spectrum", kernels, "--sort", sort)
     assert result.exit_code == 0
-    names = [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("first", "second", "third"))]
+    names = [
+        line.split()[0] for line in result.stdout.splitlines() if line.startswith(("first", "second", "third_conv"))
+    ]
     rows = {layer["name"]: layer for layer in spectrum(kernels)["layers"]}
     if sort == "norm":
         assert names == sorted(rows, key=lambda name: -rows[name]["operator_norm"])
     if sort == "smallest":
         assert names == sorted(rows, key=lambda name: rows[name]["smallest_singular_value"])
     if sort in ("depth", "name"):
-        assert names == ["first", "second", "third"]
+        assert names == ["first", "second", "third_conv"]
     if sort == "factor":
         assert names[-1] == "second"  # it has none
 

@@ -53,8 +53,8 @@ def test_kernels_are_floating_arrays_of_rank_3_to_5_by_name():
 def test_the_note_says_what_was_assumed():
     (layer,) = assume({"w": np.ones((2, 3, 3, 3))})
     assert layer.input_shape == (32, 32)
-    assert layer.note == "assumed stride 1, dilation 1, padding same, layout OIHW, extents 32x32"
-    (layer,) = assume({"w": np.ones((2, 3, 3))}, 3, 100)
+    assert layer.note == "assumed stride 1, dilation 1, groups 1, padding same, layout OIHW, extents 32x32"
+    (layer,) = assume({"conv.w": np.ones((2, 3, 3))}, 3, 100)
     assert layer.input_shape == (100,)
     assert layer.note.endswith("layout OIW, the given extents at every layer")
 
@@ -91,7 +91,7 @@ def test_depthwise_unless_it_is_the_networks_first():
 
 
 def test_layout():
-    arrays = {"a": np.ones((5, 5, 3, 8)), "b": np.ones((5, 3, 8))}
+    arrays = {"a": np.ones((5, 5, 3, 8)), "conv": np.ones((5, 3, 8))}
     first, second = assume(arrays, layout="HWIO")
     assert (first.conv.layout, second.conv.layout) == ("HWIO", "WIO")
     assert "layout" not in first.note
@@ -100,9 +100,9 @@ def test_layout():
 
 
 def test_arrays_without_order_are_sorted_by_name_and_number():
-    arrays = {f"layers.{index}.weight": np.ones((2, 2, 3)) for index in (10, 9, 1)}
+    arrays = {f"convs.{index}.weight": np.ones((2, 2, 3)) for index in (10, 9, 1)}
     layers = assume(arrays, ordered=False)
-    assert [layer.name for layer in layers] == ["layers.1.weight", "layers.9.weight", "layers.10.weight"]
+    assert [layer.name for layer in layers] == ["convs.1.weight", "convs.9.weight", "convs.10.weight"]
     assert "order by name" in layers[0].note
 
 
@@ -261,9 +261,9 @@ def test_truncated_safetensors(tmp_path, keep):
 
 
 def test_npz(tmp_path):
-    np.savez(tmp_path / "m.npz", z=np.ones((2, 3, 3, 3)), a=np.ones((2, 2, 5), np.float32), b=np.ones(3))
+    np.savez(tmp_path / "m.npz", z=np.ones((2, 3, 3, 3)), cnn=np.ones((2, 2, 5), np.float32), b=np.ones(3))
     first, second = read_model(tmp_path / "m.npz", ReadOptions())
-    assert (first.name, second.name) == ("z", "a")
+    assert (first.name, second.name) == ("z", "cnn")
     assert (first.conv.layout, second.conv.layout) == ("OIHW", "OIW")
 
 
@@ -299,7 +299,10 @@ def test_a_file_that_no_reader_knows(tmp_path):
     with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
         archive.writestr("hello.txt", "hello")
     for name in ("m.txt", "m.zip"):
-        with pytest.raises(ModelError, match=r"in no format that is known here \(npz, onnx, safetensors, state_dict\)"):
+        with pytest.raises(
+            ModelError,
+            match=r"in no format that is known here \(keras_file, npz, onnx, safetensors, sharded, state_dict\)",
+        ):
             read_model(tmp_path / name, ReadOptions())
 
 

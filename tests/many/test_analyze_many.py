@@ -49,7 +49,7 @@ def test_split_layers_have_the_same_figures(
         "wide": rng.normal(size=(4, 6, 3, 3)),
         "single": rng.normal(size=(6, 4, 5, 5)).astype(np.float32),
         "complex": rng.normal(size=(3, 4, 3, 3)) + 1j * rng.normal(size=(3, 4, 3, 3)),
-        "line": rng.normal(size=(5, 5, 3)).astype(np.float32),
+        "conv_line": rng.normal(size=(5, 5, 3)).astype(np.float32),
         "constant": np.ones((4, 4, 3, 3)),
     }
     path = tmp_path / "m.npz"

@@ -92,12 +92,15 @@ class ManyRequest:
         """Return the options on which the figures depend. The table keeps them."""
         reading = self.options.read_options
         shapes = {name: list(shape) for name, shape in sorted(reading.input_shapes.items())}
+        layers = {pattern: repr(geometry) for pattern, geometry in reading.layers.items()}
         return {
             "--backend": self.options.backend_name,
             "--bounds": self.bounds,
             "--dtype": self.options.dtype,
             "--input-shape": shapes,
             "--layout": reading.layout,
+            **({"--network": reading.network} if reading.network is not None else {}),
+            **({"--layer": layers} if layers else {}),
         }
 
     def _compute(self, missing: Sequence[Checkpoint], total: int, table: SpectraTable) -> list[Failure]:

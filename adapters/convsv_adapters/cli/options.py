@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from convsv_adapters.cli.files import why_not_writable
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
-from convsv_core.layers import ReadOptions
+from convsv_core.layers import Geometry, ReadOptions
 from convsv_core.plugins import get_backend, one_line
 
 __all__ = [
@@ -34,6 +35,9 @@ Check: TypeAlias = Callable[[click.Context, click.Parameter, Any], Any]
 
 MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
 """The type of an argument that names a model."""
+
+GEOMETRY_KEYS = tuple(field.name for field in dataclasses.fields(Geometry))
+"""What `--layer` can state of a layer."""
 
 PLOT_FORMATS = (".png", ".pdf", ".svg")
 """The endings of the figures that can be written."""
@@ -150,6 +154,8 @@ def model_options(
             *,
             input_shapes: Sequence[tuple[str, tuple[int, ...]]],
             layout: str | None,
+            network: str | None,
+            geometries: Sequence[tuple[str, Geometry]],
             backend_name: str,
             device: str | None,
             dtype: str | None,
@@ -158,7 +164,10 @@ def model_options(
             names = [name for name, _ in input_shapes]
             if repeated := {name for name in names if names.count(name) > 1}:
                 raise click.UsageError(f"--input-shape is given twice for {min(repeated) or 'the first input'}")
-            read_options = ReadOptions(dict(input_shapes), layout)
+            patterns = [pattern for pattern, _ in geometries]
+            if repeated := {pattern for pattern in patterns if patterns.count(pattern) > 1}:
+                raise click.UsageError(f"--layer is given twice for {min(repeated)}")
+            read_options = ReadOptions(dict(input_shapes), layout, network, dict(geometries))
             return command(options=ModelOptions(read_options, backend_name, device, dtype), **others)
 
         sort = click.option(
@@ -187,6 +196,31 @@ def _input_shape(value: str) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
+def _geometry(value: str) -> tuple[str, Geometry]:
+    """Read ``NAME:groups=4,stride=2x1,transposed=true``: a name or a pattern, and the geometry of its layers."""
+    name, _, facts = value.rpartition(":")
+    wanted = f"wanted NAME:groups=4,stride=2,padding=1x0,dilation=2,transposed=true, and got {value!r}"
+    stated: dict[str, int | tuple[int, ...] | bool] = {}
+    for fact in facts.split(","):
+        key, _, number = fact.partition("=")
+        if key in stated or key not in GEOMETRY_KEYS:
+            problem = "is given twice" if key in stated else f"is none of {', '.join(GEOMETRY_KEYS)}"
+            raise click.BadParameter(f"{key!r} {problem}: {wanted}")
+        numbers = number.split("x")
+        if key == "transposed" and number in ("true", "false"):
+            stated[key] = number == "true"
+        elif key != "transposed" and all(part.isdecimal() for part in numbers):
+            extents = tuple(map(int, numbers))
+            stated[key] = extents if len(extents) > 1 else extents[0]
+        else:
+            raise click.BadParameter(f"{key}={number}: {wanted}")
+        if key == "groups" and not (isinstance(stated[key], int) and stated[key]):
+            raise click.BadParameter(f"{key}={number}: wanted one positive integer")
+    if not name:
+        raise click.BadParameter(wanted)
+    return name, Geometry(**stated)  # type: ignore[arg-type]
+
+
 def _check_layout(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None:
         try:
@@ -208,6 +242,20 @@ _MODEL_OPTIONS = (
     ),
     click.option(
         "--layout", callback=_check_layout, help="Layout of the kernels in files whose format does not fix it, as HWIO."
+    ),
+    click.option(
+        "--network",
+        metavar="PATH",
+        help="Read only this network of a checkpoint that holds several, as netG. By default all of them are read.",
+    ),
+    click.option(
+        "--layer",
+        "geometries",
+        type=_geometry,
+        metavar="NAME:FACTS",
+        multiple=True,
+        help="Geometry of a layer in files that hold only weights, as 'conv1.weight:groups=4,stride=2x1'. FACTS are "
+        f"{', '.join(GEOMETRY_KEYS)}. NAME may be a pattern, as 'up*'. May be given more than once.",
     ),
     click.option(
         "--backend", "backend_name", default="numpy", show_default=True, help="Array library to compute with."

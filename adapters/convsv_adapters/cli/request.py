@@ -58,9 +58,14 @@ class Request:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Every convolution of the network, read from its file. There is at least one."""
+        """Every convolution of the network, read from its file. There is at least one.
+
+        Parts of the file that are left out are named on stderr.
+        """
         with one_line_errors(self.model), self._file() as path:
             layers = read_model(path, self.options.read_options)
+        for part in layers.left_out:
+            click.echo(f"{self.label}: left out {part.path or 'tensors at the top'}: {part.reason}", err=True)
         if not layers:
             raise click.ClickException(f"{self.label}: no convolution found")
         return layers

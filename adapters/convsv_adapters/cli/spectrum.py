@@ -61,11 +61,12 @@ def command(
 ) -> None:
     """Compute the singular values of every convolution.
 
-    MODEL is an ONNX model, a PyTorch state dict, a safetensors file or an .npz archive. Without it, convsv reads a
-    small network that comes along. The figures belong to the circular convolution at the layer's extents, whatever
-    padding the layer has. norm is the largest singular value, min the smallest one, and cond. is norm / min. stable
-    rank is the sum of the squared singular values, divided by the largest square. reshaped norm is the norm of the
-    kernel as a matrix, and factor is norm / reshaped norm.
+    MODEL is an ONNX model, a PyTorch checkpoint, a safetensors file, the index of a model in several files, a Keras
+    model or an .npz archive. Every network of a checkpoint is read, unless --network chooses one. Without MODEL,
+    convsv reads a small network that comes along. The figures belong to the circular convolution at the layer's
+    extents, whatever padding the layer has. norm is the largest singular value, min the smallest one, and cond. is
+    norm / min. stable rank is the sum of the squared singular values, divided by the largest square. reshaped norm is
+    the norm of the kernel as a matrix, and factor is norm / reshaped norm.
 
     lower and upper (norm_lower and norm_upper in the JSON) are certified bounds of the norm with the padding that the
     layer declares. Under zero padding upper holds for every input size, and as a rule it is within 1 % of the least

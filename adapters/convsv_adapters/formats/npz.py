@@ -13,7 +13,7 @@ import numpy as np
 
 from convsv_adapters.formats.errors import damaged
 from convsv_adapters.formats.files import zip_members
-from convsv_adapters.parameters import HostArray, layers_from_arrays
+from convsv_adapters.parameters import LAYOUTS, HostArray, in_natural_order, layers_from_arrays, not_floating
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
@@ -22,7 +22,11 @@ __all__ = ["convsv_read_model", "convsv_write_model"]
 
 @hookimpl
 def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
-    """Read the kernels among the arrays of an .npz archive, in the archive's order."""
+    """Read the kernels among the arrays of an .npz archive.
+
+    They come in the archive's order. If that is the alphabetical order of their names, numbers in the names are sorted
+    by value.
+    """
     if not _is_npz(path):
         return None
     try:
@@ -37,7 +41,10 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
         raise damaged(path, "an .npz archive", error) from None
     named = [(name, array) for name, array in arrays if isinstance(array, np.ndarray)]
     stored = {name: Stored(name, array.dtype.name) for name, array in named if array.dtype.itemsize <= 16}
-    return layers_from_arrays(named, options, path, stored=stored)
+    quantised = {name: not_floating(name, array.dtype.name) for name, array in named if array.ndim in LAYOUTS}
+    readable: list[tuple[str, HostArray | str]] = [(name, quantised.get(name) or array) for name, array in named]
+    ordered = in_natural_order(name for name, _ in named)
+    return layers_from_arrays(readable, options, path, ordered=ordered, stored=stored)
 
 
 @hookimpl

@@ -14,11 +14,11 @@ import numpy as np
 from convsv_adapters.formats.bfloat16 import from_bfloat16_bits, to_bfloat16_bits
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes
-from convsv_adapters.parameters import LAYOUTS, HostArray, layers_from_arrays
+from convsv_adapters.parameters import LAYOUTS, HostArray, layers_from_arrays, may_be_kernel, not_floating
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
-__all__ = ["convsv_read_model", "convsv_write_model"]
+__all__ = ["convsv_read_model", "convsv_write_model", "read_shard"]
 
 
 class _Numbers(NamedTuple):
@@ -46,16 +46,16 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     """Read the kernels of a safetensors file, sorted by name: the format keeps no order."""
     if not _is_safetensors(path):
         return None
-    safetensors = load_library("safetensors", path, "cli")
-    try:
-        tensors = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise damaged(path, "a safetensors file", error) from None
-    arrays = [(name, _array(tensor)) for name, tensor in tensors if tensor["dtype"] not in NOT_FLOATING]
-    kernels = [(name, array) for name, array in arrays if array is not None]
+    tensors = _tensors(path)
+    arrays = [(name, array) for name, tensor in tensors if (array := _array(name, tensor)) is not None]
     dtypes = {name: tensor["dtype"] for name, tensor in tensors}
     stored = {name: Stored(name, NUMBERS[dtype].name) for name, dtype in dtypes.items() if dtype in NUMBERS}
-    return layers_from_arrays(kernels, options, path, ordered=False, stored=stored)
+    return layers_from_arrays(arrays, options, path, ordered=False, stored=stored)
+
+
+def read_shard(path: Path) -> dict[str, HostArray | str]:
+    """Return the arrays of a file that holds a part of one network."""
+    return {name: array for name, tensor in _tensors(path) if (array := _array(name, tensor)) is not None}
 
 
 @hookimpl
@@ -86,12 +86,25 @@ def _is_safetensors(path: Path) -> bool:
     return head[LENGTH_BYTES:] == b"{" and LENGTH_BYTES + length <= path.stat().st_size
 
 
-def _array(tensor: dict[str, Any]) -> HostArray | str | None:
+def _tensors(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    safetensors = load_library("safetensors", path, "cli")
+    try:
+        return list(safetensors.deserialize(path.read_bytes()))
+    except safetensors.SafetensorError as error:
+        raise damaged(path, "a safetensors file", error) from None
+
+
+def _array(name: str, tensor: dict[str, Any]) -> HostArray | str | None:
     """Return the array of a tensor, the reason why it cannot be read, or None if it could not be a kernel."""
     dtype, shape = tensor["dtype"], tuple(tensor["shape"])
+    could_be_kernel = len(shape) in LAYOUTS and math.prod(shape) > 0
+    if dtype == "BOOL" or (dtype in ("I8", "U8") and name.endswith("mask")):
+        return np.frombuffer(tensor["data"], np.uint8).reshape(shape)
+    if dtype in NOT_FLOATING:
+        reason = not_floating(name, {"I8": "int8", "U8": "uint8"}.get(dtype, dtype))
+        return reason if reason and could_be_kernel else None
     if dtype not in NUMBERS:
-        could_be_kernel = len(shape) in LAYOUTS and math.prod(shape) > 0
-        return f"numbers of type {dtype} are not read" if could_be_kernel else None
+        return f"numbers of type {dtype} are not read" if could_be_kernel and may_be_kernel(name) else None
     numbers = NUMBERS[dtype]
     entries = np.frombuffer(tensor["data"], numbers.entries).reshape(shape)
     return from_bfloat16_bits(entries) if numbers.name == "bfloat16" else entries

@@ -10,21 +10,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
-from convsv_adapters.parameters import HostArray, layers_from_arrays
-from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
+from convsv_adapters.formats.tree import Tree, find_networks
+from convsv_adapters.parameters import (
+    LAYOUTS,
+    HostArray,
+    NetworkArrays,
+    layers_from_networks,
+    may_be_kernel,
+    not_floating,
+)
+from convsv_core.layers import LayerList, LeftOut, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
-__all__ = ["convsv_read_model", "convsv_write_model"]
+__all__ = ["convsv_read_model", "convsv_write_model", "read_shard"]
 
 SUFFIXES = {".pt", ".pth", ".ckpt"}
-
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "params")
-"""Keys under which checkpoints keep a state dict, the most usual first. The list is a guess."""
-
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that `DataParallel` and `torch.compile` put before every name."""
 
 NUMPY_DTYPES = ("float16", "float32", "float64", "complex64", "complex128")
 STORED_DTYPES = (*NUMPY_DTYPES, "bfloat16")
@@ -38,24 +42,58 @@ class _Checkpoint(NamedTuple):
     torch : module
     content : object
         Everything that the file holds.
-    tensors : dict of str to torch.Tensor
-        The state dict in `content`, without the prefixes of `WRAPPERS`.
+    tree : Tree
+        The state dicts in `content`.
     """
 
     torch: Any
     content: Any
-    tensors: dict[str, Any]
+    tree: Tree
+
+    def keyed(self) -> dict[str, Any]:
+        """Return the tensors of every network by their keys in `Stored`."""
+        return {
+            _key(path, name): tensor for path, tensors in self.tree.networks.items() for name, tensor in tensors.items()
+        }
 
 
 @hookimpl
-def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
-    """Read the kernels of a PyTorch checkpoint, in the order of its state dict."""
+def convsv_read_model(path: Path, options: ReadOptions) -> LayerList | None:
+    """Read the kernels of every network in a PyTorch checkpoint, in the order of its state dicts."""
     loaded = _load(path)
     if loaded is None:
         return None
-    numbers = {name: t for name, t in loaded.tensors.items() if t.is_floating_point() or t.is_complex()}
-    arrays = [(name, _array(tensor, loaded.torch)) for name, tensor in numbers.items()]
-    return layers_from_arrays(arrays, options, path, stored=_stored(loaded))
+    stored = _stored(loaded)
+    networks, left_out = loaded.tree.networks, list(loaded.tree.left_out)
+    with_kernels = [name for name, tensors in networks.items() if any(t.ndim in LAYOUTS for t in tensors.values())]
+    chosen = options.network
+    if chosen is not None:
+        if chosen not in networks:
+            known = ", ".join(filter(None, with_kernels)) or "none with a name"
+            raise ModelError(f"{path}: no network is called {chosen!r}; its networks are {known}")
+        left_out += [LeftOut(name, "another network") for name in with_kernels if name != chosen]
+        with_kernels = [chosen]
+    several = len(with_kernels) > 1
+    found = [
+        NetworkArrays(
+            name if several else "",
+            {key: array for key, t in networks[name].items() if (array := _array(key, t, loaded.torch)) is not None},
+            {key: stored[full] for key in networks[name] if (full := _key(name, key)) in stored},
+        )
+        for name in with_kernels
+    ]
+    layers = layers_from_networks(found, options, path)
+    return LayerList(layers, networks=with_kernels, left_out=[*left_out, *layers.left_out])
+
+
+def read_shard(path: Path) -> dict[str, HostArray | str]:
+    """Return the arrays of a file that holds a part of one state dict."""
+    loaded = _load(path)
+    if loaded is None:
+        raise ModelError(f"{path}: not a PyTorch checkpoint")
+    tensors = {name: tensor for part in loaded.tree.networks.values() for name, tensor in part.items()}
+    arrays = {name: _array(name, tensor, loaded.torch) for name, tensor in tensors.items()}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 @hookimpl
@@ -70,8 +108,9 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
     if loaded is None:
         return None
     with loaded.torch.no_grad():
+        tensors = loaded.keyed()
         for name, kernel in kernels.items():
-            loaded.tensors[name].copy_(loaded.torch.from_numpy(kernel))
+            tensors[name].copy_(loaded.torch.from_numpy(kernel))
     with target.open("wb") as file:
         loaded.torch.save(loaded.content, file, _use_new_zipfile_serialization=zipfile.is_zipfile(path))
     return True
@@ -86,7 +125,7 @@ def _load(path: Path) -> _Checkpoint | None:
         raise ModelError(f"{path}: a TorchScript archive, which holds code: save its state_dict() instead")
     torch = load_library("torch", path, "torch")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numbers()):
             warnings.simplefilter("ignore")  # PyTorch warns about the storage classes of old files
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -95,13 +134,28 @@ def _load(path: Path) -> _Checkpoint | None:
         raise ModelError(f"{path}: {what}: objects and code are never loaded; save a state_dict()") from None
     except Exception as error:  # damaged bytes can make an unpickler fail with any exception, such as IndexError
         raise damaged(path, "a PyTorch checkpoint", error) from None
-    tensors = _state_dict(content, torch.Tensor)
-    if not tensors:
+    tree = find_networks(content, lambda value: isinstance(value, torch.Tensor), _memory)
+    if not tree.networks and not tree.left_out:
         raise ModelError(f"{path}: holds no state dict")
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    return _Checkpoint(torch, content, tensors)
+    return _Checkpoint(torch, content, tree)
+
+
+def _numbers() -> list[Any]:
+    """Return what the pickle of a NumPy number calls: checkpoints keep metrics so. None of it runs code of the file."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")}
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
+def _key(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _memory(tensor: Any) -> object:
+    """Return what two tensors that are the same numbers in memory have in common."""
+    if tensor.is_meta or tensor.layout != tensor.new_empty(0).layout or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), _dtype_name(tensor)
 
 
 def _stored(loaded: _Checkpoint) -> dict[str, Stored]:
@@ -111,11 +165,10 @@ def _stored(loaded: _Checkpoint) -> dict[str, Stored]:
     """
     first: dict[Any, str] = {}
     stored = {}
-    for name, tensor in loaded.tensors.items():
+    for name, tensor in loaded.keyed().items():
         dtype = _dtype_name(tensor)
-        if tensor.layout == loaded.torch.strided and dtype in STORED_DTYPES:
-            memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dtype)
-            stored[name] = Stored(first.setdefault(memory, name), dtype)
+        if tensor.layout == loaded.torch.strided and dtype in STORED_DTYPES and not tensor.is_meta:
+            stored[name] = Stored(first.setdefault(_memory(tensor), name), dtype)
     return stored
 
 
@@ -126,27 +179,28 @@ def _holds_a_pickle(path: Path, members: list[str]) -> bool:
     return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= pickle.HIGHEST_PROTOCOL
 
 
-def _state_dict(content: object, tensor_type: type) -> dict[str, Any]:
-    """Return the mapping of names to tensors in a checkpoint, which may hold optimisers and epochs too."""
-    if not isinstance(content, Mapping):
-        return {}
-    direct = {str(name): value for name, value in content.items() if isinstance(value, tensor_type)}
-    if direct:
-        return direct
-    known = [content[name] for name in CONTAINERS if name in content]
-    for inner in (*known, *content.values()):
-        if found := _state_dict(inner, tensor_type):
-            return found
-    return {}
-
-
 def _dtype_name(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _array(tensor: Any, torch: Any) -> HostArray:
-    """Return a tensor's numbers; a dtype that NumPy lacks comes as float32 or complex64, which hold it exactly."""
+def _array(name: str, tensor: Any, torch: Any) -> HostArray | str | None:
+    """Return a tensor's numbers, the reason why they cannot be read, or None for such a tensor that is no kernel.
+
+    A dtype that NumPy lacks comes as float32 or complex64, which hold it exactly.
+    """
+    is_number = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+    reason = ""
+    if tensor.is_quantized:
+        reason = f"quantised to {_dtype_name(tensor)}: numbers of this type are not read"
+    elif tensor.is_meta:
+        reason = "on the meta device: the file holds its shape and no numbers"
+    elif not is_number:
+        reason = not_floating(name, _dtype_name(tensor))
+    if reason:
+        return reason if tensor.ndim in LAYOUTS and tensor.numel() and may_be_kernel(name) else None
+    if not is_number:
+        return tensor.numpy() if name.endswith("mask") and not tensor.is_meta else None
     tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
-    if _dtype_name(tensor) not in NUMPY_DTYPES:
+    if tensor.dtype != torch.bool and _dtype_name(tensor) not in NUMPY_DTYPES:
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
     return tensor.numpy()

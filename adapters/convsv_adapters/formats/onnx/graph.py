@@ -14,13 +14,16 @@ import onnx.reference
 from convsv_adapters.formats.onnx.tensors import StoredTensor, is_external, to_array
 from convsv_adapters.parameters import HostArray
 
-__all__ = ["Graph", "Node", "Place", "Scope", "attributes", "bodies", "constant_tensor"]
+__all__ = ["STANDARD", "Graph", "Node", "Place", "Scope", "attributes", "bodies", "constant_tensor", "operator_name"]
 
 Node: TypeAlias = Any
 """An onnx.NodeProto."""
 
 Graph: TypeAlias = Any
 """An onnx.GraphProto."""
+
+STANDARD = ("", "ai.onnx")
+"""The names of the domain of ONNX's own operators."""
 
 RANDOM_OPS = {
     "Bernoulli",
@@ -149,7 +152,7 @@ class Scope:
         if scope is None:
             return None
         tensor, node = scope.initializers.get(name), scope.producers.get(name)
-        if tensor is None and node is not None and node.op_type == "Identity":
+        if tensor is None and node is not None and operator_name(node) == "Identity":
             return scope.stored(node.input[0])
         if tensor is None and node is not None:
             tensor = constant_tensor(node)
@@ -206,6 +209,11 @@ class Scope:
         self._values.update(zip(names, map(np.asarray, values), strict=True))
 
 
+def operator_name(node: Node) -> str:
+    """Return the operator of a node, with its domain unless that is ONNX's own, as in ``com.microsoft.FusedConv``."""
+    return node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
+
+
 def bodies(node: Node) -> list[Graph]:
     """Return the graphs that a node holds: the branches of an `If`, the body of a `Loop` or `Scan`."""
     found = []
@@ -227,6 +235,6 @@ def attributes(node: Node) -> dict[str, Any]:
 
 def constant_tensor(node: Node) -> Any | None:
     """Return the TensorProto that a Constant node holds; None for other nodes and for values that are no tensor."""
-    if node.op_type != "Constant":
+    if operator_name(node) != "Constant":
         return None
     return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convsv_adapters.formats.onnx.extents import infer_types, open_inputs, shown_inputs, with_free_axes
-from convsv_adapters.formats.onnx.graph import Node, Place, Scope, attributes
+from convsv_adapters.formats.onnx.graph import STANDARD, Node, Place, Scope, attributes, operator_name
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
 from convsv_adapters.formats.onnx.tensors import STORED_DTYPES
 from convsv_adapters.formats.onnx.types import Dims, Types, dims_of
@@ -22,8 +22,8 @@ from convsv_core.plugins import one_line
 
 __all__ = ["convolutions"]
 
-WEIGHT_INPUT = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
-"""The input of each operator that is the kernel, by its index."""
+WEIGHT_INPUT = {"Conv": 1, "com.microsoft.FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""The input of each operator that is the kernel, by its index. Operators of other domains have rules of their own."""
 
 QUANTISED = ("ConvInteger", "QLinearConv")
 
@@ -103,8 +103,11 @@ def _find(place: Place) -> _Found:
     """Return the convolution of a node, with its kernel and padding."""
     scope, node = place
     item = _Found(scope, node, node.input[0])
-    if node.op_type not in WEIGHT_INPUT:
-        item.notes.append(f"{node.op_type} is not supported")
+    if operator_name(node) not in WEIGHT_INPUT:
+        item.notes.append(
+            f"{operator_name(node)} is not supported"
+            + ("" if node.domain in STANDARD else ": it may store its kernel in another order")
+        )
         return item
     try:
         kernel = _kernel(scope, node, item.notes)
@@ -124,7 +127,7 @@ def _find(place: Place) -> _Found:
 def _kernel(scope: Scope, node: Node, notes: list[str]) -> HostArray:
     """Return the kernel of a node; quantised weights come as float32, with their zero point and scale applied."""
     names = list(node.input)
-    position = WEIGHT_INPUT[node.op_type]
+    position = WEIGHT_INPUT[operator_name(node)]
     if len(names) <= position or not names[position]:
         raise LookupError("the node has no weight input")
     kernel = scope.constant(names[position])
@@ -148,10 +151,10 @@ def _fold_pad(item: _Found, rank: int) -> None:
     """Count a Pad node in front of the convolution as part of its padding, and the node's input as the layer's."""
     scope, name = item.scope, item.source
     node = scope.producer(name)
-    while node is not None and node.op_type == "Identity":
+    while node is not None and operator_name(node) == "Identity":
         name = node.input[0]
         node = scope.producer(name)
-    if node is None or node.op_type != "Pad":
+    if node is None or operator_name(node) != "Pad":
         return
     try:
         pad = _read_pad(scope, node, rank)
@@ -299,7 +302,7 @@ def _stored(item: _Found, stored: Mapping[str, Any]) -> Stored | None:
     """Return where the file stores the kernel; None if it is computed, or of a dtype that is not written."""
     if item.kernel is None or item.node.op_type in QUANTISED:
         return None
-    found = item.scope.stored(item.node.input[WEIGHT_INPUT[item.node.op_type]])
+    found = item.scope.stored(item.node.input[WEIGHT_INPUT[operator_name(item.node)]])
     if found is None or found.key not in stored or found.tensor.data_type not in STORED_DTYPES:
         return None
     return Stored(found.key, STORED_DTYPES[found.tensor.data_type])

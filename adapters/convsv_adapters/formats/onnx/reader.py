@@ -8,7 +8,7 @@ from typing import Any
 
 from convsv_adapters.formats.errors import load_library
 from convsv_adapters.formats.files import first_bytes
-from convsv_adapters.parameters import HostArray
+from convsv_adapters.parameters import HostArray, refuse_geometry
 from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.plugins import hookimpl
 
@@ -32,19 +32,22 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
         return None
     if options.layout is not None:
         raise ModelError(f"{path}: ONNX fixes the layout of its kernels; drop {options.layout!r}")
+    refuse_geometry(options, path)
     load_library("onnx", path, "cli")
     import onnx.inliner
 
     from convsv_adapters.formats.onnx.extents import pin_inputs
     from convsv_adapters.formats.onnx.graph import Scope
     from convsv_adapters.formats.onnx.layers import convolutions
-    from convsv_adapters.formats.onnx.tensors import check_external_data
+    from convsv_adapters.formats.onnx.tensors import check_external_data, fill_in
 
     model = _load(path)
     root = Scope(model.graph, model.opset_import, path.parent)
     stored = root.stored_tensors()
-    if model.functions:
+    has_functions = bool(model.functions)
+    if has_functions:
         model = onnx.inliner.inline_local_functions(model)
+    if fill_in(model.graph, path) or has_functions:
         root = Scope(model.graph, model.opset_import, path.parent)
     check_external_data(root.tensors(), path)
     return convolutions(model, root, pin_inputs(root, options.input_shapes, path), stored)

@@ -16,7 +16,7 @@ from convsv_adapters.formats.bfloat16 import to_bfloat16_bits
 from convsv_adapters.parameters import HostArray
 from convsv_core.layers import ModelError
 
-__all__ = ["STORED_DTYPES", "StoredTensor", "check_external_data", "is_external", "put_array", "to_array"]
+__all__ = ["STORED_DTYPES", "StoredTensor", "check_external_data", "fill_in", "is_external", "put_array", "to_array"]
 
 STORED_DTYPES = {
     onnx.TensorProto.FLOAT16: "float16",
@@ -55,6 +55,38 @@ def check_external_data(tensors: Iterable[Any], path: Path) -> None:
             raise ModelError(f"{path}: the file of its external data, {info.location}, is missing")
         if file.stat().st_size < (info.offset or 0) + (info.length or 0):
             raise ModelError(f"{path}: the file of its external data, {info.location}, is truncated")
+
+
+def fill_in(graph: Any, path: Path) -> int:
+    """Put a dense initialiser in place of each sparse one, here and in the bodies of nodes; return their number.
+
+    Raises `ModelError`, which names the file `path`, if a sparse initialiser is not valid.
+    """
+    count = len(graph.sparse_initializer)
+    for sparse in graph.sparse_initializer:
+        try:
+            dense = _dense(sparse)
+        except (IndexError, ValueError) as error:
+            raise ModelError(f"{path}: its sparse initialiser {sparse.values.name!r} is not valid: {error}") from None
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+            count += sum(fill_in(body, path) for body in bodies)
+    return count
+
+
+def _dense(sparse: Any) -> HostArray:
+    """Return the numbers of a SparseTensorProto, whose indices are ranks in the array or one index an axis."""
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense
 
 
 def to_array(tensor: Any, folder: Path) -> HostArray:

@@ -1,0 +1,184 @@
+"""What the arrays beside an array say of it: whether it is a kernel, and whether it is the layer's weight."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from convsv_adapters.formats.parts import HostArray
+
+__all__ = ["Companions", "look_around", "shown_names"]
+
+WRAPPERS = ("_orig_mod", "module")
+"""Parts of names that `torch.compile`, `DataParallel` and wrappers of a layer add."""
+
+CHANGES_THE_WEIGHT = re.compile(
+    r"_(mask|orig|bar|u|v|g|sigma|scale|scales|scale_inv|zero_point|zeros|gain|multiplier|absmax|fake_quant|quant\w*)"
+    r"([._].*)?$|\.(absmax|quant_map|quant_state)([._].*)?$"
+)
+"""The rest of the name of an array that changes the weight whose name comes before. The list is a guess."""
+
+CHANGES_THE_LAYER = re.compile(
+    r"(gain|mask|scale|scales|sigma|zero_point|u|v|g|u0|sv0|weight_scale|weight_u|weight_v|lora_\w+|modulation|"
+    r"weight_quantizer|weight_fake_quant|alpha|w_scale)(\.|$)"
+)
+"""The rest of the name of an array in the layer of a weight, which is then not the whole of the layer. A guess."""
+
+SAYS_CONVOLUTION = re.compile(r"conv|cnn|(^|[._/])fir|tdnn", re.IGNORECASE)
+"""Words in the name of an array of three axes that say that it is the kernel of a convolution. A guess."""
+
+SAYS_OTHERWISE = re.compile(r"bilinear|expert|attention|attn|query|(^|[._/])(key|value|out)[._/]", re.IGNORECASE)
+"""Words in the name of an array of three axes that say that a bias of a convolution's form is none. A guess."""
+
+WEIGHT = re.compile(r"(.*[./])?(weight|kernel|w)")
+"""The name of a weight inside the layer that owns it."""
+
+
+class Companions(NamedTuple):
+    """What the companions of an array say.
+
+    Attributes
+    ----------
+    is_kernel : bool
+        False if the array is surely none, such as the scale of a normalisation.
+    doubt : str
+        Why the array may not be the weight of a convolution; "" if nothing speaks against it.
+    layout : str or None
+        "transposed" if its bias says that the second axis holds the outputs, "last" if the last axis does.
+    groups : int or None
+        The groups of a transposed convolution that its bias tells.
+    """
+
+    is_kernel: bool = True
+    doubt: str = ""
+    layout: str | None = None
+    groups: int | None = None
+
+
+def look_around(
+    name: str, array: HostArray, named: Mapping[str, HostArray | str], fresh: bool, sure: bool
+) -> Companions:
+    """Return what the companions of an array of three to five axes say.
+
+    Parameters
+    ----------
+    name, array
+        The array that could be a kernel.
+    named : mapping from str to array or str
+        All arrays of the network.
+    fresh : bool
+        Whether the array was put together from parts, which says that it is a weight.
+    sure : bool
+        Whether the user says that it is a kernel.
+    """
+    bias = _bias(name, named)
+    if bias is not None and bias.shape == array.shape and not sure:
+        return Companions(is_kernel=False)
+    if doubt := _changed(name, array, named):
+        return Companions(doubt=doubt)
+    told = Companions()
+    if bias is not None and bias.ndim == 1 and not sure:
+        told = _told_by_bias(array.shape, bias.size)
+    elif bias is not None and bias.ndim > 1 and max(bias.shape) != bias.size and not sure:
+        return Companions(doubt=f"its bias has the shape {_by(bias.shape)}, which no convolution has")
+    if array.ndim == 3 and not (sure or fresh or told.doubt) and not _says_convolution(name, array, told, bias, named):
+        return Companions(
+            doubt="its three axes may be those of a Conv1d kernel or of anything else, and nothing in the file says: "
+            f"name it with --layer '{name}:stride=1' if it is one"
+        )
+    return told
+
+
+def shown_names(names: Collection[str]) -> dict[str, str]:
+    """Return the names to show, without the parts that wrappers add, unless two would be alike.
+
+    Examples
+    --------
+    >>> shown_names(["module.conv.weight", "net._orig_mod.head.weight"])
+    {'module.conv.weight': 'conv.weight', 'net._orig_mod.head.weight': 'net.head.weight'}
+    """
+    short = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
+    counts: dict[str, int] = {}
+    for shown in short.values():
+        counts[shown] = counts.get(shown, 0) + 1
+    return {name: shown if shown and counts[shown] == 1 else name for name, shown in short.items()}
+
+
+def _owner(name: str) -> str | None:
+    """Return the prefix of the layer that owns a weight; None if the name is not one of a layer's weight."""
+    match = WEIGHT.fullmatch(name)
+    return None if match is None else (match[1] or "")
+
+
+def _bias(name: str, named: Mapping[str, HostArray | str]) -> HostArray | None:
+    owner = _owner(name)
+    candidates = [f"{name}_bias", f"{name}.bias", f"{name}_b"]
+    if owner is not None:
+        candidates = [f"{owner}bias", f"{owner}b", *candidates]
+    elif (stem := re.sub(r"(weight|kernel)(?=s?$)", "bias", name)) != name:
+        candidates.append(stem)
+    found = (named.get(candidate) for candidate in candidates)
+    return next((bias for bias in found if isinstance(bias, np.ndarray)), None)
+
+
+def _changed(name: str, array: HostArray, named: Mapping[str, HostArray | str]) -> str:
+    """Return the reason why a stored array is not the weight of the layer; "" if nothing says so."""
+    owner = _owner(name)
+    if match := re.fullmatch(r"(.*\bparametrizations\.[^.]+)\..+", name):
+        return f"a part of {match[1]}, of which the file does not say how it makes the weight"
+    if re.search(r"(^|[._])(weight|kernel|w)_(orig|bar|v|mask)$", name):
+        return "a part of a weight, whose other parts are not in the file"
+    for other in named:
+        if other != name and other.startswith(name) and CHANGES_THE_WEIGHT.match(other[len(name) :]):
+            return f"{other} changes this weight in a way that the file does not say"
+        beside = owner is not None and (owner or name != "w") and other != name and other.startswith(owner)
+        if beside and CHANGES_THE_LAYER.match(other[len(owner or "") :]):
+            return f"{other} changes this weight in a way that the file does not say"
+    if (
+        owner
+        and owner.endswith("base_layer.")
+        and any(other.startswith(f"{owner.removesuffix('base_layer.')}lora_") for other in named)
+    ):
+        return "a low-rank adaptation is added to this weight, with a factor that the file does not hold"
+    return ""
+
+
+def _told_by_bias(shape: tuple[int, ...], outputs: int) -> Companions:
+    """Return what a bias of one entry for each output says of the axes of a kernel."""
+    if outputs == shape[0]:
+        return Companions()
+    if outputs == shape[1]:
+        return Companions(layout="transposed")
+    if outputs == shape[-1]:
+        return Companions(layout="last")
+    groups = outputs // shape[1]
+    if outputs == groups * shape[1] and shape[0] % groups == 0:
+        return Companions(layout="transposed", groups=groups)
+    return Companions(doubt=f"its bias has {outputs} entries, as many as no axis of {_by(shape)} has")
+
+
+def _says_convolution(
+    name: str,
+    array: HostArray,
+    told: Companions,
+    bias: HostArray | None,
+    named: Mapping[str, HostArray | str],
+) -> bool:
+    """Return whether something says that an array of three axes is the kernel of a convolution."""
+    if SAYS_CONVOLUTION.search(name):
+        return True
+    if SAYS_OTHERWISE.search(name):
+        return False
+    if bias is not None and bias.ndim == 1:  # a bias along the last axis may also be that of a dense layer with heads
+        return told.layout != "last"
+    names = list(named)
+    after = names[names.index(name) + 1 : names.index(name) + 6]  # a batch normalisation next to it has five arrays
+    sizes = {other.size for key in after if isinstance(other := named[key], np.ndarray) and "running_mean" in key}
+    return array.shape[0] in sizes
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
