@@ -228,7 +228,7 @@ def make_plan(
         extents: tuple[int, ...] = (0,) * conv.ndim
     else:
         check_circulant(channels.taps, input_shape, pads, conv)
-        extents = forward_extents(input_shape, conv)
+        extents = forward_extents(channels.taps, input_shape, conv)
     resolved = tuple(
         _make_axis(taps, extent, stride, dilation, before, all_residues)
         for taps, extent, stride, dilation, (before, _) in zip(
@@ -244,11 +244,28 @@ def check_input_shape(input_shape: object, conv: Conv) -> tuple[int, ...]:
     return per_axis("input_shape", input_shape, conv.ndim, least=1)
 
 
-def forward_extents(input_shape: tuple[int, ...], conv: Conv) -> tuple[int, ...]:
-    """Return the input extents of the forward convolution; they are the output's if `conv` is transposed."""
-    if conv.transposed:
+def forward_extents(taps: tuple[int, ...], input_shape: tuple[int, ...], conv: Conv) -> tuple[int, ...]:
+    """Return the input extents of the forward convolution; they are the output's if `conv` is transposed.
+
+    Raises ValueError for padding that leaves a transposed layer without outputs.
+    """
+    if not conv.transposed:
+        return input_shape
+    if conv.output_padding is None:
         return tuple(extent * stride for extent, stride in zip(input_shape, conv.strides, strict=True))
-    return input_shape
+    assert isinstance(conv.output_padding, tuple)
+    extents = tuple(
+        (extent - 1) * stride + dilation * (k - 1) + 1 - before - after + extra
+        for extent, stride, k, dilation, (before, after), extra in zip(
+            input_shape, conv.strides, taps, conv.dilations, conv.pads(taps), conv.output_padding, strict=True
+        )
+    )
+    if min(extents) < 1:
+        raise ValueError(
+            f"the transposed layer has {extents} outputs (input_shape={input_shape}, {taps} taps, "
+            f"padding={conv.padding!r}, output_padding={conv.output_padding}): wanted a larger input or less padding"
+        )
+    return extents
 
 
 class Channels(NamedTuple):
@@ -308,9 +325,9 @@ def check_circulant(taps: tuple[int, ...], input_shape: tuple[int, ...], pads: P
     The error is a ValueError where a stride does not divide an extent, and NotImplementedError for other padding.
     """
     for axis, (k, extent, stride, dilation, pad) in enumerate(
-        zip(taps, forward_extents(input_shape, conv), conv.strides, conv.dilations, pads, strict=True)
+        zip(taps, forward_extents(taps, input_shape, conv), conv.strides, conv.dilations, pads, strict=True)
     ):
-        if extent % stride:
+        if extent % stride and not conv.transposed:
             raise ValueError(
                 f"stride {stride} does not divide the extent {extent} of axis {conv.spatial[axis]} "
                 f"(input_shape={input_shape}): a circular convolution needs a multiple of the stride; the nearest "
@@ -331,7 +348,7 @@ def is_circulant(kernel_shape: tuple[int, ...], input_shape: tuple[int, ...], co
     """Return whether the operator is circulant: periodic, with ``extent // stride`` outputs along each axis."""
     taps = resolve_channels(kernel_shape, conv).taps
     pads = conv.pads(taps)
-    extents = forward_extents(input_shape, conv)
+    extents = forward_extents(taps, input_shape, conv)
     geometry = zip(taps, extents, conv.strides, conv.dilations, pads, strict=True)
     return all(_fits(*axis, conv.padding_mode) for axis in geometry)
 
