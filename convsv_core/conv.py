@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "PADDING_MODES",
@@ -160,7 +160,7 @@ class Conv:
         return self.padding  # type: ignore[return-value]  # The constructor made pairs of it.
 
 
-def transposed_conv(layout: str, taps: Iterable[int], pads: Iterable[tuple[int, int]], **geometry: PerAxis) -> Conv:
+def transposed_conv(layout: str, taps: Iterable[int], pads: Iterable[tuple[int, int]], **geometry: Any) -> Conv:
     """Return the geometry of a zero-padded transposed layer from pads that count the layer's output padding.
 
     Parameters

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -94,7 +95,8 @@ class Axis:
     def sharing(self) -> IntArray:
         """Return, for each tap, the number of taps at its place: more than 1 if the kernel wraps round."""
         places = [(r, self.offsets[q] % self.period) for q, r in self.tap_slots()]
-        return np.asarray([places.count(place) for place in places])
+        counts = Counter(places)
+        return np.asarray([counts[place] for place in places])
 
     @functools.cached_property
     def tap_of_slot(self) -> IntArray | None:
@@ -369,7 +371,7 @@ def _make_axis(taps: int, extent: int, stride: int, dilation: int, before: int, 
     """Return the plan of one axis, with `before` elements of padding at its start."""
     grid = extent // stride
     places = [divmod(tap * dilation - before, stride) for tap in range(taps)]  # (offset q, class r)
-    bases = {r: min(q for q, other in places if other == r) for _, r in places}
+    bases = {r: q for q, r in sorted(places, reverse=True)}  # The smallest offset of a class is written last.
     residues = tuple(range(stride)) if all_residues else tuple(sorted(bases))
     relative = [(q - bases[r], r) for q, r in places]
     step = math.gcd(grid, *(q for q, _ in relative)) or 1

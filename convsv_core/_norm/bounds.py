@@ -14,8 +14,10 @@ from convsv_core._norm.grid import search_grid
 from convsv_core._norm.largest import largest_on_grid
 from convsv_core._norm.padded import padded_operator_norm
 from convsv_core._norm.torus import TorusNorms, search_torus
+from convsv_core._norm.transformed import transforms_pay
 from convsv_core._symbol.operand import Operand, make_operand
-from convsv_core._symbol.polynomial import symbol_polynomial
+from convsv_core._symbol.polynomial import fft_is_cheaper, symbol_polynomial
+from convsv_core._symbol.transform import is_long
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.plugins import on_values
@@ -176,7 +178,8 @@ def _on_torus(norms: TorusNorms, gap: float) -> _Found:
 
 def _on_grid(grid: Operand, lattice: Operand, gap: float, budget: int) -> _Found:
     count = len(grid.plan.frequencies)
-    if count <= min(ENUMERATED, budget):
+    transformed = transforms_pay(grid) and fft_is_cheaper(grid)
+    if transformed or count <= min(ENUMERATED, budget):
         largest = largest_on_grid(grid)
         place = largest.place or 0
         lower, upper = math.sqrt(largest.lower), math.sqrt(largest.upper)
@@ -194,12 +197,16 @@ def _angles(grid: Operand, frequency: tuple[int, ...]) -> tuple[float, ...]:
 def singular_pair(operand: Operand, frequency: tuple[float, ...]) -> tuple[Array, Array]:
     """Left and right singular vectors of the symbol at the given angles, 0 outside the best group."""
     xp, backend, plan = operand.xp, operand.backend, operand.plan
-    coefficients = symbol_polynomial(operand).coefficients
+    polynomial = symbol_polynomial(operand)
+    coefficients = polynomial.coefficients
     offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
     steps = np.asarray([axis.step for axis in plan.axes])
     phases = np.exp(1j * (offsets * steps) @ np.asarray(frequency))
     phases = xp.astype(backend.asarray_like(phases, coefficients), operand.complex_dtype, copy=False)
-    matrices = xp.sum(xp.reshape(phases, (-1, 1, 1, 1)) * coefficients, axis=0)
+    if is_long(operand):
+        matrices = polynomial.matrices(phases[None, :])[0, ...]
+    else:
+        matrices = xp.sum(xp.reshape(phases, (-1, 1, 1, 1)) * coefficients, axis=0)
     bases = np.asarray(list(itertools.product(*(axis.bases for axis in plan.axes))), float)
     shifts = np.repeat(np.exp(1j * bases @ np.asarray(frequency)), plan.columns)
     matrices = matrices * xp.astype(backend.asarray_like(shifts, matrices), operand.complex_dtype, copy=False)

@@ -19,9 +19,10 @@ import numpy as np
 from convsv_core._symbol.gram import GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
+from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_at, symbol_evaluator, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
 from convsv_core._symbol.small_matrices import safe_sqrt
+from convsv_core._symbol.transform import is_long
 from convsv_core.backend import Array, BlockFunction
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
@@ -98,8 +99,7 @@ def norm_on_grid(operand: Operand) -> GridNorm:
 def _norm_at(operand: Operand, place: int) -> Array:
     """Return the norm at one of the visited frequencies, computed so that it can be differentiated."""
     xp, backend = operand.xp, operand.backend
-    frequency = backend.asarray_like(operand.plan.frequencies[place : place + 1], operand.kernel)
-    gram = smaller_gram(backend, symbol_polynomial(operand)(frequency))
+    gram = smaller_gram(backend, symbol_at(operand, operand.plan.frequencies[place : place + 1]))
     return safe_sqrt(xp, xp.max(largest_eigenvalues(backend, gram)))
 
 
@@ -117,7 +117,7 @@ def _norm_of_all(operand: Operand) -> GridNorm:
 def _squares_of_block(operand: Operand) -> tuple[BlockFunction, int]:
     """Return a function that gives the largest eigenvalue at each frequency, and a bound of its rounding error."""
     xp, backend = operand.xp, operand.backend
-    evaluate = gram_evaluator(operand, symbol_polynomial(operand))
+    evaluate = gram_evaluator(operand, symbol_evaluator(operand) if is_long(operand) else symbol_polynomial(operand))
 
     def squares(frequencies: Array) -> Array:
         grams = evaluate(frequencies)

@@ -24,6 +24,7 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.ascent import ascend
 from convsv_core._norm.cells import Cells, cover, distinct
+from convsv_core._norm.transformed import transformed_cover, transforms_pay
 from convsv_core._symbol.gram import coefficient_norms, gram_polynomial, sum_rounding
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.rows import PolynomialRows
@@ -42,6 +43,9 @@ TESTED_SIDE = 64
 Measured with NumPy: a test takes 72 us and eigenvalues 251 us at side 64; below, several limits cost as much as they
 save.
 """
+
+CHUNK_ENTRIES = 1 << 20
+"""Entries of the table of phases from which norms are computed in parts: 8 MiB, of which a few are held. A guess."""
 
 STARTS = 8
 """Frequencies from which a local maximum is looked for. A guess."""
@@ -111,7 +115,25 @@ class TorusNorms:
             found[left] = self._computed(angles[left])
         return found
 
+    def transformed(self, finest: float) -> tuple[HostArray, HostArray, Cells]:
+        """Return the centres of the finest affordable cover, upper bounds of the norms there, and the cells' shape.
+
+        The cover is beyond the budget.
+        """
+        found = transformed_cover(self._rows.gram, self.types, finest, COARSEST)
+        count = len(found.squares)
+        self.evaluations, self.budget = self.evaluations + count, self.budget + count
+        rounding = self.rounding + found.rounding
+        first = int(np.argmax(found.squares))
+        self.best = math.sqrt(max(0.0, float(found.squares[first]) - rounding))
+        self.best_angles = found.cover.centres[first]
+        return found.cover.centres, np.sqrt(np.maximum(found.squares, 0.0) + rounding), found.cover.cells
+
     def _computed(self, angles: HostArray) -> HostArray:
+        part = max(1, CHUNK_ENTRIES // len(self._differences))
+        if len(angles) > part:
+            parts = [self._computed(angles[start : start + part]) for start in range(0, len(angles), part)]
+            return np.concatenate(parts)
         found = self._rows.largest(angles)
         first = int(np.argmax(found.values))
         attained = math.sqrt(max(0.0, float(found.values[first]) - self.rounding))
@@ -248,11 +270,17 @@ def search_torus(norms: TorusNorms, rtol: float, sufficient: float = 0.0) -> flo
     real = norms.operand.plan.real
     # Begin so that cells of the last size are just fine enough.
     finest = math.acos(1 / (1 + rtol))
-    centres, cells = cover(norms.types, finest * 3 ** max(0, math.floor(math.log(COARSEST / finest, 3))))
-    levels = Levels(norms, cells, rtol, sufficient)
-    centres = distinct(centres, real)
-    levels.climb(centres[:: -(-len(centres) // STARTS)])
-    left = levels.visit(centres, 1)
+    if transforms_pay(norms.operand):
+        centres, values, cells = norms.transformed(finest)
+        levels = Levels(norms, cells, rtol, sufficient)
+        left = levels.bounded(centres, values, 1)
+    else:
+        first_cover = cover(norms.types, finest * 3 ** max(0, math.floor(math.log(COARSEST / finest, 3))))
+        levels = Levels(norms, first_cover.cells, rtol, sufficient)
+        centres = distinct(first_cover.centres, real)
+        levels.climb(centres[:: -(-len(centres) // STARTS)])
+        left = levels.visit(centres, 1)
+        cells = first_cover.cells
     most = 3 ** len(cells.edges) if len(cells.edges) else 0
     settled = 0.0
     while True:

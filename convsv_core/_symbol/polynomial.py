@@ -19,6 +19,7 @@ import numpy as np
 from convsv_core._geometry.phases import unit_phases
 from convsv_core._geometry.plan import HostArray, IntArray
 from convsv_core._symbol.operand import COMPLEX_OF, Operand
+from convsv_core._symbol.transform import is_long, place_taps
 from convsv_core.backend import Array
 
 BLOCK_BYTES = 1 << 28
@@ -126,10 +127,19 @@ def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
     return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, offsets))
 
 
-def symbol_evaluator(operand: Operand) -> Evaluator:
+def symbol_at(operand: Operand, frequencies: IntArray) -> Array:
+    """Return the symbol at a few frequencies whose indices are known on the host: shape (B, groups, rows, columns)."""
+    backend, phases = operand.backend, np.ones((len(frequencies), 1), COMPLEX_OF[operand.computed_in])
+    for axis, along in zip(operand.plan.axes, frequencies.T, strict=True):
+        own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
+        phases = (phases[:, :, None] * own[:, None, :]).reshape(len(frequencies), -1)
+    polynomial = TrigonometricPolynomial(operand, operand.taps(), [])
+    return polynomial.matrices(backend.asarray_like(phases, operand.kernel))
+
+
+def symbol_evaluator(operand: Operand) -> TrigonometricPolynomial | Tabulated:
     """Return the cheapest way to evaluate the symbol: a polynomial, or for kernels of many taps an FFT."""
-    polynomial = symbol_polynomial(operand)
-    return _transform(polynomial) if _fft_is_cheaper(operand) else polynomial
+    return _transform(operand) if fft_is_cheaper(operand) else symbol_polynomial(operand)
 
 
 def itemsize(operand: Operand) -> int:
@@ -161,7 +171,7 @@ def phases_at(tables: list[Array], frequencies: Array, xp: ModuleType) -> Array:
     return phases
 
 
-def _fft_is_cheaper(operand: Operand) -> bool:
+def fft_is_cheaper(operand: Operand) -> bool:
     """Whether to transform the whole zero-padded kernel rather than multiply phases with taps.
 
     The product takes ``8 * offsets`` operations for each entry of each visited matrix, at the speed of a
@@ -174,20 +184,14 @@ def _fft_is_cheaper(operand: Operand) -> bool:
     fits = all(len({q % axis.period for q in axis.offsets}) == len(axis.offsets) for axis in plan.axes)
     entries = count * plan.groups * math.prod(plan.block)
     affordable = 2 * entries * itemsize(operand) <= BLOCK_BYTES
-    return fits and affordable and offsets > FFT_FACTOR * math.log2(max(count, 2))
+    return (fits or is_long(operand)) and affordable and offsets > FFT_FACTOR * math.log2(max(count, 2))
 
 
-def _transform(polynomial: TrigonometricPolynomial) -> Tabulated:
-    operand = polynomial.operand
-    xp, backend, plan = operand.xp, operand.backend, operand.plan
-    shape = polynomial.coefficients.shape[1:]
-    padded = xp.astype(polynomial.coefficients, operand.complex_dtype, copy=False)
-    padded = xp.reshape(padded, (*(len(axis.offsets) for axis in plan.axes), *shape))
-    for index, axis in enumerate(plan.axes):
-        count = len(axis.offsets)
-        source: IntArray = np.full(axis.period, count)  # the appended zeros, except at the offsets
-        source[np.asarray(axis.offsets) % axis.period] = np.arange(count)
-        padded = operand.take_or_zero(padded, source, index)
+def _transform(operand: Operand) -> Tabulated:
+    backend, plan = operand.backend, operand.plan
+    taps = operand.taps()
+    places = [np.asarray(axis.offsets) % axis.period for axis in plan.axes]
+    padded = place_taps(operand, taps, plan.periods, places)
     # The symbol's exponent is positive, which is the inverse transform without its normalisation.
     matrices = backend.ifftn(padded, tuple(range(len(plan.axes)))) * math.prod(plan.periods)
-    return Tabulated(operand, xp.reshape(matrices, (-1, *shape)))
+    return Tabulated(operand, operand.xp.reshape(matrices, (-1, *taps.shape[1:])))
