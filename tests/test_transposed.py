@@ -12,7 +12,7 @@ from convsv_conformance.dense import dense_matrix
 import convsv_core as convsv
 from convsv_core import Conv
 from convsv_core._geometry.padding import lattice, tap_places
-from convsv_core._geometry.plan import forward_extents
+from convsv_core._geometry.shapes import forward_extents
 from convsv_core.conv import transposed_conv
 from convsv_core.plugins import get_backend
 

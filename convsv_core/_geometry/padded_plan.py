@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.padding import padding_sources, tap_places
-from convsv_core._geometry.plan import HostArray, IntArray, forward_extents
+from convsv_core._geometry.plan import HostArray, IntArray
+from convsv_core._geometry.shapes import forward_extents
 from convsv_core.conv import Conv
 
 __all__ = ["PaddedPlan", "make_padded_plan"]

@@ -18,7 +18,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from convsv_core._geometry.plan import IntArray, check_input_shape, forward_extents, resolve_channels
+from convsv_core._geometry.plan import IntArray
+from convsv_core._geometry.shapes import check_input_shape, forward_extents, resolve_channels
 from convsv_core.conv import Conv
 
 __all__ = [

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.padded_plan import PaddedPlan, make_padded_plan
-from convsv_core._geometry.plan import check_input_shape
+from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm import lanczos
 from convsv_core._norm.lanczos import largest_eigenvector, table_like, unit
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
