@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-__all__ = ["PADDING_MODES", "SPATIAL_LETTERS", "Conv", "Padding", "Pads", "PerAxis", "as_float", "as_int", "per_axis"]
+__all__ = [
+    "PADDING_MODES",
+    "SPATIAL_LETTERS",
+    "Conv",
+    "Padding",
+    "Pads",
+    "PerAxis",
+    "as_float",
+    "as_int",
+    "check_positive",
+    "per_axis",
+    "transposed_conv",
+]
 
 PerAxis: TypeAlias = int | tuple[int, ...]
 """One integer for every spatial axis, or one integer for each of them."""
@@ -50,11 +62,16 @@ class Conv:
     padding : "same", "valid", int, tuple of int, or tuple of pairs, default "same"
         Elements added before and after each spatial axis. "same" gives ``extent // stride`` outputs.
         Where "same" adds an odd number of elements, the end gets one more than the start. A transposed
-        convolution has the padding of the convolution whose adjoint it is, as in PyTorch.
+        convolution has the padding of the convolution whose adjoint it is, as in PyTorch. With an
+        `output_padding` the numbers may be negative: they then add outputs that no tap reaches.
     padding_mode : "circular", "zeros", "reflect" or "replicate", default "circular"
         The values of the added elements. "circular" with "same" is the operator of the paper.
     transposed : bool, default False
         Whether the layer is the transpose of the convolution described.
+    output_padding : int or tuple of int, optional
+        Only for a transposed convolution with `padding_mode` "zeros". It says how many outputs there are, as in
+        PyTorch and ONNX: ``(inputs - 1) * stride + dilation * (taps - 1) + 1 - pads + output_padding`` along an axis.
+        None, the default, stands for ``inputs * stride`` outputs, and the padding must allow as many.
 
     Raises
     ------
@@ -68,7 +85,7 @@ class Conv:
     --------
     >>> Conv("OIHW", stride=2, padding=1)
     Conv(layout='OIHW', stride=(2, 2), dilation=(1, 1), groups=1, padding=((1, 1), (1, 1)),
-         padding_mode='circular', transposed=False)
+         padding_mode='circular', transposed=False, output_padding=None)
     >>> Conv("OIHW") == Conv("OIHW", stride=(1, 1))
     True
     """
@@ -80,6 +97,7 @@ class Conv:
     padding: Padding = "same"
     padding_mode: str = "circular"
     transposed: bool = False
+    output_padding: PerAxis | None = None
 
     def __post_init__(self) -> None:
         _check_layout(self.layout)
@@ -88,11 +106,19 @@ class Conv:
         set_field(self, "stride", per_axis("stride", self.stride, ndim, least=1))
         set_field(self, "dilation", per_axis("dilation", self.dilation, ndim, least=1))
         set_field(self, "groups", as_int("groups", self.groups, least=1))
-        set_field(self, "padding", _normalise_padding(self.padding, ndim))
+        least = None if self.output_padding is not None else 0
+        set_field(self, "padding", _normalise_padding(self.padding, ndim, least))
         if self.padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode={self.padding_mode!r}: wanted one of {', '.join(PADDING_MODES)}")
         if not isinstance(self.transposed, bool):
             raise TypeError(f"transposed={self.transposed!r}: wanted True or False")
+        if self.output_padding is not None:
+            set_field(self, "output_padding", per_axis("output_padding", self.output_padding, ndim, least=0))
+            if not self.transposed or self.padding_mode != "zeros":
+                raise ValueError(
+                    f"output_padding={self.output_padding} with transposed={self.transposed} and "
+                    f"padding_mode={self.padding_mode!r}: wanted None, or a transposed convolution with zeros"
+                )
 
     @property
     def ndim(self) -> int:
@@ -134,15 +160,50 @@ class Conv:
         return self.padding  # type: ignore[return-value]  # The constructor made pairs of it.
 
 
-def as_int(name: str, value: object, *, least: int) -> int:
-    """Return `value` as an int of at least `least`; raise TypeError for a boolean or a float, ValueError for less."""
+def transposed_conv(layout: str, taps: Iterable[int], pads: Iterable[tuple[int, int]], **geometry: Any) -> Conv:
+    """Return the geometry of a zero-padded transposed layer from pads that count the layer's output padding.
+
+    Parameters
+    ----------
+    layout : str
+    taps : iterable of int
+        Number of taps along each axis.
+    pads : iterable of pairs of int
+        The padding before and after each axis, less the outputs that are added there. It may be negative.
+    **geometry : int or tuple of int
+        The `stride`, `dilation` and `groups` of a `Conv`.
+
+    Returns
+    -------
+    Conv
+        Its `output_padding` is None where the layer has ``inputs * stride`` outputs, and 0 elsewhere.
+
+    Examples
+    --------
+    >>> transposed_conv("IOW", [3], [(1, 0)], stride=2).output_padding is None
+    True
+    >>> transposed_conv("IOW", [3], [(1, 1)], stride=2).output_padding
+    (0,)
+    """
+    pairs = tuple((before, after) for before, after in pads)
+    conv = Conv(layout, padding=pairs, padding_mode="zeros", transposed=True, output_padding=0, **geometry)
+    axes = zip(taps, conv.dilations, conv.strides, pairs, strict=True)
+    fits = all(d * (k - 1) + 1 - sum(pair) == stride and min(pair) >= 0 for k, d, stride, pair in axes)
+    return replace(conv, output_padding=None) if fits else conv
+
+
+def as_int(name: str, value: object, *, least: int | None) -> int:
+    """Return `value` as an int of at least `least`; raise TypeError for a boolean or a float, ValueError for less.
+
+    Any int will do if `least` is None.
+    """
     if isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: wanted an integer, not a boolean")
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}={value!r}: wanted an integer, not {type(value).__name__}") from None
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name}={number}: wanted an integer of at least {least}")
     return number
 
@@ -161,7 +222,7 @@ def as_float(name: str, value: object) -> float:
     return float(value)
 
 
-def per_axis(name: str, value: object, ndim: int, *, least: int) -> tuple[int, ...]:
+def per_axis(name: str, value: object, ndim: int, *, least: int | None) -> tuple[int, ...]:
     """Return one int for each axis, each of at least `least`, from an int or an iterable of `ndim` ints."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return (as_int(name, value, least=least),) * ndim
@@ -188,7 +249,7 @@ def _check_layout(layout: object) -> None:
         raise ValueError(f"layout={layout!r}: {wanted}")
 
 
-def _normalise_padding(padding: object, ndim: int) -> Padding:
+def _normalise_padding(padding: object, ndim: int, least: int | None) -> Padding:
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
             raise ValueError(f"padding={padding!r}: wanted 'same', 'valid', an int, one int an axis, or pairs")
@@ -199,6 +260,6 @@ def _normalise_padding(padding: object, ndim: int) -> Padding:
             pairs = tuple(tuple(side) for side in sides)
             if len(pairs) != ndim or any(len(pair) != 2 for pair in pairs):
                 raise ValueError(f"padding={pairs}: wanted one (before, after) pair for each of {ndim} axes")
-            return tuple((as_int("padding", a, least=0), as_int("padding", b, least=0)) for a, b in pairs)
+            return tuple((as_int("padding", a, least=least), as_int("padding", b, least=least)) for a, b in pairs)
         padding = sides
-    return tuple((side, side) for side in per_axis("padding", padding, ndim, least=0))
+    return tuple((side, side) for side in per_axis("padding", padding, ndim, least=least))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.padding import padding_sources, tap_places
-from convsv_core._geometry.plan import HostArray, IntArray, forward_extents
+from convsv_core._geometry.plan import HostArray, IntArray
+from convsv_core._geometry.shapes import forward_extents
 from convsv_core.conv import Conv
 
 __all__ = ["PaddedPlan", "make_padded_plan"]
@@ -36,7 +37,7 @@ class PaddedPlan:
 @functools.lru_cache(maxsize=16)
 def make_padded_plan(taps: tuple[int, ...], input_shape: tuple[int, ...], conv: Conv) -> PaddedPlan:
     """Resolve a padded convolution. Raises ValueError for a geometry that is impossible."""
-    extents = forward_extents(input_shape, conv)
+    extents = forward_extents(taps, input_shape, conv)
     pixels = math.prod(extents)
     gather = np.zeros((1, 1), np.int64)
     inside = np.ones((1, 1), np.bool_)

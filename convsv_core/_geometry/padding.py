@@ -18,7 +18,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from convsv_core._geometry.plan import IntArray, check_input_shape, forward_extents, resolve_channels
+from convsv_core._geometry.plan import IntArray
+from convsv_core._geometry.shapes import check_input_shape, forward_extents, resolve_channels
 from convsv_core.conv import Conv
 
 __all__ = [
@@ -176,7 +177,7 @@ def layer_operators(
 
 def lattice(conv: Conv) -> Conv:
     """Return the circular convolution whose norm, over every input size, is the supremum of the symbol's norm."""
-    return dataclasses.replace(conv, padding="same", padding_mode="circular")
+    return dataclasses.replace(conv, padding="same", padding_mode="circular", output_padding=None)
 
 
 def circular_geometry(conv: Conv, input_shape: Extents) -> tuple[Extents, Conv]:
@@ -274,9 +275,10 @@ def padding_norm(kernel_shape: Sequence[int], input_shape: Extents, conv: Conv) 
     """
     extents = check_input_shape(input_shape, conv)
     squared = 1
+    taps = _taps(tuple(kernel_shape), conv)
     for along, extent, stride in zip(
-        tap_places(_taps(tuple(kernel_shape), conv), extents, conv),
-        forward_extents(extents, conv),
+        tap_places(taps, extents, conv),
+        forward_extents(taps, extents, conv),
         conv.strides,
         strict=True,
     ):
@@ -296,8 +298,11 @@ def tap_places(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[
     """
     places = []
     for axis, (k, extent, stride, dilation, (before, after)) in enumerate(
-        zip(taps, forward_extents(input_shape, conv), conv.strides, conv.dilations, conv.pads(taps), strict=True)
+        zip(taps, forward_extents(taps, input_shape, conv), conv.strides, conv.dilations, conv.pads(taps), strict=True)
     ):
+        if conv.output_padding is not None:  # The forward convolution gives the input, and may read less than it all.
+            places.append(_places(input_shape[axis], k, stride, dilation, before))
+            continue
         where = f"on axis {conv.spatial[axis]} (input_shape={input_shape}, padding={conv.padding!r})"
         outputs = (extent + before + after - dilation * (k - 1) - 1) // stride + 1
         if outputs < 1:
@@ -308,15 +313,20 @@ def tap_places(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[
         if conv.transposed and outputs != input_shape[axis]:
             raise ValueError(
                 f"the convolution of which the layer is the transpose takes {extent} elements to {outputs} {where}: "
-                f"wanted padding with which it gives back {input_shape[axis]}"
+                f"wanted padding with which it gives back {input_shape[axis]}, or an output_padding"
             )
         widest = max(before, after)
         if conv.padding_mode == "reflect" and widest >= extent:
             raise ValueError(f"reflect padding of {widest} {where}: wanted less than the extent {extent}")
         if conv.padding_mode == "circular" and widest > extent and outputs * stride != extent:
             raise ValueError(f"circular padding of {widest} {where}: wanted at most the extent {extent}")
-        places.append(np.arange(outputs)[:, None] * stride + np.arange(k) * dilation - before)
+        places.append(_places(outputs, k, stride, dilation, before))
     return places
+
+
+def _places(outputs: int, taps: int, stride: int, dilation: int, before: int) -> IntArray:
+    """Return where the taps read along one axis, as `tap_places` does."""
+    return np.arange(outputs)[:, None] * stride + np.arange(taps) * dilation - before
 
 
 def padding_sources(places: IntArray, extent: int, padding_mode: str) -> IntArray:

@@ -21,26 +21,24 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from convsv_core.conv import Conv, Pads, as_int, per_axis
+from convsv_core._geometry.shapes import forward_extents, resolve_channels
+from convsv_core.conv import Conv, Pads
 
 __all__ = [
     "Axis",
-    "Channels",
     "HostArray",
     "IntArray",
     "Plan",
     "check_circulant",
-    "check_input_shape",
     "check_square",
-    "forward_extents",
     "is_circulant",
     "make_plan",
-    "resolve_channels",
 ]
 
 IntArray: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -94,7 +92,8 @@ class Axis:
     def sharing(self) -> IntArray:
         """Return, for each tap, the number of taps at its place: more than 1 if the kernel wraps round."""
         places = [(r, self.offsets[q] % self.period) for q, r in self.tap_slots()]
-        return np.asarray([places.count(place) for place in places])
+        counts = Counter(places)
+        return np.asarray([counts[place] for place in places])
 
     @functools.cached_property
     def tap_of_slot(self) -> IntArray | None:
@@ -228,7 +227,7 @@ def make_plan(
         extents: tuple[int, ...] = (0,) * conv.ndim
     else:
         check_circulant(channels.taps, input_shape, pads, conv)
-        extents = forward_extents(input_shape, conv)
+        extents = forward_extents(channels.taps, input_shape, conv)
     resolved = tuple(
         _make_axis(taps, extent, stride, dilation, before, all_residues)
         for taps, extent, stride, dilation, (before, _) in zip(
@@ -237,56 +236,6 @@ def make_plan(
     )
     visits = _visits([axis.period for axis in resolved], real)
     return Plan(conv, resolved, channels.groups, channels.rows, channels.columns, real, *visits)
-
-
-def check_input_shape(input_shape: object, conv: Conv) -> tuple[int, ...]:
-    """Return `input_shape` as one positive int for each axis; a single int stands for every axis."""
-    return per_axis("input_shape", input_shape, conv.ndim, least=1)
-
-
-def forward_extents(input_shape: tuple[int, ...], conv: Conv) -> tuple[int, ...]:
-    """Return the input extents of the forward convolution; they are the output's if `conv` is transposed."""
-    if conv.transposed:
-        return tuple(extent * stride for extent, stride in zip(input_shape, conv.strides, strict=True))
-    return input_shape
-
-
-class Channels(NamedTuple):
-    """Hold the shape of a kernel as the forward convolution reads it.
-
-    Attributes
-    ----------
-    taps : tuple of int
-        Number of taps along each spatial axis.
-    groups : int
-    rows, columns : int
-        Output channels and input channels of one group.
-    """
-
-    taps: tuple[int, ...]
-    groups: int
-    rows: int
-    columns: int
-
-
-def resolve_channels(kernel_shape: tuple[int, ...], conv: Conv) -> Channels:
-    """Return the taps, groups and channels of a kernel; raise ValueError if its shape does not fit `conv`."""
-    if len(kernel_shape) != len(conv.layout):
-        raise ValueError(
-            f"kernel has shape {kernel_shape} but layout={conv.layout!r} names {len(conv.layout)} axes: "
-            f"wanted one letter for each axis of the kernel"
-        )
-    extents = dict(zip(conv.layout, kernel_shape, strict=True))
-    for letter, extent in extents.items():
-        as_int(f"kernel extent {letter} of shape {kernel_shape}", extent, least=1)
-    whole, grouped = ("I", "O") if conv.transposed else ("O", "I")
-    if extents[whole] % conv.groups:
-        raise ValueError(
-            f"groups={conv.groups} does not divide the {extents[whole]} channels of axis {whole} "
-            f"(kernel shape {kernel_shape}, layout={conv.layout!r}); axis {grouped} holds the channels of one group"
-        )
-    taps = tuple(extents[letter] for letter in conv.spatial)
-    return Channels(taps, conv.groups, extents[whole] // conv.groups, extents[grouped])
 
 
 def check_square(plan: Plan, kernel_shape: tuple[int, ...]) -> None:
@@ -308,9 +257,9 @@ def check_circulant(taps: tuple[int, ...], input_shape: tuple[int, ...], pads: P
     The error is a ValueError where a stride does not divide an extent, and NotImplementedError for other padding.
     """
     for axis, (k, extent, stride, dilation, pad) in enumerate(
-        zip(taps, forward_extents(input_shape, conv), conv.strides, conv.dilations, pads, strict=True)
+        zip(taps, forward_extents(taps, input_shape, conv), conv.strides, conv.dilations, pads, strict=True)
     ):
-        if extent % stride:
+        if extent % stride and not conv.transposed:
             raise ValueError(
                 f"stride {stride} does not divide the extent {extent} of axis {conv.spatial[axis]} "
                 f"(input_shape={input_shape}): a circular convolution needs a multiple of the stride; the nearest "
@@ -331,7 +280,7 @@ def is_circulant(kernel_shape: tuple[int, ...], input_shape: tuple[int, ...], co
     """Return whether the operator is circulant: periodic, with ``extent // stride`` outputs along each axis."""
     taps = resolve_channels(kernel_shape, conv).taps
     pads = conv.pads(taps)
-    extents = forward_extents(input_shape, conv)
+    extents = forward_extents(taps, input_shape, conv)
     geometry = zip(taps, extents, conv.strides, conv.dilations, pads, strict=True)
     return all(_fits(*axis, conv.padding_mode) for axis in geometry)
 
@@ -352,7 +301,7 @@ def _make_axis(taps: int, extent: int, stride: int, dilation: int, before: int, 
     """Return the plan of one axis, with `before` elements of padding at its start."""
     grid = extent // stride
     places = [divmod(tap * dilation - before, stride) for tap in range(taps)]  # (offset q, class r)
-    bases = {r: min(q for q, other in places if other == r) for _, r in places}
+    bases = {r: q for q, r in sorted(places, reverse=True)}  # The smallest offset of a class is written last.
     residues = tuple(range(stride)) if all_residues else tuple(sorted(bases))
     relative = [(q - bases[r], r) for q, r in places]
     step = math.gcd(grid, *(q for q, _ in relative)) or 1

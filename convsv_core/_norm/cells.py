@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.plan import HostArray
+from convsv_core._geometry.plan import HostArray, IntArray
+from convsv_core._symbol.transform import fast_length
 
-__all__ = ["Cells", "cover", "distinct"]
+__all__ = ["Cells", "Cover", "cover", "distinct"]
 
 TURN = 2**40
 """Number of steps of a full turn to which angles are rounded before they are compared.
@@ -66,8 +68,29 @@ class Cells:
         return np.asarray(cube @ self.edges)
 
 
-def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
-    """Return the centres and the shape of cells of at most the given reach that cover the torus.
+class Cover(NamedTuple):
+    """Hold cells that cover the torus.
+
+    Attributes
+    ----------
+    centres : float array, shape (cells, ndim)
+        Angles in radians.
+    cells : Cells
+        Their shape.
+    points : tuple of int
+        Number of points of a uniform grid along each axis of positive exponential type. Each centre is such a point.
+    places : int array, shape (cells, n)
+        The index of each centre along these axes.
+    """
+
+    centres: HostArray
+    cells: Cells
+    points: tuple[int, ...]
+    places: IntArray
+
+
+def cover(types: HostArray, reach: float, *, fast: bool = False) -> Cover:
+    """Return cells of at most the given reach that cover the torus.
 
     Parameters
     ----------
@@ -75,6 +98,8 @@ def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
         Exponential type along each axis.
     reach : float
         Largest allowed distance of a point from its cell's centre.
+    fast : bool, default False
+        Whether to round the numbers of points up to lengths whose Fourier transform is fast.
     """
     active = np.flatnonzero(types > 0)
     count = len(active)
@@ -82,6 +107,8 @@ def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
     half = np.asarray([[0.5, 0.5], [0.5, -0.5]]) if diamonds else 0.5 * np.eye(count)
     points = np.ceil(count * np.pi * types[active] / reach).astype(int)
     points += points % 2 if diamonds else 0  # An even number lets the checkerboard of diamonds close on itself.
+    if fast:
+        points = np.asarray([fast_length(int(n), even=diamonds) for n in points])
     spacing = 2 * np.pi / points
     grid = np.indices(tuple(points)).reshape(count, math.prod(points.tolist())).T
     if diamonds:
@@ -92,7 +119,8 @@ def cover(types: HostArray, reach: float) -> tuple[HostArray, Cells]:
     edges = np.zeros((count, len(types)))
     edges[:, active] = half * spacing
     cells = Cells(edges, 0.0)
-    return centres, Cells(edges, float(np.max(np.abs(cells.corners) @ types, initial=0.0)))
+    cells = Cells(edges, float(np.max(np.abs(cells.corners) @ types, initial=0.0)))
+    return Cover(centres, cells, tuple(points.tolist()), grid)
 
 
 def distinct(angles: HostArray, real: bool) -> HostArray:

@@ -19,8 +19,8 @@ __all__ = ["EverySizeGrid", "every_size_grid", "grid_upper_bound", "norm_upper_b
 def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     r"""Bound the operator norm of a convolution from above for every input size, traceably.
 
-    The largest norm of the symbol on a fixed grid, times the most that the norm can rise between its points:
-    for use in a training step, where `norm_bounds` cannot be traced.
+    The bound is the largest norm of the symbol on a fixed grid, times a factor that bounds how far the norm can rise
+    between the grid's points. It serves training steps, where `norm_bounds` cannot be traced.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
         Taps, with the axes that ``conv.layout`` names; float16, bfloat16, float32, float64, complex64 or
         complex128.
     conv : Conv
-        The geometry; of its padding the same is asked as by `norm_bounds` without an input shape.
+        The geometry. The padding must be one that `norm_bounds` takes without an input shape.
     rtol : float, default 0.1
         The bound is at most ``(1 + rtol)`` times the norm over all frequencies, and its rounding error. The cost
         grows with ``rtol ** (-ndim / 2)``: 61 frequencies for a real kernel of 3 x 3 taps at the default, and
@@ -54,12 +54,12 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
         max over the grid of \|A\| <= norm <= max over the grid of \|A\| / cos(D).
 
     On a full grid ``prod_i cos(d_i pi / N_i)``, which is larger, may stand for ``cos(D)``: go to the nearest grid
-    line along one axis, then to the maximiser on that line, and so on. The ``N_i`` are the least with which each
-    of the factors is at least ``(1 + rtol) ** (-1 / axes)``.
+    line along one axis, then to the maximiser on that line, and so on. The ``N_i`` are the smallest numbers with which
+    each factor is at least ``(1 + rtol) ** (-1 / axes)``.
 
     Traceable with `conv` and `rtol` static. Differentiable: the gradient is that of ``u v*`` at the grid's
-    maximiser, times the constant factor; a subgradient where there are many, and 0 for the zero kernel. The
-    rounding error, of which `norm_bounds` tells, is a constant factor to differentiation.
+    maximiser, times the constant factor. It is a subgradient where there are many maximisers, and 0 for the zero
+    kernel. The widening for rounding errors (see `norm_bounds`) is a constant factor to differentiation.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
 
 
 class EverySizeGrid(NamedTuple):
-    """A grid that stands for all frequencies, as the input shape of a circular convolution.
+    """Hold a grid that stands for all frequencies, as the input shape of a circular convolution.
 
     Attributes
     ----------

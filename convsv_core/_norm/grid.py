@@ -14,17 +14,25 @@ __all__ = ["GridSearch", "search_grid"]
 
 
 class GridSearch(NamedTuple):
-    """An upper bound of the largest norm on a grid, and the indices of the frequency of the best norm."""
+    """Hold an upper bound of the largest norm on a grid, and the indices of the frequency of the best norm."""
 
     upper: float
     frequency: tuple[int, ...]
 
 
 def search_grid(norms: TorusNorms, rtol: float, supremum: float, near: tuple[float, ...]) -> GridSearch:
-    """Raise `norms.best` towards the largest norm on the grid; returns an upper bound, and where the best is.
+    """Raise `norms.best` towards the largest norm on the grid, and return an upper bound of it.
 
-    `supremum` is an upper bound over all frequencies, and `near` the angles of a large norm, whose
-    neighbours on the grid are tried first.
+    Parameters
+    ----------
+    norms : TorusNorms
+        The norms of the grid's operand.
+    rtol : float
+        The relative gap to reach.
+    supremum : float
+        An upper bound of the norm over all frequencies.
+    near : tuple of float
+        The angles of a large norm. The search begins with the grid's frequencies next to them.
     """
     axes = norms.operand.plan.axes
     periods = np.asarray([axis.period for axis in axes])
@@ -39,9 +47,9 @@ def search_grid(norms: TorusNorms, rtol: float, supremum: float, near: tuple[flo
     exact = np.asarray([angle * axis.grid / (2 * np.pi) for angle, axis in zip(near, axes, strict=True)])
     around = np.asarray(list(itertools.product(*zip(np.floor(exact), np.ceil(exact), strict=True)))).astype(int)
     norms.upper(angles(np.unique(around % periods, axis=0)))
-    # Boxes of frequencies, first and last of each axis included, which are split until one is left.
+    # Each row of `first` and `last` is a box of frequencies, both ends included. Boxes are split until one is left.
     first, last = np.zeros((1, len(axes)), int), (periods - 1)[None, :]
-    if norms.operand.plan.real:  # half of the grid, by one axis
+    if norms.operand.plan.real:  # Half of the last axis covers one frequency of each conjugate pair.
         last[:, -1] = periods[-1] // 2
     settled = 0.0
     while len(first):

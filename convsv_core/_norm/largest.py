@@ -1,11 +1,11 @@
 """The largest norm among the frequencies of a grid, and where: one search behind everything that asks for it.
 
-`operator_norm`, `norm_bounds` on a grid, the step hooks and the certificates of projections all call it. Bounds by two
-moments of the Gram matrices are known at every frequency without a matrix. Eigenvalues are computed where these bounds
-are largest; all other frequencies are tested against the largest eigenvalue so far, which costs a fraction of their own
-eigenvalues; the search goes on among the frequencies that fail the test.
+`operator_norm`, `norm_bounds` on a grid, the step hooks and the certificates of projections all call it. Two moments of
+the Gram matrices bound the eigenvalues at every frequency without a matrix. Eigenvalues are computed where these bounds
+are largest. All other frequencies are tested against the largest eigenvalue so far, at a fraction of the cost of their
+eigenvalues. The search repeats both steps among the frequencies that fail the test.
 
-The search looks at values. Where there are none, under tracing, all eigenvalues are computed (`norm_on_grid`).
+The search reads values. Under tracing there are none, and all eigenvalues are computed (`norm_on_grid`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import numpy as np
 from convsv_core._symbol.gram import GramOf, GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import BLOCK_BYTES, RealPart, symbol_polynomial
+from convsv_core._symbol.polynomial import BLOCK_BYTES, RealPart, symbol_at, symbol_evaluator, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
 from convsv_core._symbol.small_matrices import real_and_complex, safe_sqrt
+from convsv_core._symbol.transform import is_long
 from convsv_core.backend import Array, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
 
 DOUBLE_EPS = 1e-15
-"""Largest eps of the arithmetic in which a search is exact to the rounding of its answer.
+"""Largest eps of an arithmetic in which a search is exact to the rounding of its answer. It separates the two dtypes.
 
 In single precision the margin of a test for its own rounding, up to 1e-4 of the square, would hide larger norms.
 """
@@ -40,15 +41,15 @@ Each further round doubles it. It was chosen by measurement: with 1, most kernel
 
 
 class Largest(NamedTuple):
-    """The largest eigenvalue of the Gram matrices of a grid: the square of the largest norm.
+    """Hold the largest eigenvalue of the Gram matrices of a grid, which is the square of the largest norm.
 
     Attributes
     ----------
     value : float
-        As computed; 0 where none was, because no eigenvalue exceeds the level that was asked about.
+        The eigenvalue as computed. It is 0 if no eigenvalue exceeds the level, because none was computed then.
     upper : float
-        An upper bound of all eigenvalues, or the level where that is larger. It counts the rounding error bound of
-        `value` twice, so that what is equal to `value` up to rounding passes a test against it.
+        An upper bound of all eigenvalues, or the level if the level is larger. It counts the rounding error bound of
+        `value` twice, so that eigenvalues equal to `value` up to rounding pass a test against it.
     place : int or None
         The place of `value` among the visited frequencies.
     """
@@ -59,12 +60,12 @@ class Largest(NamedTuple):
 
     @property
     def lower(self) -> float:
-        """A lower bound of the largest eigenvalue: `value` less its rounding error bound."""
+        """Return a lower bound of the largest eigenvalue: `value` less its rounding error bound."""
         return max(self.value - (self.upper - self.value) / 2, 0.0) if self.place is not None else 0.0
 
 
 class GridNorm(NamedTuple):
-    """The largest norm on a grid, for use in traced and differentiated code.
+    """Hold the largest norm on a grid, for use in traced and differentiated code.
 
     Attributes
     ----------
@@ -81,8 +82,8 @@ class GridNorm(NamedTuple):
 def norm_on_grid(operand: Operand) -> GridNorm:
     """Return the largest norm at the visited frequencies of an operand: differentiable and traceable.
 
-    Where values can be looked at and double precision is fast, the frequency is searched for, and the norm there is
-    computed and differentiated alone. Else all eigenvalues are computed, in the operand's own precision.
+    If values can be read and double precision is fast, a search finds the frequency, and only the norm there is
+    differentiated. Otherwise all eigenvalues are computed, in the operand's own precision.
     """
     backend, wide = operand.backend, operand.widen()
     if wide.eps > DOUBLE_EPS or backend.compiles or not backend.has_values(operand.kernel):
@@ -99,8 +100,7 @@ def norm_on_grid(operand: Operand) -> GridNorm:
 def _norm_at(operand: Operand, place: int) -> Array:
     """Return the norm at one of the visited frequencies, computed so that it can be differentiated."""
     xp, backend = operand.xp, operand.backend
-    frequency = backend.asarray_like(operand.plan.frequencies[place : place + 1], operand.kernel)
-    gram = smaller_gram(backend, symbol_polynomial(operand)(frequency))
+    gram = smaller_gram(backend, symbol_at(operand, operand.plan.frequencies[place : place + 1]))
     return safe_sqrt(xp, xp.max(largest_eigenvalues(backend, gram)))
 
 
@@ -122,7 +122,8 @@ def _norm_of_all(operand: Operand) -> GridNorm:
 
 def _squares_of_block(operand: Operand, real: bool) -> BlockWork:
     """Return a function that gives the largest eigenvalue at each frequency, and a bound of its rounding error."""
-    xp, backend, symbol = operand.xp, operand.backend, symbol_polynomial(operand)
+    xp, backend = operand.xp, operand.backend
+    symbol = symbol_evaluator(operand) if is_long(operand) else symbol_polynomial(operand)
     evaluate = GramOf(operand, RealPart(operand, symbol)) if real else gram_evaluator(operand, symbol)
 
     def squares(frequencies: Array) -> Array:
@@ -151,16 +152,16 @@ def largest_among(rows: GramRows, bounds: MomentBounds | None, *, level: float =
     rows : GramRows
         They are named by place.
     bounds : MomentBounds or None
-        Bounds of the same matrices, by which the search is ordered.
+        Bounds of the same matrices. The search begins where they are largest.
     level : float, default 0
-        Eigenvalues up to it do not matter.
+        The search ignores eigenvalues up to this level.
     """
     uppers = np.full(len(rows.operand.plan.frequencies), np.inf)
     tested, probes, found = level > 0, FIRST_PROBES, Largest(0.0, level, None)
     if bounds is not None:
         assert isinstance(rows, PolynomialRows)
         uppers = bounds.uppers.max(axis=1) + rows.rounding
-        tested = float(bounds.estimates.max()) <= level  # else some eigenvalue is above the level for certain
+        tested = float(bounds.estimates.max()) <= level  # Otherwise an eigenvalue exceeds the level.
     left = np.argsort(-uppers, kind="stable")
     while len(left := left[uppers[left] > found.upper]):
         if tested:

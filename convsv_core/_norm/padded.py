@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.padded_plan import PaddedPlan, make_padded_plan
-from convsv_core._geometry.plan import check_input_shape
+from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm import lanczos
 from convsv_core._norm.lanczos import largest_eigenvector, table_like, unit
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
@@ -132,7 +132,7 @@ def make_padded_operator(kernel: Array, input_shape: object, conv: Conv) -> Padd
     check_conv(conv)
     extents = check_input_shape(input_shape, conv)
     # The operand's plan describes the taps alone. Stride, dilation and padding are in the padded plan.
-    bare = dataclasses.replace(conv, stride=1, dilation=1, padding="valid", padding_mode="zeros")
+    bare = dataclasses.replace(conv, stride=1, dilation=1, padding="valid", padding_mode="zeros", output_padding=None)
     operand = make_operand(kernel, None, bare)
     plan = make_padded_plan(tuple(axis.taps for axis in operand.plan.axes), extents, conv)
     gather, scatter = (
@@ -157,8 +157,8 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     conv : Conv
         The geometry, of any padding and padding mode. A stride need not divide the extents: there are
         ``(extent + pads - dilation * (taps - 1) - 1) // stride + 1`` outputs. A transposed layer is the transpose of
-        the convolution that takes ``input_shape * stride`` elements; with zero padding that is PyTorch's
-        transposed convolution with the `output_padding` that gives so many.
+        the convolution that takes the layer's outputs to its inputs. ``conv.output_padding`` says how many outputs
+        there are, and None stands for ``input_shape * stride``.
 
     Returns
     -------

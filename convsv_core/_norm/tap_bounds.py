@@ -24,31 +24,31 @@ def sum_of_norms(operand: Operand) -> float:
 
 
 def sums_of_norms(symbol: TrigonometricPolynomial, kernels: int) -> HostArray:
-    """Return that sum for each of several kernels that lie side by side in the groups of one symbol."""
+    """Return the `sum_of_norms` of each of several kernels that lie side by side in the groups of one symbol."""
     squares = squared_norm(symbol.operand.xp, symbol.coefficients, axis=(-2, -1))
     norms = np.sqrt(symbol.operand.backend.to_numpy(squares).astype(float))
     return np.asarray(norms.sum(axis=0).reshape(kernels, -1).max(axis=1))
 
 
 def frobenius_bound(kernel: Array, conv: Conv) -> float:
-    """An upper bound of the operator norm for every input size, from the products of the taps alone.
+    """Return an upper bound of the operator norm for every input size, from the products of the taps alone.
 
-    The squared Frobenius norm of the symbol is a trigonometric polynomial, whose coefficient at an offset is the sum of
-    the inner products of the taps that lie so far apart; it is at most the sum of these coefficients' moduli. With a
-    stride the taps of different classes do not meet, which all pairs of one offset have in common.
+    The squared Frobenius norm of the symbol is a trigonometric polynomial. Its coefficient at an offset is the sum of
+    the inner products of all taps at this distance. The polynomial is at most the sum of the coefficients' moduli. With
+    a stride, two taps meet only if they belong to one class, which depends on the offset between them alone.
 
     Parameters
     ----------
     kernel : array
-        With the axes that ``conv.layout`` names.
+        Taps, with the axes that ``conv.layout`` names.
     conv : Conv
-        Of which the layout alone enters, and no padding but zero, "valid" and circular padding that repeats no pixel is
-        meant.
+        Only the layout is read. The bound holds for zero and "valid" padding, and for circular padding that repeats no
+        pixel.
 
     Returns
     -------
     float
-        But for the rounding of the products.
+        The bound, without the rounding of the products.
     """
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
@@ -63,7 +63,7 @@ def frobenius_bound(kernel: Array, conv: Conv) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _lags(taps: tuple[int, ...]) -> HostArray:
-    """For each pair of taps, in row-major order, a number of the offset between them."""
+    """Return, for each pair of taps in row-major order, a number that stands for the offset between them."""
     places = np.indices(taps).reshape(len(taps), -1)
     apart = places[:, :, None] - places[:, None, :] + np.asarray(taps)[:, None, None] - 1
     numbers = np.ravel_multi_index(tuple(apart), tuple(2 * k - 1 for k in taps))

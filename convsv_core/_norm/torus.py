@@ -8,8 +8,8 @@ so with ``D = max(sum_i d_i |delta_i|) < pi / 2`` over a cell around c:
 - the cell that holds the maximiser of ``|A|`` over the torus has ``|A(c)| >= M cos(D)``;
 - everywhere in any cell ``|A| <= M cos(max(0, arccos(|A(c)| / M) - D))``, also with a bound from above for M.
 
-Cells that cannot matter are dropped, the others are split. A flat symbol never drops a cell that way, so a second
-bound stands beside: the Gram matrix ``A A* = sum_s G_s exp(i s theta)`` changes by no more than
+Cells that cannot hold the maximiser are dropped, and the remaining cells are split. A flat symbol drops no cell by this
+bound, so there is a second bound. The Gram matrix ``A A* = sum_s G_s exp(i s theta)`` changes by at most
 ``sum_s |G_s| |exp(i s delta) - 1|``, which is 0 where A A* is constant.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.ascent import ascend
 from convsv_core._norm.cells import Cells, cover, distinct
+from convsv_core._norm.transformed import transformed_cover, transforms_pay
 from convsv_core._symbol.gram import coefficient_norms, gram_polynomial, sum_rounding
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.rows import PolynomialRows
@@ -34,21 +35,24 @@ COARSEST = 1.3
 """Largest D of the first cells, in radians; the Bernstein-Szego bound needs less than pi / 2. A guess."""
 
 BATCH = 256
-"""Norms computed between two rounds of deciding cells. A guess: enough to keep the threads of two cores busy."""
+"""Number of norms computed before cells are decided again. A guess: enough to keep the threads of two cores busy."""
 
 TESTED_SIDE = 64
 """Side from which a matrix is tested against limits by Cholesky's factorisation before its norm is computed.
 
-Measured with NumPy: a test takes 72 us and eigenvalues 251 us at side 64; below, several limits cost as much as they
-save.
+Measured with NumPy: a test takes 72 us and eigenvalues 251 us at side 64. For smaller sides, tests against several
+limits cost as much as they save.
 """
 
+CHUNK_ENTRIES = 1 << 20
+"""Entries of the table of phases from which norms are computed in parts: 8 MiB, of which a few are held. A guess."""
+
 STARTS = 8
-"""Frequencies from which a local maximum is looked for. A guess."""
+"""Number of frequencies from which the search climbs to a local maximum. A guess."""
 
 
 class TorusNorms:
-    """Norms of the symbol at any angles: a budget for them, and the best lower bound of the supremum so far.
+    """Compute norms of the symbol at any angles within a budget, and keep the best lower bound of the supremum.
 
     Angles are those of the reduced offsets: `Axis.step` times the angles of the grid.
 
@@ -60,11 +64,11 @@ class TorusNorms:
     best : float
         The largest norm so far less its rounding error bound: a lower bound of the supremum.
     best_angles : float array, shape (ndim,)
-        Where it was found.
+        The angles at which `best` was found.
     evaluations, budget : int
-        Matrices whose norm was asked for, and how many may be.
+        The number of norms that were asked for, and the largest number allowed.
     tests : bool
-        Whether matrices are tested against limits before their norm is computed: where their side is at least
+        Whether matrices are tested against limits before their norm is computed. This is so if their side is at least
         `tested_side`, which is `TESTED_SIDE` unless given.
     relative_rounding : float
         Rounding error bound of a sum over taps and channels, relative to the sum of moduli.
@@ -86,7 +90,7 @@ class TorusNorms:
 
     @property
     def rounding(self) -> float:
-        """Rounding error bound of a squared norm."""
+        """Return the rounding error bound of a squared norm."""
         return self._rows.rounding
 
     def affords(self, count: int) -> bool:
@@ -111,7 +115,25 @@ class TorusNorms:
             found[left] = self._computed(angles[left])
         return found
 
+    def transformed(self, finest: float) -> tuple[HostArray, HostArray, Cells]:
+        """Return the centres of the finest affordable cover, upper bounds of the norms there, and the cells' shape.
+
+        The cover is beyond the budget.
+        """
+        found = transformed_cover(self._rows.gram, self.types, finest, COARSEST)
+        count = len(found.squares)
+        self.evaluations, self.budget = self.evaluations + count, self.budget + count
+        rounding = self.rounding + found.rounding
+        first = int(np.argmax(found.squares))
+        self.best = math.sqrt(max(0.0, float(found.squares[first]) - rounding))
+        self.best_angles = found.cover.centres[first]
+        return found.cover.centres, np.sqrt(np.maximum(found.squares, 0.0) + rounding), found.cover.cells
+
     def _computed(self, angles: HostArray) -> HostArray:
+        part = max(1, CHUNK_ENTRIES // len(self._differences))
+        if len(angles) > part:
+            parts = [self._computed(angles[start : start + part]) for start in range(0, len(angles), part)]
+            return np.concatenate(parts)
         found = self._rows.largest(angles)
         first = int(np.argmax(found.values))
         attained = math.sqrt(max(0.0, float(found.values[first]) - self.rounding))
@@ -130,7 +152,7 @@ class TorusNorms:
 
 @dataclass(frozen=True)
 class Open:
-    """Cells: one row, or entry, each.
+    """Hold cells that are not decided yet; each has one row, or entry, of every array.
 
     Attributes
     ----------
@@ -138,9 +160,9 @@ class Open:
     values : float array
         Upper bound of the norm at the centre.
     divisors : int array
-        How many of a cell's edges make one of the first cells'.
+        The edge of a first cell, in units of the cell's own edge.
     parts : int array
-        Into how many, along each axis, a cell is to be split if it is not decided.
+        The number of parts along each axis into which the cell is split if it is not decided.
     bounds : float array
         Upper bound of the supremum, for the cell that holds its maximiser.
     """
@@ -152,23 +174,23 @@ class Open:
     bounds: HostArray
 
     def take(self, chosen: HostArray) -> Open:
-        """Those of the given indices, or flagged."""
+        """Return the cells with the given indices or flags."""
         return Open(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     @staticmethod
     def join(cells: list[Open]) -> Open:
-        """All of them."""
+        """Return the cells of a list as one object."""
         return Open(*(np.concatenate([getattr(one, field.name) for one in cells]) for field in fields(Open)))
 
 
 class Levels:
-    """What follows for cells of one size from the norm at their centres.
+    """Derive bounds for cells of one size from the norms at their centres.
 
     Parameters
     ----------
     norms : TorusNorms
     cells : Cells
-        The first ones.
+        The shape of the first cells.
     rtol, sufficient : float
         Cells are decided where they show the supremum to be at most ``(1 + rtol) * norms.best``, or `sufficient`.
     """
@@ -179,18 +201,18 @@ class Levels:
 
     @property
     def enough(self) -> float:
-        """What a cell's bound must not exceed for the cell to be decided."""
+        """Return the largest bound with which a cell is decided."""
         return max((1 + self.rtol) * self.norms.best, self.sufficient)
 
     def limit(self, divisor: int) -> float:
-        """The norm at the centre up to which a cell is decided."""
+        """Return the largest norm at its centre with which a cell is decided."""
         cosine, change = self._growth(divisor)
         by_change = math.sqrt(max(self.enough**2 - change, 0.0))
         # A unit in the last place less, so that the bound that follows from the limit decides.
         return max(self.enough * cosine, by_change) * (1 - 1e-15)
 
     def visit(self, centres: HostArray, divisor: int) -> Open:
-        """Cells around new centres: visited no more closely than it takes to tell how to go on."""
+        """Return cells around new centres, with norms computed no more closely than the next decision needs."""
         best = self.norms.best
         if self.norms.tests:
             limits = [*(self.limit(parts * divisor) for parts in (1, 2, 3)), self.enough]
@@ -202,25 +224,25 @@ class Levels:
         return self.bounded(centres, values, divisor)
 
     def climb(self, starts: HostArray) -> None:
-        """Raise `norms.best` to a local maximum, where that saves much."""
+        """Raise `norms.best` to a local maximum if matrices are large enough to be tested."""
         if self.norms.tests:
             self.norms.upper(ascend(self.norms.operand, starts, self.norms.types)[None, :])
 
     def bounded(self, centres: HostArray, values: HostArray, divisor: int) -> Open:
-        """Cells whose values are known."""
+        """Return cells whose values are known."""
         cosine, change = self._growth(divisor)
-        # Halves, where they will do if the norm there is no larger than at this centre.
+        # Two parts are enough if the norms at their centres are no larger than at this centre.
         parts = np.where(values <= self.limit(2 * divisor), 2, 3)
         bounds = np.minimum(values / cosine, np.sqrt(values**2 + change))
         return Open(centres, values, np.full(len(centres), divisor), parts, bounds)
 
     def split(self, cells: Open, real: bool) -> list[Open]:
-        """The cells that these split into, visited."""
+        """Return the parts of cells, with their norms."""
         found = []
         for divisor, parts in np.unique(np.stack([cells.divisors, cells.parts], axis=1), axis=0).tolist():
             chosen = cells.take((cells.divisors == divisor) & (cells.parts == parts))
             fresh = self.cells.part(divisor).split(chosen.centres, parts)
-            if parts % 2:  # the middle cells keep the centres of those that they are parts of
+            if parts % 2:  # A middle part has the centre of its whole cell.
                 known = (
                     chosen.values <= self.limit(divisor * parts)
                     if self.norms.tests
@@ -232,7 +254,7 @@ class Levels:
         return found
 
     def _growth(self, divisor: int) -> tuple[float, float]:
-        """The cosine of D, and the most that the squared norm changes within a cell."""
+        """Return the cosine of D, and a bound of the squared norm's change within a cell."""
         if divisor not in self._known:
             cells = self.cells.part(divisor)
             change = float(self.norms.variation(self.norms.reach(cells.corners)))
@@ -241,18 +263,24 @@ class Levels:
 
 
 def search_torus(norms: TorusNorms, rtol: float, sufficient: float = 0.0) -> float:
-    """Raise `norms.best` towards the supremum over all frequencies; returns an upper bound of it.
+    """Raise `norms.best` towards the supremum over all frequencies, and return an upper bound of the supremum.
 
-    An upper bound of `sufficient` is not improved.
+    The search ends once the upper bound is at most `sufficient`.
     """
     real = norms.operand.plan.real
-    # Begin so that cells of the last size are just fine enough.
+    # The first size is chosen so that cells of the last size are just fine enough.
     finest = math.acos(1 / (1 + rtol))
-    centres, cells = cover(norms.types, finest * 3 ** max(0, math.floor(math.log(COARSEST / finest, 3))))
-    levels = Levels(norms, cells, rtol, sufficient)
-    centres = distinct(centres, real)
-    levels.climb(centres[:: -(-len(centres) // STARTS)])
-    left = levels.visit(centres, 1)
+    if transforms_pay(norms.operand):
+        centres, values, cells = norms.transformed(finest)
+        levels = Levels(norms, cells, rtol, sufficient)
+        left = levels.bounded(centres, values, 1)
+    else:
+        first_cover = cover(norms.types, finest * 3 ** max(0, math.floor(math.log(COARSEST / finest, 3))))
+        levels = Levels(norms, first_cover.cells, rtol, sufficient)
+        centres = distinct(first_cover.centres, real)
+        levels.climb(centres[:: -(-len(centres) // STARTS)])
+        left = levels.visit(centres, 1)
+        cells = first_cover.cells
     most = 3 ** len(cells.edges) if len(cells.edges) else 0
     settled = 0.0
     while True:
@@ -264,7 +292,7 @@ def search_torus(norms: TorusNorms, rtol: float, sufficient: float = 0.0) -> flo
         batch = min(max(BATCH // most, count // 2), (norms.budget - norms.evaluations) // most) if most else 0
         if not count or batch < 1:
             return max(settled, float(np.max(left.bounds, initial=0.0)))
-        # Those with the highest bounds are split first: what they raise `best` to may decide the others.
+        # Cells with the highest bounds are split first, because a higher `best` may decide the remaining cells.
         order = np.argsort(-left.bounds)
         first, rest = left.take(order[:batch]), left.take(order[batch:])
         left = Open.join([rest, *levels.split(first, real)])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.plan import check_input_shape, resolve_channels
+from convsv_core._geometry.shapes import check_input_shape, resolve_channels
 from convsv_core._projection.excess import Samples, nearest_taps
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._spectrum.values import visited_values

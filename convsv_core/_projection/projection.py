@@ -7,7 +7,7 @@ import math
 from typing import Literal, NamedTuple, TypeAlias
 
 from convsv_core._geometry.padding import check_repeats_no_pixel
-from convsv_core._geometry.plan import check_input_shape
+from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm.fixed_grid import EverySizeGrid, every_size_grid, grid_upper_bound
 from convsv_core._projection.certificate import (
     CERTIFICATE_RTOL,

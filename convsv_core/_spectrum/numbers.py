@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from convsv_core._geometry.padded_plan import make_padded_plan
-from convsv_core._geometry.plan import check_input_shape, check_square, is_circulant, resolve_channels
+from convsv_core._geometry.plan import check_square, is_circulant
+from convsv_core._geometry.shapes import check_input_shape, resolve_channels
 from convsv_core._norm.largest import norm_on_grid
 from convsv_core._norm.padded import padded_operator_norm
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values

@@ -21,6 +21,7 @@ from convsv_core._geometry.plan import HostArray, Plan
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import Evaluator, itemsize, phase_tables, phases_at
 from convsv_core._symbol.small_matrices import squared_norm
+from convsv_core._symbol.transform import is_long, lag_lengths, lag_products, transform_roundings
 from convsv_core.backend import Array, Backend
 
 __all__ = [
@@ -174,7 +175,9 @@ def polynomial_roundings(operand: Operand, coefficients: Array) -> Array:
 
     The bound holds at every frequency, for matrices that are computed from these coefficients.
     """
-    return sum_rounding(operand.plan) * operand.eps * operand.xp.sum(coefficient_norms(operand, coefficients), axis=0)
+    moduli = operand.xp.sum(coefficient_norms(operand, coefficients), axis=0)
+    roundings = sum_rounding(operand.plan) * operand.eps * moduli
+    return roundings + transform_roundings(operand) if is_long(operand) else roundings
 
 
 def sum_rounding(plan: Plan) -> float:
@@ -224,7 +227,11 @@ def _is_cheaper(operand: Operand, pair_cost: float) -> bool:
     offsets = math.prod(len(axis.offsets) for axis in plan.axes)
     differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
     direct = len(plan.frequencies) * rows * columns * ((4 if plan.real else 8) * offsets + 8 * side)
-    pairs = pair_cost * offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
+    if is_long(operand):
+        points = math.prod(lag_lengths(plan))
+        pairs = points * rows * columns * (8 * side + 40 * math.log2(points))
+    else:
+        pairs = pair_cost * offsets * (offsets + 1) // 2 * (2 if plan.real else 8) * rows * columns * side
     return pairs + len(plan.frequencies) * (2 if plan.real else 4) * differences * side**2 <= direct
 
 
@@ -269,10 +276,22 @@ def gram_coefficients(operand: Operand) -> Array:
     taps, sign = operand.taps(), 1
     if taps.shape[-2] > taps.shape[-1]:  # A* A is the Gram matrix of the adjoint taps at the opposite offsets.
         taps, sign = operand.backend.adjoint(taps), -1
+    if is_long(operand):
+        return _transformed_coefficients(operand, taps, reverse=sign < 0)
     pairs = _pairs(tuple(axis.offsets for axis in operand.plan.axes), sign)
     if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
         return _paired_products(operand.backend, taps, pairs)
     return _summed_products(operand.backend, taps, pairs)
+
+
+def _transformed_coefficients(operand: Operand, taps: Array, *, reverse: bool) -> Array:
+    """Return the coefficients of a long kernel's Gram matrix, as `gram_coefficients` does."""
+    xp, lengths = operand.xp, lag_lengths(operand.plan)
+    products = lag_products(operand, taps, reverse=reverse)
+    products = xp.reshape(products, (math.prod(lengths), *products.shape[len(lengths) :]))
+    places = np.ravel_multi_index(tuple((half_differences(operand.plan) % lengths).T), lengths)
+    products = operand.backend.take(products, places, 0)
+    return xp.real(products) if operand.plan.real else products
 
 
 def half_differences(plan: Plan) -> HostArray:
@@ -286,6 +305,10 @@ def half_differences(plan: Plan) -> HostArray:
 
 def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:
     """Return every difference of two of the offsets, ascending."""
+    steps = {b - a for a, b in itertools.pairwise(offsets)}
+    if len(steps) == 1:  # The differences of equally spaced offsets need no pairs.
+        (step,) = steps
+        return tuple(range(offsets[0] - offsets[-1], offsets[-1] - offsets[0] + step, step))
     return tuple(sorted({a - b for a in offsets for b in offsets}))
 
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.plan import IntArray, Plan, check_input_shape, make_plan
+from convsv_core._geometry.plan import IntArray, Plan, make_plan
+from convsv_core._geometry.shapes import check_input_shape
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype

@@ -20,6 +20,7 @@ import numpy as np
 from convsv_core._geometry.phases import unit_phases
 from convsv_core._geometry.plan import HostArray, IntArray
 from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.transform import is_long, place_taps
 from convsv_core.backend import Array
 from convsv_core.dtypes import COMPLEX_OF
 
@@ -29,9 +30,11 @@ __all__ = [
     "RealPart",
     "Tabulated",
     "TrigonometricPolynomial",
+    "fft_is_cheaper",
     "itemsize",
     "phase_tables",
     "phases_at",
+    "symbol_at",
     "symbol_evaluator",
     "symbol_polynomial",
 ]
@@ -42,7 +45,7 @@ BLOCK_BYTES = 1 << 28
 FFT_FACTOR = 24
 """An FFT replaces the product if there are more offsets than this number times log2 of the number of frequencies.
 
-`_fft_is_cheaper` compares the operations. The value itself is a guess, because it assumes a tenth of a product's
+`fft_is_cheaper` compares the operations. The value itself is a guess, because it assumes a tenth of a product's
 speed or less for the FFT.
 """
 
@@ -155,10 +158,19 @@ def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
     return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, offsets))
 
 
-def symbol_evaluator(operand: Operand) -> Evaluator:
+def symbol_at(operand: Operand, frequencies: IntArray) -> Array:
+    """Return the symbol at a few frequencies whose indices are known on the host: shape (B, groups, rows, columns)."""
+    backend, phases = operand.backend, np.ones((len(frequencies), 1), COMPLEX_OF[operand.computed_in])
+    for axis, along in zip(operand.plan.axes, frequencies.T, strict=True):
+        own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
+        phases = (phases[:, :, None] * own[:, None, :]).reshape(len(frequencies), -1)
+    polynomial = TrigonometricPolynomial(operand, operand.taps(), [])
+    return polynomial.matrices(backend.asarray_like(phases, operand.kernel))
+
+
+def symbol_evaluator(operand: Operand) -> TrigonometricPolynomial | Tabulated:
     """Return the cheapest way to evaluate the symbol: a polynomial, or an FFT for kernels of many taps."""
-    polynomial = symbol_polynomial(operand)
-    return _transform(polynomial) if _fft_is_cheaper(operand) else polynomial
+    return _transform(operand) if fft_is_cheaper(operand) else symbol_polynomial(operand)
 
 
 def itemsize(operand: Operand) -> int:
@@ -194,7 +206,7 @@ def phases_at(tables: list[Array], frequencies: Array, xp: ModuleType) -> Array:
     return phases
 
 
-def _fft_is_cheaper(operand: Operand) -> bool:
+def fft_is_cheaper(operand: Operand) -> bool:
     """Tell whether an FFT of the whole zero-padded kernel takes less time than products of phases with taps.
 
     For each entry of each visited matrix, the product takes ``8 * offsets`` operations. For each entry on the whole
@@ -207,21 +219,15 @@ def _fft_is_cheaper(operand: Operand) -> bool:
     fits = all(len({q % axis.period for q in axis.offsets}) == len(axis.offsets) for axis in plan.axes)
     entries = count * plan.groups * math.prod(plan.block)
     affordable = 2 * entries * itemsize(operand) <= BLOCK_BYTES
-    return fits and affordable and offsets > FFT_FACTOR * math.log2(max(count, 2))
+    return (fits or is_long(operand)) and affordable and offsets > FFT_FACTOR * math.log2(max(count, 2))
 
 
-def _transform(polynomial: TrigonometricPolynomial) -> Tabulated:
+def _transform(operand: Operand) -> Tabulated:
     """Return the symbol at all frequencies, from one FFT of the zero-padded coefficients."""
-    operand = polynomial.operand
-    xp, backend, plan = operand.xp, operand.backend, operand.plan
-    shape = polynomial.coefficients.shape[1:]
-    padded = xp.astype(polynomial.coefficients, operand.complex_dtype, copy=False)
-    padded = xp.reshape(padded, (*(len(axis.offsets) for axis in plan.axes), *shape))
-    for index, axis in enumerate(plan.axes):
-        count = len(axis.offsets)
-        source: IntArray = np.full(axis.period, count)  # The index `count` stands for zeros.
-        source[np.asarray(axis.offsets) % axis.period] = np.arange(count)
-        padded = operand.take_or_zero(padded, source, index)
+    backend, plan = operand.backend, operand.plan
+    taps = operand.taps()
+    places = [np.asarray(axis.offsets) % axis.period for axis in plan.axes]
+    padded = place_taps(operand, taps, plan.periods, places)
     # The symbol's exponent is positive, as in the inverse transform. The product removes its normalisation.
     matrices = backend.ifftn(padded, tuple(range(len(plan.axes)))) * math.prod(plan.periods)
-    return Tabulated(operand, xp.reshape(matrices, (-1, *shape)))
+    return Tabulated(operand, operand.xp.reshape(matrices, (-1, *taps.shape[1:])))

@@ -12,6 +12,7 @@ error bound for each matrix.
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,16 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core._symbol.gram import GramPolynomial, factor_rows, smaller_gram, useful_polynomial
 from convsv_core._symbol.moments import frequency_factors
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
+from convsv_core._symbol.polynomial import (
+    BLOCK_BYTES,
+    Tabulated,
+    TrigonometricPolynomial,
+    fft_is_cheaper,
+    symbol_evaluator,
+    symbol_polynomial,
+)
 from convsv_core._symbol.small_matrices import absolute_square, safe_sqrt, squared_norm
+from convsv_core._symbol.transform import is_long, symbol_error
 from convsv_core.backend import Array, Backend
 
 __all__ = [
@@ -226,7 +235,7 @@ class ProductRows(GramRows):
 
     Attributes
     ----------
-    symbol : TrigonometricPolynomial
+    symbol : TrigonometricPolynomial or Tabulated
         The symbol, without `dual`.
     frequencies : array, shape (count, ndim)
         Indices of the frequencies, on the device of the kernel.
@@ -234,12 +243,15 @@ class ProductRows(GramRows):
         Matrices that are added to the symbol's matrices.
     budget : int
         Bytes of working memory for the rows computed at one time.
+    error : float
+        Bound of the symbol's own error, as a norm of matrices, where a transform made the symbol.
     """
 
-    symbol: TrigonometricPolynomial
+    symbol: TrigonometricPolynomial | Tabulated
     frequencies: Array
     dual: Array | None = None
     budget: int = BLOCK_BYTES
+    error: float = 0.0
 
     @property
     def operand(self) -> Operand:
@@ -267,7 +279,9 @@ class ProductRows(GramRows):
         return are_below(self.operand.backend, grams, level - self._roundings(grams))
 
     def _roundings(self, grams: Array) -> Any:
-        return product_rounding(self.operand, self.operand.xp.real(self.operand.xp.linalg.trace(grams)))
+        trace = self.operand.xp.real(self.operand.xp.linalg.trace(grams))
+        rounding = product_rounding(self.operand, trace)
+        return rounding + self.error * (2 * trace**0.5 + self.error) if self.error else rounding
 
 
 class PowerRows(ProductRows):
@@ -292,10 +306,13 @@ class PowerRows(ProductRows):
 
 def grid_rows(operand: Operand, *, budget: int = BLOCK_BYTES) -> PolynomialRows | ProductRows:
     """Return the cheapest rows for the visited frequencies of the operand's own plan; a row is named by its place."""
+    frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
+    if is_long(operand) and min(operand.plan.block) == 1 and fft_is_cheaper(operand):
+        error = operand.backend.to_numpy(symbol_error(operand, math.prod(operand.plan.periods)))
+        return ProductRows(symbol_evaluator(operand), frequencies, budget=budget, error=float(error.max()))
     gram = useful_polynomial(operand)
     if gram is not None:
         return PolynomialRows(gram, budget=budget)
-    frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
     return ProductRows(symbol_polynomial(operand), frequencies, budget=budget)
 
 

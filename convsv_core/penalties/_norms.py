@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convsv_core._geometry.plan import check_input_shape
+from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._spectrum.numbers import operator_norm
 from convsv_core._spectrum.numbers import stable_rank as operator_stable_rank
 from convsv_core._symbol.operand import Operand, check_bound, make_operand

@@ -190,9 +190,6 @@ def test_the_transposed_operator_is_that_of_flax(geometry: dict[str, Any], trans
     (found,) = on_flax.conv_layers(layer.bind(variables), images(1, 5, 2))
     expected = dense_norm(lambda x: layer.apply(variables, x), (1, 5, 2))
     kernel = np.asarray(variables["params"]["kernel"])
-    if geometry.get("padding") == ((1, 2),):  # 9 outputs, where the core has 10 alone
-        assert expected <= float(convsv.norm_bounds(kernel, found.conv).upper)
-        return
     norm = convsv.operator_norm(kernel, found.input_shape, found.conv)
     assert abs(float(norm) - expected) <= 1e3 * np.finfo(np.float64).eps * expected
 

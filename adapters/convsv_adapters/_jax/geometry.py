@@ -11,6 +11,7 @@ import numpy as np
 
 from convsv_adapters._layers import ConvLayer, make_layer
 from convsv_core import Conv
+from convsv_core.conv import transposed_conv
 from convsv_core.layers import Extents
 
 __all__ = ["FoundConv", "Sides", "make_conv", "make_traced_layer", "make_transposed_conv", "per_axis"]
@@ -123,10 +124,7 @@ def make_transposed_conv(
     for k, d, (before, after) in zip(taps, dilation, sides, strict=True):
         reach = d * (k - 1)
         pairs.append((reach - before, reach - after) if adjoint else (reach - after, reach - before))
-    note = "its padding goes beyond the reach of the kernel" if min(min(pair) for pair in pairs) < 0 else ""
-    padding = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
-    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups, "transposed": True}
-    return FoundConv(Conv(layout, padding=padding, padding_mode="zeros", **options), note)
+    return FoundConv(transposed_conv(layout, taps, pairs, stride=stride, dilation=dilation, groups=groups))
 
 
 def per_axis(value: Any, ndim: int) -> Extents:

@@ -10,7 +10,7 @@ import keras
 
 from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
-from convsv_core.conv import SPATIAL_LETTERS
+from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
 from convsv_core.layers import Extents, Layer, join_notes
 
 __all__ = ["conv_layers", "kernel_shape", "model_layers"]
@@ -169,7 +169,9 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, re
         )
 
     if isinstance(layer, TRANSPOSED):
-        yield found("kernel", layer.kernel, Conv(f"{letters}OI", padding=layer.padding, transposed=True, **geometry))
+        pads = _transposed_pads(layer, strides, dilation)
+        conv = transposed_conv(f"{letters}OI", layer.kernel_size, pads, stride=strides, dilation=dilation)
+        yield found("kernel", layer.kernel, conv)
         return
     sides = _sides(layer.padding, tuple(layer.kernel_size), strides, dilation, input_shapes)
     if isinstance(layer, CONVOLUTIONS):
@@ -183,6 +185,21 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, re
     if separable:
         input_shapes = tuple(_outputs(n, tuple(layer.kernel_size), conv) for n in input_shapes)
         yield found("pointwise", layer.pointwise_kernel, Conv(f"{letters}IO", padding="valid", padding_mode="zeros"))
+
+
+def _transposed_pads(layer: Any, strides: Extents, dilation: Extents) -> list[tuple[int, int]]:
+    """Return the padding of a transposed layer for each axis, less the outputs that the layer adds."""
+    rank, pads = len(strides), []
+    stated = (None,) * rank if layer.output_padding is None else _per_axis(layer.output_padding, rank)
+    for k, d, stride, extra in zip(layer.kernel_size, dilation, strides, stated, strict=True):
+        span = d * (k - 1) + 1
+        if layer.padding == "valid":
+            pads.append((0, -(max(span, stride) - span if extra is None else extra)))
+            continue
+        total = span - stride if extra is None else span - span % 2 - extra
+        before = max(total // 2, 0)
+        pads.append((before, total - before))
+    return pads
 
 
 def _kernel(layer: ConvLayer) -> Any:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from convsv_adapters._layers import ConvLayer, call_arguments, make_layer, model_layer
 from convsv_core import Conv
-from convsv_core.conv import SPATIAL_LETTERS
+from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
 from convsv_core.layers import Extents, Layer
 
 __all__ = ["COMPUTED_IN_FORWARD", "CONVOLUTIONS", "conv_layers", "convolutions", "model_layers", "without_autocast"]
@@ -106,28 +106,12 @@ def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], *, r
             f"the layer {name!r} is a {type(module).__name__} without a weight: wanted an example_input that "
             f"reaches it, or a forward pass before this call"
         )
-    remark = ""
-    padding: Any = module.padding
-    if module.transposed:
-        pairs = [(p, p - extra) for p, extra in zip(padding, _output_padding(module, seen), strict=True)]
-        if min(after for _, after in pairs) < 0:
-            remark = "its output padding goes beyond the reach of the kernel"
-        padding = tuple((before, max(after, 0)) for before, after in pairs)
     computed = _is_computed_in_forward(module)
     return make_layer(
         COMPUTED_IN_FORWARD if computed else "",
-        remark,
         name=name,
         kernel_shape=_kernel_shape(module),
-        conv=Conv(
-            ("IO" if module.transposed else "OI") + SPATIAL_LETTERS[len(module.kernel_size)],
-            stride=module.stride,
-            dilation=module.dilation,
-            groups=module.groups,
-            padding=padding,
-            padding_mode=module.padding_mode,
-            transposed=module.transposed,
-        ),
+        conv=_conv(module, seen),
         input_shapes=tuple(seen),
         module=module,
         reached=reached,
@@ -135,6 +119,15 @@ def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], *, r
         unknown_forward=not _has_torch_forward(module),
         read=_weight,
     )
+
+
+def _conv(module: nn.Module, seen: dict[Extents, Extents]) -> Conv:
+    letters = SPATIAL_LETTERS[len(module.kernel_size)]
+    options: dict[str, Any] = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
+    if not module.transposed:
+        return Conv(f"OI{letters}", padding=module.padding, padding_mode=module.padding_mode, **options)
+    pads = [(p, p - extra) for p, extra in zip(module.padding, _output_padding(module, seen), strict=True)]
+    return transposed_conv(f"IO{letters}", module.kernel_size, pads, **options)
 
 
 def _weight(layer: ConvLayer) -> torch.Tensor:

@@ -16,7 +16,7 @@ from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
 from convsv_adapters.formats.onnx.tensors import STORED_DTYPES
 from convsv_adapters.formats.onnx.types import Dims, Types, dims_of
 from convsv_adapters.parameters import LAYOUTS, HostArray
-from convsv_core.conv import SPATIAL_LETTERS, Conv, Pads
+from convsv_core.conv import SPATIAL_LETTERS, Conv, Pads, transposed_conv
 from convsv_core.layers import Layer, Stored
 from convsv_core.plugins import one_line
 
@@ -312,18 +312,15 @@ def _conv(item: _Found, kernel: HostArray) -> Conv:
     values, taps = attributes(item.node), kernel.shape[2:]
     stride = values.get("strides", (1,) * len(taps))
     dilation = values.get("dilations", (1,) * len(taps))
-    transposed = item.node.op_type == "ConvTranspose"
+    options = {"stride": stride, "dilation": dilation, "groups": values.get("group", 1)}
     reach = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
-    own = (_transposed_pads if transposed else _forward_pads)(item, stride, reach)
-    return Conv(
-        f"IO{SPATIAL_LETTERS[len(taps)]}" if transposed else LAYOUTS[kernel.ndim],
-        stride=stride,
-        dilation=dilation,
-        groups=values.get("group", 1),
-        padding=tuple((a + c, b + d) for (a, b), (c, d) in zip(own, item.pads, strict=True)),
-        padding_mode=item.padding_mode,
-        transposed=transposed,
-    )
+    if item.node.op_type == "ConvTranspose":
+        return transposed_conv(
+            f"IO{SPATIAL_LETTERS[len(taps)]}", taps, _transposed_pads(item, stride, reach), **options
+        )
+    own = _forward_pads(item, stride, reach)
+    padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(own, item.pads, strict=True))
+    return Conv(LAYOUTS[kernel.ndim], padding=padding, padding_mode=item.padding_mode, **options)
 
 
 def _forward_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> list[tuple[int, int]]:
@@ -342,7 +339,7 @@ def _forward_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> li
 def _transposed_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> list[tuple[int, int]]:
     """Return the padding of the convolution whose transpose a ConvTranspose node is.
 
-    Output padding counts as less padding at the end of an axis.
+    Output padding counts as less padding at the end of an axis, which may make it negative.
     """
     values, ndim = attributes(item.node), len(reach)
     auto_pad = values.get("auto_pad", "NOTSET")
@@ -357,10 +354,7 @@ def _transposed_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) ->
         pads = _halves(totals, auto_pad)
     else:
         pads = _explicit_pads(values, auto_pad, ndim)
-    pads = [(before, after - e) for (before, after), e in zip(pads, extra, strict=True)]
-    if min(map(min, pads)) < 0:
-        item.notes.append("its output padding goes beyond the reach of the kernel")
-    return [(max(before, 0), max(after, 0)) for before, after in pads]
+    return [(before, after - e) for (before, after), e in zip(pads, extra, strict=True)]
 
 
 def _explicit_pads(values: Mapping[str, Any], auto_pad: str, ndim: int) -> list[tuple[int, int]]:
