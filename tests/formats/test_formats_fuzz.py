@@ -191,5 +191,5 @@ def test_no_figure_of_an_onnx_graph_is_false(tmp_path, seeds):
             norm = dense_norm(kernel, transposed)
             assert bound.upper >= norm * (1 - 1e-5), (seed, index)
             assert report.operator_norm is None or report.operator_norm == pytest.approx(norm, rel=1e-4), (seed, index)
-            if all(truth[before] is not None for before in range(index)):
+            if None not in truth.values():  # a graph with an unknown operator may have extents that nothing tells
                 assert report.operator_norm is not None, (seed, index, report.note)
