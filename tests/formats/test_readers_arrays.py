@@ -333,3 +333,13 @@ loaded = {"onnx", "onnxruntime", "torch", "safetensors", "jax", "matplotlib"} & 
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_of_nothing_but_three_axes_holds_kernels(tmp_path):
+    kernel = np.hanning(9)[None, None].astype("float32")
+    np.savez(tmp_path / "alone.npz", **{"fc.weight": kernel})
+    np.savez(tmp_path / "beside.npz", **{"fc.weight": kernel, "head": np.ones((2, 2), "float32")})
+    (alone,), (beside,) = (read_model(tmp_path / name, ReadOptions()) for name in ("alone.npz", "beside.npz"))
+    assert alone.kernel is not None
+    assert beside.kernel is None
+    assert "its three axes may be" in beside.note

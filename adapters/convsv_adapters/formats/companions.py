@@ -174,6 +174,8 @@ def _says_convolution(
         return False
     if bias is not None and bias.ndim == 1:  # a bias along the last axis may also be that of a dense layer with heads
         return told.layout != "last"
+    if all(isinstance(other, np.ndarray) and other.ndim == 3 for other in named.values()):
+        return True  # the file holds nothing else, so kernels are what it was made for
     names = list(named)
     after = names[names.index(name) + 1 : names.index(name) + 6]  # a batch normalisation next to it has five arrays
     sizes = {other.size for key in after if isinstance(other := named[key], np.ndarray) and "running_mean" in key}

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
 from convsv_adapters.parameters import LAYOUTS, HostArray, refuse_geometry
-from convsv_core.conv import SPATIAL_LETTERS, Conv
+from convsv_core.conv import SPATIAL_LETTERS, Conv, transposed_conv
 from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.plugins import hookimpl
 
@@ -260,19 +261,18 @@ def _layers(layer: _Configured, arrays: _Arrays | str, options: ReadOptions, *, 
     letters = SPATIAL_LETTERS[rank]
     kernel = arrays.values[0]
     facts: dict[str, Any] = {
-        "stride": _per_axis(config.get("strides", 1), rank),
-        "dilation": _per_axis(config.get("dilation_rate", 1), rank),
+        "stride": per_axis(config.get("strides", 1), rank),
+        "dilation": per_axis(config.get("dilation_rate", 1), rank),
         "padding_mode": "zeros",
     }
     note = "" if extents is not None else "extents unknown: give the shape of the layer's input by its name"
     if match[3]:
-        if config.get("output_padding") is not None:
-            yield Layer(layer.name, None, None, None, "its output padding is not read")
-            return
-        conv = Conv(f"{letters}OI", padding=config["padding"], transposed=True, **facts)
+        taps, stride, dilation = kernel.shape[:rank], facts["stride"], facts["dilation"]
+        signed = transposed_pads(config["padding"], taps, stride, dilation, config.get("output_padding"))
+        conv = transposed_conv(f"{letters}OI", taps, signed, stride=stride, dilation=dilation)
         yield Layer(layer.name, kernel, conv, extents, note)
         return
-    facts["padding"] = _sides(config["padding"], kernel.shape[:rank], facts["stride"], facts["dilation"], extents)
+    facts["padding"] = sides(config["padding"], kernel.shape[:rank], facts["stride"], facts["dilation"], extents)
     if match[1] is None:
         conv = Conv(f"{letters}IO", groups=config.get("groups", 1), **facts)
         yield Layer(layer.name, kernel, conv, extents, note)
@@ -323,24 +323,3 @@ def _extents(layer: _Configured, rank: int, options: ReadOptions) -> tuple[int, 
         if len(known) == rank:
             return known
     return None
-
-
-def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
-    return (value,) * rank if isinstance(value, int) else tuple(value)
-
-
-def _sides(
-    padding: str,
-    taps: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilation: tuple[int, ...],
-    extents: tuple[int, ...] | None,
-) -> Any:
-    """Return the elements added on each side. With "same" they depend on the extents."""
-    spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
-    if padding == "causal":
-        return tuple((span - 1, 0) for span in spans)
-    if padding != "same" or extents is None:
-        return padding
-    totals = [max((-(-n // s) - 1) * s + span - n, 0) for n, s, span in zip(extents, strides, spans, strict=True)]
-    return tuple((total // 2, total - total // 2) for total in totals)

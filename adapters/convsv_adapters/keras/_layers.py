@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
 from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
@@ -150,7 +151,7 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, re
         )
     rank = len(layer.kernel_size)
     letters = SPATIAL_LETTERS[rank]
-    strides, dilation = _per_axis(layer.strides, rank), _per_axis(layer.dilation_rate, rank)
+    strides, dilation = per_axis(layer.strides, rank), per_axis(layer.dilation_rate, rank)
     note = "the low-rank adaptation of the kernel is left out" if getattr(layer, "lora_enabled", False) else ""
     geometry: dict[str, Any] = {"stride": strides, "dilation": dilation, "padding_mode": "zeros"}
 
@@ -169,62 +170,33 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, re
         )
 
     if isinstance(layer, TRANSPOSED):
-        pads = _transposed_pads(layer, strides, dilation)
+        pads = transposed_pads(layer.padding, layer.kernel_size, strides, dilation, layer.output_padding)
         conv = transposed_conv(f"{letters}OI", layer.kernel_size, pads, stride=strides, dilation=dilation)
         yield found("kernel", layer.kernel, conv)
         return
-    sides = _sides(layer.padding, tuple(layer.kernel_size), strides, dilation, input_shapes)
+    first = input_shapes[0] if input_shapes else None
+    padding = sides(layer.padding, tuple(layer.kernel_size), strides, dilation, first)
     if isinstance(layer, CONVOLUTIONS):
         variable = layer._kernel if hasattr(layer, "_kernel") else layer.kernel
-        yield found("kernel", variable, Conv(f"{letters}IO", groups=layer.groups, padding=sides, **geometry))
+        yield found("kernel", variable, Conv(f"{letters}IO", groups=layer.groups, padding=padding, **geometry))
         return
     separable = isinstance(layer, SEPARABLE)
     variable = layer.depthwise_kernel if separable else layer.kernel
-    conv = Conv(f"{letters}IO", groups=int(variable.shape[-2]), padding=sides, **geometry)
+    conv = Conv(f"{letters}IO", groups=int(variable.shape[-2]), padding=padding, **geometry)
     yield found("depthwise", variable, conv)
     if separable:
         input_shapes = tuple(_outputs(n, tuple(layer.kernel_size), conv) for n in input_shapes)
         yield found("pointwise", layer.pointwise_kernel, Conv(f"{letters}IO", padding="valid", padding_mode="zeros"))
 
 
-def _transposed_pads(layer: Any, strides: Extents, dilation: Extents) -> list[tuple[int, int]]:
-    """Return the padding of a transposed layer for each axis, less the outputs that the layer adds."""
-    rank, pads = len(strides), []
-    stated = (None,) * rank if layer.output_padding is None else _per_axis(layer.output_padding, rank)
-    for k, d, stride, extra in zip(layer.kernel_size, dilation, strides, stated, strict=True):
-        span = d * (k - 1) + 1
-        if layer.padding == "valid":
-            pads.append((0, -(max(span, stride) - span if extra is None else extra)))
-            continue
-        total = span - stride if extra is None else span - span % 2 - extra
-        before = max(total // 2, 0)
-        pads.append((before, total - before))
-    return pads
-
-
 def _kernel(layer: ConvLayer) -> Any:
     return keras.ops.reshape(keras.ops.convert_to_tensor(layer.variable), layer.kernel_shape)
-
-
-def _sides(padding: str, taps: Extents, strides: Extents, dilation: Extents, shapes: tuple[Extents, ...]) -> Any:
-    """Return the elements added on each side. With "same" they depend on the extents; the first extents are taken."""
-    spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
-    if padding == "causal":
-        return tuple((span - 1, 0) for span in spans)
-    if padding != "same" or not shapes:
-        return padding
-    totals = [max((-(-n // s) - 1) * s + span - n, 0) for n, s, span in zip(shapes[0], strides, spans, strict=True)]
-    return tuple((total // 2, total - total // 2) for total in totals)
 
 
 def _outputs(extents: Extents, taps: Extents, conv: Conv) -> Extents:
     """Return the extents of a convolution's output."""
     geometry = zip(extents, conv.pads(taps), taps, conv.dilations, conv.strides, strict=True)
     return tuple((n + sum(pad) - d * (k - 1) - 1) // s + 1 for n, pad, k, d, s in geometry)
-
-
-def _per_axis(value: Any, rank: int) -> Extents:
-    return (int(value),) * rank if isinstance(value, int) else tuple(int(one) for one in value)
 
 
 def _extents(
