@@ -16,6 +16,8 @@ from convsv_core._projection import dykstra
 from convsv_core.layers import ReadOptions, lattice
 from convsv_core.reports import read_model
 
+__all__ = ["network_projection"]
+
 BUNDLED = importlib.resources.files("convsv_adapters") / "data" / "digits.onnx"
 
 
