@@ -59,6 +59,10 @@ class NumpyBackend(Backend):
         """Return `array` itself, or a copy of `dtype` if that differs. The only device is "cpu"."""
         return self.library().asarray(array, dtype=dtype, device=device)
 
+    def asarray_like(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        """Return the host table itself."""
+        return array
+
     def contiguous(self, array: Array) -> Array:
         """Return `array` in C order."""
         return np.ascontiguousarray(array)

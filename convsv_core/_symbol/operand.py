@@ -98,7 +98,8 @@ class Operand:
 
     def _frame(self, arrays: int) -> _Frame:
         """Return the static part of the operand; `arrays` is the number of its own arrays."""
-        return _Frame(self.plan, self.computed_in, self.answered_in, arrays)
+        backend = None if self.backend.lazy else self.backend
+        return _Frame(backend, self.plan, self.computed_in, self.answered_in, arrays)
 
     def on(self, input_shape: tuple[int, ...] | None, *, all_residues: bool = False) -> Operand:
         """Return the operand of the same kernel for an input of another shape.
@@ -190,12 +191,15 @@ class _Frame(NamedTuple):
 
     Attributes
     ----------
+    backend : Backend or None
+        The backend of the arrays, which saves asking all backends. None where tasks get arrays of another library.
     plan, computed_in, answered_in
         As in `Operand`.
     arrays : int
         The number of the operand's own arrays, which come first: kernel, scale and, under tracing, `finite`.
     """
 
+    backend: Backend | None
     plan: Plan
     computed_in: str
     answered_in: str
@@ -210,7 +214,7 @@ def _call(*arguments: Any) -> Any:
     """
     *arrays, function, frame, static = arguments
     kernel, scale, *finite = arrays[: frame.arrays]
-    backend = backend_of(kernel)
+    backend = frame.backend or backend_of(kernel)
     xp = backend.namespace(kernel)
     operand = Operand(backend, xp, frame.plan, kernel, frame.computed_in, frame.answered_in, scale, *(finite or [None]))
     return function(operand, *arrays[frame.arrays :], *static)
