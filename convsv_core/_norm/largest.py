@@ -33,6 +33,9 @@ DOUBLE_EPS = 1e-15
 In single precision the margin of a test for its own rounding, up to 1e-4 of the square, would hide larger norms.
 """
 
+TIED_EPS = 8
+"""Values that differ by at most this many eps, relative, are equal to the largest one in a derivative. A guess."""
+
 FIRST_PROBES = 1
 """Frequencies whose eigenvalues are computed before the others are tested against the largest of them.
 
@@ -113,15 +116,25 @@ def _norm_of_all(operand: Operand) -> GridNorm:
             for real, frequencies in real_and_complex(operand.plan)
         ]
     )
-    squares = xp.reshape(found[..., 0], (-1,))
-    # A derivative of the maximum itself compares the values again, and a compiler may have rounded them otherwise.
-    places = backend.asarray_like(np.arange(squares.shape[0]), operand.kernel)
-    largest = places == xp.argmax(backend.stop_gradient(squares))
-    norm = safe_sqrt(xp, xp.sum(xp.where(largest, squares, xp.zeros_like(squares))))
+    squares = found[..., 0]
+    norm = safe_sqrt(xp, _maximum(operand, squares))
     known = backend.stop_gradient(norm)
     nonzero = xp.where(known == 0, xp.ones_like(known), known)
     share = xp.max(backend.stop_gradient(found[..., 1])) / nonzero**2
     return GridNorm(norm, xp.sqrt(1 + xp.where(known == 0, xp.zeros_like(share), share)))
+
+
+def _maximum(operand: Operand, values: Array) -> Array:
+    """Return the largest of some values, whose derivative is the mean derivative of those that are equal to it.
+
+    The derivative of `max` itself looks for equal values, and is NaN if there are none: a compiler may compute the
+    values twice, with different roundings.
+    """
+    xp, known = operand.xp, operand.backend.stop_gradient(values)
+    largest = xp.max(known)
+    is_largest = xp.astype(known >= largest * (1 - TIED_EPS * operand.eps), values.dtype)
+    shares = is_largest / xp.clip(xp.sum(is_largest), 1.0, None)
+    return largest + xp.sum(shares * (values - known))
 
 
 def _squares_of_block(operand: Operand, real: bool) -> BlockWork:
