@@ -311,41 +311,47 @@ def precision(single: bool) -> contextlib.AbstractContextManager[Any]:
     return jax.enable_x64(False)
 
 
+def traced_norm(values: Any) -> Any:
+    return padded_operator_norm(values, TRACED.input_shape, TRACED.conv)
+
+
 @pytest.mark.parametrize("method", [pytest.param("dense", marks=pytest.mark.thorough), "iterative"])
+def test_jax_compiles_the_norm_and_its_gradient(method: str, request: pytest.FixtureRequest) -> None:
+    jax = pytest.importorskip("jax")
+    if method == "iterative":
+        request.getfixturevalue("iterative")
+    kernel, truth = TRACED.kernel(), TRACED.norm(TRACED.kernel())
+    rtol = 1e-9 if method == "iterative" else UNITS * EPS  # so few vectors converge slowly
+    norm, array = jax.jit(traced_norm), jax.numpy.asarray(kernel)
+    assert abs(float(norm(array)) - truth) <= rtol * truth
+    assert math.isnan(norm(array.at[0, 0, 0, 0].set(math.nan)))
+    gradient = np.asarray(jax.jit(jax.grad(traced_norm))(array))
+    assert float(np.sum(gradient * kernel)) == pytest.approx(truth, rel=rtol)  # Euler: homogeneous
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", ["dense", "iterative"])
 def test_jax_transformations(method: str, request: pytest.FixtureRequest) -> None:
     jax = pytest.importorskip("jax")
     if method == "iterative":
         request.getfixturevalue("iterative")
-    kernel = TRACED.kernel()
-
-    def norm(values: Any) -> Any:
-        return padded_operator_norm(values, TRACED.input_shape, TRACED.conv)
-
-    truth = TRACED.norm(kernel)
-    several = jax.numpy.stack(
-        [jax.numpy.asarray(kernel), jax.numpy.asarray(-3 * kernel), jax.numpy.zeros(kernel.shape)]
-    )
-    rtol = 1e-9 if method == "iterative" else UNITS * EPS  # so few vectors converge slowly
-    assert abs(float(jax.jit(norm)(several[0])) - truth) <= rtol * truth
-    assert np.abs(np.asarray(jax.vmap(norm)(several)) - truth * np.asarray([1, 3, 0])).max() <= 3 * rtol * truth
-    eager, compiled = jax.grad(norm)(several[0]), jax.jit(jax.grad(norm))(several[0])
+    kernel, truth = jax.numpy.asarray(TRACED.kernel()), TRACED.norm(TRACED.kernel())
+    several = jax.numpy.stack([kernel, -3 * kernel, jax.numpy.zeros(kernel.shape)])
+    rtol = 1e-9 if method == "iterative" else UNITS * EPS
+    mapped = np.asarray(jax.vmap(traced_norm)(several))
+    assert np.abs(mapped - truth * np.asarray([1, 3, 0])).max() <= 3 * rtol * truth
+    eager, compiled = jax.grad(traced_norm)(kernel), jax.jit(jax.grad(traced_norm))(kernel)
     assert float(abs(eager - compiled).max()) <= 10 * math.sqrt(rtol)
-    assert float(np.sum(np.asarray(compiled) * kernel)) == pytest.approx(truth, rel=rtol)  # Euler: homogeneous
-    assert np.isfinite(np.asarray(jax.jit(jax.vmap(jax.grad(norm)))(several))).all()
-    assert math.isnan(jax.jit(norm)(several[0].at[0, 0, 0, 0].set(math.nan)))
+    assert np.isfinite(np.asarray(jax.jit(jax.vmap(jax.grad(traced_norm)))(several))).all()
 
 
 def test_torch_transformations() -> None:
     torch = pytest.importorskip("torch")
     kernel = torch.from_numpy(TRACED.kernel())
-
-    def norm(values: Any) -> Any:
-        return padded_operator_norm(values, TRACED.input_shape, TRACED.conv)
-
-    both = torch.func.vmap(norm)(torch.stack([kernel, -3 * kernel]))
+    both = torch.func.vmap(traced_norm)(torch.stack([kernel, -3 * kernel]))
     assert close(both[0], TRACED.norm(kernel.numpy()))
     assert close(both[1], 3 * TRACED.norm(kernel.numpy()))
-    gradient = torch.func.grad(norm)(kernel)
+    gradient = torch.func.grad(traced_norm)(kernel)
     assert close(torch.sum(gradient * kernel), TRACED.norm(kernel.numpy()))
 
 
