@@ -296,9 +296,13 @@ def with_spectrum(report: LayerReport, values: HostArray, frobenius: float) -> L
 
 
 def _on_host(layer: Layer) -> Layer:
+    """Return the layer with its kernel on the host, or without a kernel and with the reason in its note."""
     if layer.kernel is None:
         return layer
-    return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
+    try:
+        return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
+    except COMPUTING_FAILS as error:  # such as a dtype that NumPy does not have, or the meta device
+        return dataclasses.replace(layer, kernel=None, note=join_notes(layer.note, one_line(error)))
 
 
 def _measured(report: R, layer: Layer, measure: Callable[[R, Array, Conv, Backend], R], placement: Placement) -> R:

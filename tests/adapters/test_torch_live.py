@@ -106,3 +106,12 @@ def test_the_norm_of_a_weight_that_requires_gradients_warns_of_nothing() -> None
         convsv.operator_norm(weight, (8, 8), convsv.Conv("OIHW")).backward()
         convsv.norm_upper_bound(weight, convsv.Conv("OIHW")).backward()
     assert weight.grad is not None
+
+
+def test_a_weight_that_cannot_be_read_costs_its_own_row_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, device="meta"))
+    model[1].weight = nn.Parameter(model[1].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    first, eighth, meta = convsv.analyze(model)
+    assert first.note == "extents unknown: wanted an example_input"
+    assert "Float8" in eighth.note
+    assert "meta" in meta.note
