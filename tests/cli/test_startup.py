@@ -1,4 +1,4 @@
-"""What an import and the help of the command line may load: modules are counted, and no time is taken."""
+"""Count the modules that an import and the help of the command line load. No time is taken."""
 
 from __future__ import annotations
 

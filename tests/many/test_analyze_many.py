@@ -198,7 +198,7 @@ def test_an_abandoned_run_is_cancelled(client_here: Client, checkpoints: list[Pa
 
 @pytest.fixture(scope="module")
 def reference(run_folder: Path) -> list[Any]:
-    """What one worker finds."""
+    """Return the results of one worker."""
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as alone,
         Client(alone) as client,

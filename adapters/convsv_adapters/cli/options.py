@@ -37,7 +37,7 @@ MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
 """The type of an argument that names a model."""
 
 GEOMETRY_KEYS = tuple(field.name for field in dataclasses.fields(Geometry))
-"""What `--layer` can state of a layer."""
+"""The keys that `--layer` takes for a layer."""
 
 PLOT_FORMATS = (".png", ".pdf", ".svg")
 """The endings of the figures that can be written."""

@@ -1,4 +1,4 @@
-"""What commands write: JSON, figures, tables and messages."""
+"""Write the output of commands: JSON, figures, tables and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the arrays beside an array say of it: whether it is a kernel, and whether it is the layer's weight."""
+"""Decide by the arrays beside an array whether it is a kernel, and whether it is the layer's weight."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WEIGHT = re.compile(r"(.*[./])?(weight|kernel|w)")
 
 
 class Companions(NamedTuple):
-    """What the companions of an array say.
+    """Hold the facts that the companions of an array state.
 
     Attributes
     ----------
