@@ -19,10 +19,17 @@ import numpy as np
 from convsv_core._symbol.gram import GramOf, GramPolynomial, gram_evaluator, polynomial_roundings, smaller_gram
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import BLOCK_BYTES, RealPart, symbol_at, symbol_evaluator, symbol_polynomial
+from convsv_core._symbol.polynomial import (
+    BLOCK_BYTES,
+    RealPart,
+    Tabulated,
+    symbol_at,
+    symbol_evaluator,
+    symbol_polynomial,
+)
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
 from convsv_core._symbol.small_matrices import real_and_complex, safe_sqrt
-from convsv_core._symbol.transform import is_long
+from convsv_core._symbol.transform import is_long, symbol_error
 from convsv_core.backend import Array, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
@@ -142,13 +149,16 @@ def _squares_of_block(operand: Operand, real: bool) -> BlockWork:
     xp, backend = operand.xp, operand.backend
     symbol = symbol_evaluator(operand) if is_long(operand) else symbol_polynomial(operand)
     evaluate = GramOf(operand, RealPart(operand, symbol)) if real else gram_evaluator(operand, symbol)
+    transformed = isinstance(symbol, Tabulated)
+    error = symbol_error(operand, math.prod(operand.plan.periods)) if transformed else None
 
     def squares(frequencies: Array) -> Array:
         grams = evaluate(frequencies)
         if isinstance(evaluate, GramPolynomial):
             rounding = polynomial_roundings(operand, evaluate.coefficients)
         else:
-            rounding = product_rounding(operand, xp.real(xp.linalg.trace(grams)))
+            trace = backend.stop_gradient(xp.real(xp.linalg.trace(grams)))
+            rounding = product_rounding(operand, trace, error)
         values = largest_eigenvalues(backend, grams)
         return xp.stack([values, rounding + 0 * values], axis=-1)
 

@@ -280,8 +280,7 @@ class ProductRows(GramRows):
 
     def _roundings(self, grams: Array) -> Any:
         trace = self.operand.xp.real(self.operand.xp.linalg.trace(grams))
-        rounding = product_rounding(self.operand, trace)
-        return rounding + self.error * (2 * trace**0.5 + self.error) if self.error else rounding
+        return product_rounding(self.operand, trace, self.error or None)
 
 
 class PowerRows(ProductRows):
@@ -354,6 +353,11 @@ def are_below(backend: Backend, matrices: Array, levels: Array) -> Array:
     return backend.is_positive_definite(xp.astype(levels, matrices.dtype)[..., None, None] * identity - matrices)
 
 
-def product_rounding(operand: Operand, trace: Any) -> Any:
-    """Return a rounding error bound of the eigenvalues of a matrix times its adjoint, from the trace of the product."""
-    return MARGIN_EPS * min(operand.plan.block) * operand.eps * trace
+def product_rounding(operand: Operand, trace: Any, error: Any = None) -> Any:
+    """Return a bound of the rounding errors of the eigenvalues of a matrix times its adjoint.
+
+    `trace` is the trace of the product. `error` bounds the error of the matrix itself, where a transform made it; its
+    norm is at most the root of the trace.
+    """
+    rounding = MARGIN_EPS * min(operand.plan.block) * operand.eps * trace
+    return rounding if error is None else rounding + error * (2 * trace**0.5 + error)
