@@ -64,6 +64,14 @@ def test_a_layer_that_is_replaced_or_added_is_projected() -> None:
         assert true_norm(model[int(name)]) <= norm * (1 + 1e-6) <= 0.5 * (1 + 2e-6)
 
 
+def test_a_model_without_convolutions_left_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    projection = project_after_step(torch.optim.SGD(model.parameters(), 0.1), model, 0.5)
+    model[0] = nn.Identity()
+    with pytest.raises(ValueError, match="no convolution left"):
+        projection.project()
+
+
 def test_chosen_layers_stay_the_only_ones() -> None:
     from convsv_adapters.torch import conv_layers
 

@@ -37,7 +37,7 @@ def test_derivative_of_the_judge_is_the_limit_of_differences(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rectangular", "stride", "groups", "transposed-stride", "dilated-onto-itself"])
 def test_clip_of_the_judge_is_the_least_squares_projection(name: str) -> None:
-    """Of all kernels of the shape none is nearer to the clipped operator; found by solving for every entry."""
+    """No kernel of the shape is nearer to the clipped operator: the nearest one is solved for, entry by entry."""
     case = by_name(name)[0]
     truth = case.truth(case.values("float64"))
     bound = truth.norm / 2

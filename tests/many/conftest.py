@@ -49,7 +49,7 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
 
 @pytest.fixture
 def client_here() -> Iterator[Client]:
-    """Of a cluster in this process, where functions can be replaced."""
+    """Yield the client of a cluster in this process, where functions can be replaced."""
     with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as client:
         yield client
 

@@ -65,7 +65,7 @@ def test_split_layers_have_the_same_figures(
 
 
 def assert_alike(found: list[LayerReport], wanted: list[LayerReport]) -> None:
-    """The same to rounding: sums may be taken in another order where a layer was split."""
+    """Check that reports agree up to rounding: a split layer may sum in another order."""
     for one, other in zip(found, wanted, strict=True):
         assert (one.name, one.note, one.input_shape) == (other.name, other.note, other.input_shape)
         assert one.curve is None

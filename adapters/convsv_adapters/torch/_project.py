@@ -193,6 +193,8 @@ class StepProjection:
         if model is self._model and convolutions(model) == self._convolutions:
             return
         refuse_flat_parameters(model)
+        if not convolutions(model):
+            raise ValueError("model has no convolution left to project: wanted one, or `remove()` the projection")
         known = {layer.name: layer for layer in self.layers}
         moved = model is not self._model
         if moved and (missing := known.keys() - convolutions(model).keys()):
