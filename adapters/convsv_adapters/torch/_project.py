@@ -193,12 +193,12 @@ class StepProjection:
         if model is self._model and convolutions(model) == self._convolutions:
             return
         refuse_flat_parameters(model)
-        if not convolutions(model):
-            raise ValueError("model has no convolution left to project: wanted one, or `remove()` the projection")
         known = {layer.name: layer for layer in self.layers}
         moved = model is not self._model
         if moved and (missing := known.keys() - convolutions(model).keys()):
             raise ValueError(f"model has no convolution of the name {min(missing)!r}: wanted a copy of the model")
+        if not convolutions(model):
+            raise ValueError("model has no convolution left to project: wanted one, or `remove()` the projection")
         before = {target.names[0]: target for target in self._targets}
         found = [
             dataclasses.replace(layer, input_shapes=known[layer.name].input_shapes) if layer.name in known else layer
