@@ -10,14 +10,32 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from convsv_core.blocks import Array, BlockFunction, BlockWork, Prepare, split_rows
 from convsv_core.dtypes import DTYPES
 
-__all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
+__all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "Sloped", "split_rows"]
+
+
+class Sloped(NamedTuple):
+    """Hold a number that NumPy has computed from an array, with its derivative.
+
+    Attributes
+    ----------
+    value : float
+    constant : float
+        A second result, which has no derivative.
+    slope : callable
+        Returns the gradient of `value`, an array of the shape and dtype of the argument. For a complex argument, the
+        real part of the inner product of the gradient with a small change of the argument is the change of `value`.
+    """
+
+    value: float
+    constant: float
+    slope: Callable[[], np.ndarray[Any, Any]]
 
 
 class Backend:
@@ -324,6 +342,31 @@ class Backend:
         return a lazy number, and call the function only when the number is computed.
         """
         return function(kernel, *static)
+
+    def run_with_slope(
+        self,
+        on_host: Callable[..., Sloped],
+        otherwise: Callable[..., tuple[Array, Array]],
+        arrays: tuple[Array, ...],
+        static: tuple[Any, ...],
+    ) -> tuple[Array, Array]:
+        """Return a differentiable number and a constant number, both 0-d arrays, from arrays.
+
+        Override it if arrays of the library can lie in host memory: let NumPy compute the numbers, and make `slope`
+        the derivative of the first one. A second derivative must be that of `otherwise`, or an error.
+
+        Parameters
+        ----------
+        on_host : callable
+            ``on_host(*arrays, *static)`` takes NumPy arrays. Its control flow depends on their values.
+        otherwise : callable
+            ``otherwise(*arrays, *static)`` computes the two numbers in the library itself, which differentiates it.
+        arrays : tuple of arrays
+            The derivative is by the first array. The results have its precision.
+        static : tuple
+            Further arguments, which are hashable.
+        """
+        return otherwise(*arrays, *static)
 
     def concatenate(self, results: list[Any]) -> Array | tuple[Array, ...]:
         """Join the results of blocks, either arrays or tuples of arrays, along their first axis."""

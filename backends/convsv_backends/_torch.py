@@ -12,7 +12,7 @@ import array_api_compat
 import numpy as np
 
 from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, worth_threads
-from convsv_core.backend import Array, Backend, BlockFunction
+from convsv_core.backend import Array, Backend, BlockFunction, Sloped
 from convsv_core.plugins import hookimpl
 
 __all__ = ["TorchBackend", "convsv_backend"]
@@ -147,6 +147,27 @@ class TorchBackend(Backend):
                     )
         return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
 
+    def run_with_slope(
+        self,
+        on_host: Callable[..., Sloped],
+        otherwise: Callable[..., tuple[Array, Array]],
+        arrays: tuple[Array, ...],
+        static: tuple[Any, ...],
+    ) -> tuple[Array, Array]:
+        """Let NumPy compute the numbers of tensors on the CPU, in the same memory.
+
+        The derivative is a function of autograd. Where that is differentiated again, it is the derivative of
+        `otherwise`. Tensors that `torch.func` transforms or `torch.compile` traces are left to `otherwise`.
+        """
+        if arrays[0].device.type != "cpu" or not self.has_values(arrays[0]):
+            return otherwise(*arrays, *static)
+        kernel, *others = arrays
+        found = on_host(*(array.detach().resolve_conj().numpy() for array in arrays), *static)
+        value, constant = (kernel.detach().new_tensor(x).real for x in (found.value, found.constant))
+        if kernel.requires_grad:
+            value = _sloped()(kernel, value, found, lambda again: otherwise(again, *others, *static)[0])
+        return value, constant
+
     def single_threaded(self) -> AbstractContextManager[object]:
         """Return a context manager that limits PyTorch to one thread, a limit that `map_blocks` keeps to."""
         return _torch_alone
@@ -172,6 +193,34 @@ class TorchBackend(Backend):
         import torch
 
         return torch.func.vmap(function)
+
+
+@functools.cache
+def _sloped() -> Callable[..., Array]:
+    """Return a function whose value and derivative are known; the class needs PyTorch, which is imported late."""
+    import torch
+
+    class WithSlope(torch.autograd.Function):  # type: ignore[misc]
+        """Give a value the derivative by the kernel that `Sloped` holds."""
+
+        @staticmethod
+        def forward(context: Any, kernel: Array, value: Array, found: Sloped, again: Callable[..., Array]) -> Array:
+            """Return the value."""
+            context.save_for_backward(kernel)
+            context.found, context.again = found, again
+            return value.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: Array) -> tuple[Array, None, None, None]:
+            """Return the slope times the gradient of the value."""
+            (kernel,) = context.saved_tensors
+            if torch.is_grad_enabled():  # A second derivative is wanted.
+                (slope,) = torch.autograd.grad(context.again(kernel), kernel, create_graph=True)
+            else:
+                slope = torch.from_numpy(context.found.slope()).to(kernel.dtype)
+            return gradient * slope, None, None, None
+
+    return WithSlope.apply
 
 
 def _is_plain(array: Array) -> bool:

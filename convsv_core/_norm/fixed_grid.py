@@ -72,7 +72,7 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     shape = shape_of(kernel, conv)
     check_repeats_no_pixel(shape, conv)
     grid = every_size_grid(shape, conv, rtol)
-    operand = make_operand(kernel, grid.input_shape, grid.conv).widen()
+    operand = make_operand(kernel, grid.input_shape, grid.conv)
     return operand.answer(grid_upper_bound(operand, grid.factor))
 
 
@@ -109,5 +109,5 @@ def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> E
 
 def grid_upper_bound(operand: Operand, factor: float = 1.0) -> Array:
     """Return the largest norm on the operand's grid, at its scale, times a factor; all rounding is included."""
-    found = norm_on_grid(operand)
+    found = norm_on_grid(operand, exact=False)
     return found.norm * (found.widening * (factor * (1 + 4 * operand.answer_eps)))

@@ -21,19 +21,12 @@ from convsv_core._symbol.gram import useful_polynomial
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
-from convsv_core._symbol.rows import GramRows, PolynomialRows, ProductRows
+from convsv_core._symbol.rows import PolynomialRows, ProductRows
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
 
 __all__ = ["rescale_together"]
-
-TESTED_BYTES = 1 << 25
-"""Budget, in bytes of working memory, for the matrices computed at one time.
-
-Measured: 32 MiB took 235 ms for ResNet-32 on one core, and 256 MiB took 330 ms. The operating system takes freed
-large blocks back, and it is slow to give them out again.
-"""
 
 
 def rescale_together(
@@ -128,11 +121,7 @@ def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> 
     squares = []
     for index in range(count):
         part = slice(index * groups, (index + 1) * groups)
-        rows: GramRows
-        if gram is None:
-            rows = ProductRows(symbol.part(part), frequencies, budget=TESTED_BYTES)
-        else:
-            rows = PolynomialRows(gram.part(part), budget=TESTED_BYTES)
+        rows = ProductRows(symbol.part(part), frequencies) if gram is None else PolynomialRows(gram.part(part))
         own = None if bounds is None else MomentBounds(bounds.uppers[:, part], bounds.estimates[:, part])
         squares.append(largest_among(rows, own, level=limit * limit).upper)
     return np.sqrt(squares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import IntArray, Plan, make_plan
 from convsv_core._geometry.shapes import check_input_shape
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array, Backend, Sloped
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
@@ -84,6 +85,21 @@ class Operand:
         own = (self.kernel, self.scale) if self.finite is None else (self.kernel, self.scale, self.finite)
         with self.backend.computation_context(self.kernel):
             return self.backend.run(_call, (*own, *arrays), (function, self._frame(len(own)), static))
+
+    def run_with_slope(
+        self, on_host: Callable[..., Sloped], otherwise: Callable[..., tuple[Array, Array]], *static: Any
+    ) -> tuple[Array, Array]:
+        """Return two numbers of the operand, the first of them differentiable: see `Backend.run_with_slope`.
+
+        Both functions get an operand without `finite`, and `static`. The operand of `on_host` holds NumPy arrays.
+        """
+        with self.backend.computation_context(self.kernel):
+            return self.backend.run_with_slope(
+                functools.partial(_call_on_host, on_host),
+                functools.partial(_call_with, otherwise),
+                (self.kernel, self.scale),
+                (self._frame(2), static),
+            )
 
     def map_blocks(
         self, prepare: Callable[..., Any], rows: IntArray, *static: Any, arrays: tuple[Array, ...] = (), budget: int
@@ -204,6 +220,16 @@ class _Frame(NamedTuple):
     computed_in: str
     answered_in: str
     arrays: int
+
+
+def _call_on_host(function: Callable[..., Any], kernel: Array, scale: Array, frame: _Frame, static: Any) -> Any:
+    """Call a function with the operand that has NumPy arrays."""
+    return _call(kernel, scale, function, frame._replace(backend=None), static)
+
+
+def _call_with(function: Callable[..., Any], kernel: Array, scale: Array, frame: _Frame, static: Any) -> Any:
+    """Call a function with the operand."""
+    return _call(kernel, scale, function, frame, static)
 
 
 def _call(*arguments: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from convsv_core._geometry.phases import unit_phases
-from convsv_core._geometry.plan import HostArray, IntArray
+from convsv_core._geometry.plan import HostArray, IntArray, Plan
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.transform import is_long, place_taps
 from convsv_core.backend import Array
@@ -34,6 +34,7 @@ __all__ = [
     "itemsize",
     "phase_tables",
     "phases_at",
+    "phases_on_host",
     "symbol_at",
     "symbol_evaluator",
     "symbol_polynomial",
@@ -160,12 +161,18 @@ def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
 
 def symbol_at(operand: Operand, frequencies: IntArray) -> Array:
     """Return the symbol at a few frequencies whose indices are known on the host: shape (B, groups, rows, columns)."""
-    backend, phases = operand.backend, np.ones((len(frequencies), 1), COMPLEX_OF[operand.computed_in])
-    for axis, along in zip(operand.plan.axes, frequencies.T, strict=True):
+    phases = phases_on_host(operand.plan, frequencies, operand.computed_in)
+    polynomial = TrigonometricPolynomial(operand, operand.taps(), [])
+    return polynomial.matrices(operand.backend.asarray_like(phases, operand.kernel))
+
+
+def phases_on_host(plan: Plan, frequencies: IntArray, dtype: str) -> HostArray:
+    """Return the phase of every offset at a few frequencies: shape (B, offsets), complex; `dtype` is the real one."""
+    phases = np.ones((len(frequencies), 1), COMPLEX_OF[dtype])
+    for axis, along in zip(plan.axes, frequencies.T, strict=True):
         own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
         phases = (phases[:, :, None] * own[:, None, :]).reshape(len(frequencies), -1)
-    polynomial = TrigonometricPolynomial(operand, operand.taps(), [])
-    return polynomial.matrices(backend.asarray_like(phases, operand.kernel))
+    return phases
 
 
 def symbol_evaluator(operand: Operand) -> TrigonometricPolynomial | Tabulated:
