@@ -38,4 +38,4 @@ Prepare: TypeAlias = Callable[..., BlockWork]
 def split_rows(rows: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
     """Yield consecutive blocks of at most `size` rows. Their lengths differ by at most 1."""
     count = max(1, -(-len(rows) // size))
-    return iter(np.array_split(rows, count))
+    return iter(np.array_split(rows, count) if count > 1 else [rows])  # `array_split` takes longer than small blocks.

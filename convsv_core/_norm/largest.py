@@ -114,7 +114,7 @@ def norm_on_grid(operand: Operand, *, exact: bool = True) -> GridNorm:
 def _norm_on_host(operand: Operand, exact: bool) -> Sloped:
     """Return the largest norm, its widening and its slope, for a NumPy kernel."""
     place, norm, widening = _search(operand, exact)
-    return Sloped(norm, widening, functools.partial(_slope_at, operand, place))
+    return Sloped(norm, widening, functools.partial(_slope_at, operand.widen() if exact else operand, place))
 
 
 def _norm_in_library(operand: Operand, exact: bool) -> tuple[Array, Array]:
@@ -149,10 +149,10 @@ def _slope_at(operand: Operand, place: int) -> HostArray:
     It is ``u v*`` times the conjugate phase of each offset, for a pair of singular vectors u and v; 0 for the zero
     matrix.
     """
-    backend, wide = operand.backend, operand.widen()
-    frequency = wide.plan.frequencies[place : place + 1]
+    backend = operand.backend
+    frequency = operand.plan.frequencies[place : place + 1]
     with backend.computation_context(operand.kernel):
-        matrices = symbol_at(wide, frequency)[0, ...]
+        matrices = symbol_at(operand, frequency)[0, ...]
         squares, vectors = backend.eigh(smaller_gram(backend, matrices))
     group = int(np.argmax(squares[:, -1]))
     matrix, vector = matrices[group], vectors[group, :, -1]
@@ -161,13 +161,12 @@ def _slope_at(operand: Operand, place: int) -> HostArray:
     else:
         left, right = matrix @ vector, vector
     norm = float(np.linalg.norm(left) * np.linalg.norm(right))
-    phases = phases_on_host(wide.plan, frequency, wide.computed_in)[0]
+    phases = phases_on_host(operand.plan, frequency, operand.computed_in)[0]
     slope = np.zeros((len(phases), *matrices.shape), operand.kernel.dtype)
     if norm > 0:
         pair = np.outer(left / norm, np.conj(right))
-        if wide.plan.real:  # The real part of the product of the pair with the conjugate phases.
-            waves = np.stack([phases.real, phases.imag], axis=1).astype(slope.dtype)
-            parts = np.stack([pair.real, pair.imag]).astype(slope.dtype)
+        if operand.plan.real:  # The real part of the product of the pair with the conjugate phases.
+            waves, parts = np.stack([phases.real, phases.imag], axis=1), np.stack([pair.real, pair.imag])
             slope[:, group] = np.tensordot(waves, parts, axes=1)
         else:
             slope[:, group] = np.conj(phases)[:, None, None] * pair

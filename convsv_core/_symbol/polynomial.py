@@ -51,6 +51,10 @@ speed or less for the FFT.
 """
 
 
+KEPT_PHASES = 1 << 16
+"""Largest number of entries of a table of an axis's phases that is made, and kept, for a few frequencies. A guess."""
+
+
 class Evaluator(Protocol):
     """A function from indices of frequencies, shape (B, ndim), to matrices, shape (B, groups, rows, columns)."""
 
@@ -170,7 +174,10 @@ def phases_on_host(plan: Plan, frequencies: IntArray, dtype: str) -> HostArray:
     """Return the phase of every offset at a few frequencies: shape (B, offsets), complex; `dtype` is the real one."""
     phases = np.ones((len(frequencies), 1), COMPLEX_OF[dtype])
     for axis, along in zip(plan.axes, frequencies.T, strict=True):
-        own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
+        if axis.period * len(axis.offsets) <= KEPT_PHASES:
+            own = _phases(axis.period, axis.offsets, COMPLEX_OF[dtype])[along]
+        else:
+            own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
         phases = (phases[:, :, None] * own[:, None, :]).reshape(len(frequencies), -1)
     return phases
 

@@ -33,7 +33,7 @@ from convsv_core._symbol.polynomial import (
 )
 from convsv_core._symbol.small_matrices import absolute_square, safe_sqrt, squared_norm
 from convsv_core._symbol.transform import is_long, symbol_error
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array, Backend, split_rows
 
 __all__ = [
     "MARGIN_EPS",
@@ -179,7 +179,7 @@ class GramRows(ABC):
         self, function: Callable[[Array], Array], table_of: Callable[[HostArray], HostArray], where: HostArray
     ) -> HostArray:
         """Return on the host the results of a function of blocks at all rows, with host tables of limited size."""
-        parts = np.array_split(where, -(-len(where) // max(1, TABLE_BYTES // self.row_bytes)))
+        parts = split_rows(where, max(1, TABLE_BYTES // self.row_bytes))
         found = [
             map_rows(self.operand, function, table_of(part), row_bytes=self.row_bytes, budget=self.budget)
             for part in parts
