@@ -78,7 +78,14 @@ RANKS_EXPLANATION = (
 @click.option(
     "--only", metavar="PATTERN", help="Only the methods whose name holds this, as 'circular', and plain steps."
 )
-@click.option("--case", "cases", type=click.Choice([PART, ALL, FIRST]), multiple=True, default=(PART, ALL, FIRST), show_default=True)
+@click.option(
+    "--case",
+    "cases",
+    type=click.Choice([PART, ALL, FIRST]),
+    multiple=True,
+    default=(PART, ALL, FIRST),
+    show_default=True,
+)
 @click.option("--turns", type=click.IntRange(min=1), help="Measured steps; rounded up to whole periods.")
 @click.option(
     "--limit", type=click.FloatRange(min=0), help="Seconds of steps after which a method is measured no more."
