@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from convsv_core.blocks import Array, BlockFunction, BlockWork, Prepare, split_rows
+from convsv_core.blocks import Array, ArraySpec, BlockFunction, BlockWork, Prepare, split_rows
 from convsv_core.dtypes import DTYPES
 
-__all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
+__all__ = ["Array", "ArraySpec", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
 
 
 class Backend:
@@ -308,6 +308,50 @@ class Backend:
         once for each combination of shapes and static arguments.
         """
         return function(*arrays, *static)
+
+    def prefers_host(self, arguments: Any) -> bool:
+        """Tell whether a call with these arguments, a tuple or tree, should run on NumPy arrays by `run_on_host`.
+
+        Override it if the library compiles before it computes: return True where all arrays among the arguments have
+        values in the memory of the host.
+        """
+        return False
+
+    def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Return ``function(*arguments, **options)``, computed with NumPy arrays, as arrays of this library.
+
+        It is called where `prefers_host` says so.
+        """
+        raise NotImplementedError
+
+    def call_host(
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        arrays: tuple[Array, ...],
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        *,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Return ``otherwise(*arrays)``, or in code that is traced for a CPU ``function(*arrays)`` instead.
+
+        Override it if a program of the library can call back to the host.
+
+        Parameters
+        ----------
+        function : callable
+            Takes `arrays` as NumPy arrays and may read their values. Calls of any number may run at the same time.
+        arrays : tuple of arrays
+        results : tuple of ArraySpec
+            The shapes and dtypes of the results.
+        otherwise : callable
+            A pure function of arrays with the same results, up to rounding. It also gives the derivatives.
+        gradient : callable, optional
+            Takes `arrays` as NumPy arrays and returns the results, and D, an array like the first argument. The first
+            result, a real number, then has the derivative ``Re sum(D * change)`` by its first argument. The other
+            results are constants, and the first result does not depend on the other arguments, to differentiation.
+        """
+        return otherwise(*arrays)
 
     def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Return ``function(*arguments, **options)`` for a function whose control flow depends on array values.

@@ -5,14 +5,15 @@ the Gram matrices bound the eigenvalues at every frequency without a matrix. Eig
 are largest. All other frequencies are tested against the largest eigenvalue so far, at a fraction of the cost of their
 eigenvalues. The search repeats both steps among the frequencies that fail the test.
 
-The search reads values. Under tracing there are none, and all eigenvalues are computed (`norm_on_grid`).
+The search reads values. Under tracing there are none. The search then runs on the host, if the backend can call it from
+a traced program. Otherwise all eigenvalues are computed (`norm_on_grid`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from convsv_core._symbol.polynomial import (
     BLOCK_BYTES,
     RealPart,
     Tabulated,
+    phases_on_host,
     symbol_at,
     symbol_evaluator,
     symbol_polynomial,
@@ -30,7 +32,7 @@ from convsv_core._symbol.polynomial import (
 from convsv_core._symbol.rows import GramRows, PolynomialRows, grid_rows, largest_eigenvalues, product_rounding
 from convsv_core._symbol.small_matrices import real_and_complex, safe_sqrt
 from convsv_core._symbol.transform import is_long, symbol_error
-from convsv_core.backend import Array, BlockWork
+from convsv_core.backend import Array, ArraySpec, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
 
@@ -93,11 +95,12 @@ def norm_on_grid(operand: Operand) -> GridNorm:
     """Return the largest norm at the visited frequencies of an operand: differentiable and traceable.
 
     If values can be read and double precision is fast, a search finds the frequency, and only the norm there is
-    differentiated. Otherwise all eigenvalues are computed, in the operand's own precision.
+    differentiated. A library that compiles searches on the host, where its backend can. Otherwise all eigenvalues are
+    computed, in the operand's own precision.
     """
     backend, wide = operand.backend, operand.widen()
     if wide.eps > DOUBLE_EPS or backend.compiles or not backend.has_values(operand.kernel):
-        return operand.run(_norm_of_all)
+        return operand.run(_traced_norm)
     constant = dataclasses.replace(wide, kernel=backend.stop_gradient(wide.kernel))
     with backend.computation_context(operand.kernel):
         found = largest_on_grid(constant)
@@ -112,6 +115,57 @@ def _norm_at(operand: Operand, place: int) -> Array:
     xp, backend = operand.xp, operand.backend
     gram = smaller_gram(backend, symbol_at(operand, operand.plan.frequencies[place : place + 1]))
     return safe_sqrt(xp, xp.max(largest_eigenvalues(backend, gram)))
+
+
+def _traced_norm(operand: Operand) -> GridNorm:
+    """Return the largest norm from the host or, where a program cannot call it, from all eigenvalues."""
+    number = ArraySpec((), operand.computed_in)
+    found = operand.call_host(
+        _norm_on_host, results=(number, number), otherwise=_norm_of_all, gradient=_norm_and_gradient
+    )
+    return GridNorm(*found)
+
+
+def _norm_on_host(operand: Operand) -> tuple[Any, ...]:
+    """Return the norm and the widening, rounded to the dtype of an operand that has values."""
+    return _searched_norm(operand).rounded
+
+
+def _norm_and_gradient(operand: Operand) -> tuple[Any, ...]:
+    """Return the norm, the widening and the derivative D of the norm, as `Backend.call_host` wants it.
+
+    At the frequency found the symbol is ``A = sum_p exp(i p theta) K_p``. The derivative of its norm is
+    ``Re u* dA v`` for the singular pair u, v. It is 0 at the zero kernel.
+    """
+    found = _searched_norm(operand)
+    return *found.rounded, _gradient_at(operand.widen(), found.place).astype(operand.kernel.dtype)
+
+
+class _SearchedNorm(NamedTuple):
+    """Hold the place of the largest norm, and the norm and its widening, rounded to an operand's dtype."""
+
+    place: int
+    rounded: tuple[Any, Any]
+
+
+def _searched_norm(operand: Operand) -> _SearchedNorm:
+    wide, dtype = operand.widen(), np.dtype(operand.computed_in)
+    with operand.backend.computation_context(operand.kernel):
+        found = largest_on_grid(wide)
+    norm = np.asarray(math.sqrt(found.value), dtype)
+    widening = max(math.sqrt(found.upper) / float(norm), 1.0) if norm > 0 else 1.0
+    return _SearchedNorm(found.place or 0, (norm, np.asarray(widening * (1 + operand.eps), dtype)))
+
+
+def _gradient_at(operand: Operand, place: int) -> Array:
+    """Return the derivative of the norm at one of the visited frequencies, for an operand of NumPy arrays."""
+    frequencies = operand.plan.frequencies[place : place + 1]
+    left, values, right = np.linalg.svd(symbol_at(operand, frequencies)[0], full_matrices=False)
+    group = int(np.argmax(values[:, 0]))
+    taps = np.zeros((len(phases := phases_on_host(operand, frequencies)[0]), *left.shape[:2], right.shape[-1]), complex)
+    if values[group, 0] > 0:
+        taps[:, group] = phases[:, None, None] * np.outer(left[group, :, 0].conj(), right[group, 0].conj())
+    return operand.from_taps(taps.real if operand.plan.real else taps)
 
 
 def _norm_of_all(operand: Operand) -> GridNorm:

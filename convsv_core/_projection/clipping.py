@@ -10,11 +10,12 @@ from convsv_core._symbol.operand import Operand, check_bound, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array, BlockWork
 from convsv_core.conv import Conv
-from convsv_core.plugins import backend_of
+from convsv_core.plugins import backend_of, on_host
 
 __all__ = ["clip"]
 
 
+@on_host
 def clip(
     kernel: Array,
     input_shape: tuple[int, ...],

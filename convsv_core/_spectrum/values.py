@@ -18,6 +18,7 @@ from convsv_core._symbol.small_matrices import (
 )
 from convsv_core.backend import Array, Backend, BlockWork
 from convsv_core.conv import Conv, as_int
+from convsv_core.plugins import on_host
 
 __all__ = [
     "BlockValues",
@@ -34,6 +35,7 @@ METHODS = ("auto", "svd", "gram")
 """The ways to decompose a frequency's matrix, which `singular_values` describes."""
 
 
+@on_host
 def singular_values(
     kernel: Array,
     input_shape: tuple[int, ...],
@@ -106,6 +108,7 @@ def singular_values(
     return operand.run(_singular_values, method, as_int("max_bytes", max_bytes, least=1))
 
 
+@on_host
 def frequency_singular_values(
     kernel: Array,
     input_shape: tuple[int, ...],

@@ -34,6 +34,7 @@ __all__ = [
     "itemsize",
     "phase_tables",
     "phases_at",
+    "phases_on_host",
     "symbol_at",
     "symbol_evaluator",
     "symbol_polynomial",
@@ -160,12 +161,17 @@ def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
 
 def symbol_at(operand: Operand, frequencies: IntArray) -> Array:
     """Return the symbol at a few frequencies whose indices are known on the host: shape (B, groups, rows, columns)."""
-    backend, phases = operand.backend, np.ones((len(frequencies), 1), COMPLEX_OF[operand.computed_in])
+    polynomial = TrigonometricPolynomial(operand, operand.taps(), [])
+    return polynomial.matrices(operand.backend.asarray_like(phases_on_host(operand, frequencies), operand.kernel))
+
+
+def phases_on_host(operand: Operand, frequencies: IntArray) -> HostArray:
+    """Return the phases of all offsets at a few frequencies with known indices, on the host: shape (B, offsets)."""
+    phases = np.ones((len(frequencies), 1), COMPLEX_OF[operand.computed_in])
     for axis, along in zip(operand.plan.axes, frequencies.T, strict=True):
         own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
         phases = (phases[:, :, None] * own[:, None, :]).reshape(len(frequencies), -1)
-    polynomial = TrigonometricPolynomial(operand, operand.taps(), [])
-    return polynomial.matrices(backend.asarray_like(phases, operand.kernel))
+    return phases
 
 
 def symbol_evaluator(operand: Operand) -> TrigonometricPolynomial | Tabulated:
