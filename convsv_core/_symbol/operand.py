@@ -155,11 +155,16 @@ class Operand:
         xp = self.xp
         if scaled:
             values = values * self.scale
-        if self.finite is not None:
-            values = xp.where(self.finite, values, xp.full_like(values, math.nan))
+        values = self.or_nan(values)
         is_complex = xp.isdtype(values.dtype, "complex floating")
         wanted = COMPLEX_OF[self.answered_in] if is_complex else self.answered_in
         return xp.astype(values, getattr(xp, wanted), copy=False)
+
+    def or_nan(self, values: Array) -> Array:
+        """Return `values`, or NaN if the kernel is traced and not finite."""
+        if self.finite is None:
+            return values
+        return self.xp.where(self.finite, values, self.xp.full_like(values, math.nan))
 
     def taps(self) -> Array:
         """Return the kernel as one matrix for each offset: shape (offsets, groups, rows, columns of a block)."""
