@@ -10,32 +10,14 @@ import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from convsv_core.blocks import Array, BlockFunction, BlockWork, Prepare, split_rows
+from convsv_core.blocks import Array, ArraySpec, BlockFunction, BlockWork, Prepare, split_rows
 from convsv_core.dtypes import DTYPES
 
-__all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "Sloped", "split_rows"]
-
-
-class Sloped(NamedTuple):
-    """Hold a number that NumPy has computed from an array, with its derivative.
-
-    Attributes
-    ----------
-    value : float
-    constant : float
-        A second result, which has no derivative.
-    slope : callable
-        Returns the gradient of `value`, an array of the shape and dtype of the argument. For a complex argument, the
-        real part of the inner product of the gradient with a small change of the argument is the change of `value`.
-    """
-
-    value: float
-    constant: float
-    slope: Callable[[], np.ndarray[Any, Any]]
+__all__ = ["Array", "ArraySpec", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
 
 
 class Backend:
@@ -327,6 +309,50 @@ class Backend:
         """
         return function(*arrays, *static)
 
+    def prefers_host(self, arguments: Any) -> bool:
+        """Tell whether a call with these arguments, a tuple or tree, should run on NumPy arrays by `run_on_host`.
+
+        Override it if the library compiles before it computes: return True where all arrays among the arguments have
+        values in the memory of the host.
+        """
+        return False
+
+    def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Return ``function(*arguments, **options)``, computed with NumPy arrays, as arrays of this library.
+
+        It is called where `prefers_host` says so.
+        """
+        raise NotImplementedError
+
+    def call_host(
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        arrays: tuple[Array, ...],
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        *,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Return ``otherwise(*arrays)``, or in code that is traced for a CPU ``function(*arrays)`` instead.
+
+        Override it if a program of the library can call back to the host.
+
+        Parameters
+        ----------
+        function : callable
+            Takes `arrays` as NumPy arrays and may read their values. Calls of any number may run at the same time.
+        arrays : tuple of arrays
+        results : tuple of ArraySpec
+            The shapes and dtypes of the results.
+        otherwise : callable
+            A pure function of arrays with the same results, up to rounding. It also gives the derivatives.
+        gradient : callable, optional
+            Takes `arrays` as NumPy arrays and returns the results, and D, an array like the first argument. The first
+            result, a real number, then has the derivative ``Re sum(D * change)`` by its first argument. The other
+            results are constants, and the first result does not depend on the other arguments, to differentiation.
+        """
+        return otherwise(*arrays)
+
     def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Return ``function(*arguments, **options)`` for a function whose control flow depends on array values.
 
@@ -342,31 +368,6 @@ class Backend:
         return a lazy number, and call the function only when the number is computed.
         """
         return function(kernel, *static)
-
-    def run_with_slope(
-        self,
-        on_host: Callable[..., Sloped],
-        otherwise: Callable[..., tuple[Array, Array]],
-        arrays: tuple[Array, ...],
-        static: tuple[Any, ...],
-    ) -> tuple[Array, Array]:
-        """Return a differentiable number and a constant number, both 0-d arrays, from arrays.
-
-        Override it if arrays of the library can lie in host memory: let NumPy compute the numbers, and make `slope`
-        the derivative of the first one. A second derivative must be that of `otherwise`, or an error.
-
-        Parameters
-        ----------
-        on_host : callable
-            ``on_host(*arrays, *static)`` takes NumPy arrays. Its control flow depends on their values.
-        otherwise : callable
-            ``otherwise(*arrays, *static)`` computes the two numbers in the library itself, which differentiates it.
-        arrays : tuple of arrays
-            The derivative is by the first array. The results have its precision.
-        static : tuple
-            Further arguments, which are hashable.
-        """
-        return otherwise(*arrays, *static)
 
     def concatenate(self, results: list[Any]) -> Array | tuple[Array, ...]:
         """Join the results of blocks, either arrays or tuples of arrays, along their first axis."""

@@ -7,13 +7,20 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["Array", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
+__all__ = ["Array", "ArraySpec", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
 
 Array: TypeAlias = Any
 """An array of any library. The standard has no common class to name."""
 
 BlockFunction: TypeAlias = Callable[[Array], "Array | tuple[Array, ...]"]
 """A function from a block of rows to an array, or to a tuple of arrays, whose first axis is the block's."""
+
+
+class ArraySpec(NamedTuple):
+    """Hold the shape of an array, and the name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class BlockWork(NamedTuple):

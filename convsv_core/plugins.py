@@ -27,6 +27,7 @@ __all__ = [
     "backends",
     "get_backend",
     "hookimpl",
+    "on_host",
     "on_values",
     "one_line",
     "plugins",
@@ -210,15 +211,31 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
 def on_values(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: compute lazy arguments before calling a function whose control flow depends on array values.
 
-    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy.
+    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy. A library that
+    compiles hands arrays in the memory of the host over to NumPy.
     """
+    return _elsewhere(function, with_lazy=True)
+
+
+def on_host(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: call a function with NumPy arrays if its first argument is a kernel whose backend prefers that.
+
+    Lazy arguments stay lazy.
+    """
+    return _elsewhere(function, with_lazy=False)
+
+
+def _elsewhere(function: Callable[P, R], *, with_lazy: bool) -> Callable[P, R]:
+    """Return the function, called in another library where the backend of its first argument wants that."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         # A task on another machine imports the function by its name, and this name is bound to `call`.
         backend = backend_of(arguments[0] if arguments else options.get("kernel"))
-        if backend.lazy:
+        if backend.lazy and with_lazy:
             return backend.run_on_values(call, *arguments, **options)
+        if backend.prefers_host((arguments, options)):
+            return backend.run_on_host(call, *arguments, **options)
         return function(*arguments, **options)
 
     return call

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, usable_processors, worth_threads
-from convsv_core.backend import Array, Backend, BlockFunction, Sloped
+from convsv_core.backend import Array, ArraySpec, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
 __all__ = ["NumpyBackend", "convsv_backend"]
@@ -101,16 +101,17 @@ class NumpyBackend(Backend):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
 
-    def run_with_slope(
+    def call_host(
         self,
-        on_host: Callable[..., Sloped],
-        otherwise: Callable[..., tuple[Array, Array]],
+        function: Callable[..., tuple[Any, ...]],
         arrays: tuple[Array, ...],
-        static: tuple[Any, ...],
-    ) -> tuple[Array, Array]:
-        """Return the numbers without a slope, because NumPy has no gradients."""
-        found, dtype = on_host(*arrays, *static), arrays[0].real.dtype
-        return np.asarray(found.value, dtype), np.asarray(found.constant, dtype)
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        *,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Return ``function(*arrays)``, because NumPy is the host and has no gradients."""
+        return function(*arrays)
 
     def products_context(self, side: int) -> AbstractContextManager[object]:
         """Return a context manager that uses no threads for products of small matrices."""

@@ -12,7 +12,7 @@ import array_api_compat
 import numpy as np
 
 from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, worth_threads
-from convsv_core.backend import Array, Backend, BlockFunction, Sloped
+from convsv_core.backend import Array, ArraySpec, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
 __all__ = ["TorchBackend", "convsv_backend"]
@@ -147,26 +147,31 @@ class TorchBackend(Backend):
                     )
         return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
 
-    def run_with_slope(
+    def call_host(
         self,
-        on_host: Callable[..., Sloped],
-        otherwise: Callable[..., tuple[Array, Array]],
+        function: Callable[..., tuple[Any, ...]],
         arrays: tuple[Array, ...],
-        static: tuple[Any, ...],
-    ) -> tuple[Array, Array]:
-        """Let NumPy compute the numbers of tensors on the CPU, in the same memory.
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        *,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Let NumPy compute a number with a derivative, for tensors on the CPU, in the same memory.
 
-        The derivative is a function of autograd. Where that is differentiated again, it is the derivative of
-        `otherwise`. Tensors that `torch.func` transforms or `torch.compile` traces are left to `otherwise`.
+        A second derivative is that of `otherwise`. Tensors that `torch.func` transforms or `torch.compile` traces are
+        left to `otherwise`.
         """
-        if arrays[0].device.type != "cpu" or not self.has_values(arrays[0]):
-            return otherwise(*arrays, *static)
-        kernel, *others = arrays
-        found = on_host(*(array.detach().resolve_conj().numpy() for array in arrays), *static)
-        value, constant = (kernel.detach().new_tensor(x).real for x in (found.value, found.constant))
-        if kernel.requires_grad:
-            value = _sloped()(kernel, value, found, lambda again: otherwise(again, *others, *static)[0])
-        return value, constant
+        import torch
+
+        first = arrays[0]
+        if gradient is None or first.device.type != "cpu" or not self.has_values(first):
+            return otherwise(*arrays)
+        host = [array.detach().resolve_conj().numpy() for array in arrays]
+        if not (first.requires_grad and torch.is_grad_enabled()):
+            return tuple(map(torch.from_numpy, function(*host)))
+        *found, slope = (torch.from_numpy(np.asarray(one, order="C")) for one in gradient(*host))
+        number = _with_slope()(first, found[0], slope, lambda again: otherwise(again, *arrays[1:])[0])
+        return number, *found[1:]
 
     def single_threaded(self) -> AbstractContextManager[object]:
         """Return a context manager that limits PyTorch to one thread, a limit that `map_blocks` keeps to."""
@@ -196,29 +201,28 @@ class TorchBackend(Backend):
 
 
 @functools.cache
-def _sloped() -> Callable[..., Array]:
-    """Return a function whose value and derivative are known; the class needs PyTorch, which is imported late."""
+def _with_slope() -> Callable[..., Array]:
+    """Return a function whose value and derivative are known; its class needs PyTorch, which is imported late."""
     import torch
 
     class WithSlope(torch.autograd.Function):  # type: ignore[misc]
-        """Give a value the derivative by the kernel that `Sloped` holds."""
+        """Return a number whose derivative is a known slope; see `Backend.call_host`."""
 
         @staticmethod
-        def forward(context: Any, kernel: Array, value: Array, found: Sloped, again: Callable[..., Array]) -> Array:
-            """Return the value."""
-            context.save_for_backward(kernel)
-            context.found, context.again = found, again
-            return value.clone()
+        def forward(context: Any, kernel: Array, number: Array, slope: Array, again: Callable[..., Array]) -> Array:
+            """Return the number."""
+            context.save_for_backward(kernel, slope)
+            context.again = again
+            return number
 
         @staticmethod
         def backward(context: Any, gradient: Array) -> tuple[Array, None, None, None]:
-            """Return the slope times the gradient of the value."""
-            (kernel,) = context.saved_tensors
+            """Return the slope times the gradient of the number."""
+            kernel, slope = context.saved_tensors
             if torch.is_grad_enabled():  # A second derivative is wanted.
                 (slope,) = torch.autograd.grad(context.again(kernel), kernel, create_graph=True)
-            else:
-                slope = torch.from_numpy(context.found.slope()).to(kernel.dtype)
-            return gradient * slope, None, None, None
+                return gradient * slope, None, None, None
+            return gradient * slope.conj(), None, None, None
 
     return WithSlope.apply
 

@@ -12,10 +12,12 @@ from convsv_core._norm.largest import norm_on_grid
 from convsv_core._symbol.operand import Operand, make_operand, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, check_positive
+from convsv_core.plugins import on_host
 
 __all__ = ["EverySizeGrid", "every_size_grid", "grid_upper_bound", "norm_upper_bound"]
 
 
+@on_host
 def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     r"""Bound the operator norm of a convolution from above for every input size, traceably.
 

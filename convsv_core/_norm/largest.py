@@ -6,13 +6,13 @@ are largest. All other frequencies are tested against the largest eigenvalue so 
 eigenvalues. The search repeats both steps among the frequencies that fail the test. The tests run in the precision of
 the answer, and double precision repeats the few tests that fail.
 
-The search reads values. Under tracing there are none, and all eigenvalues are computed (`norm_on_grid`).
+The search reads values. Under tracing there are none. The search then runs on the host, if the backend can call it from
+a traced program. Otherwise all eigenvalues are computed (`norm_on_grid`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ from convsv_core._symbol.rows import (
 )
 from convsv_core._symbol.small_matrices import real_and_complex, safe_sqrt
 from convsv_core._symbol.transform import is_long, symbol_error
-from convsv_core.backend import Array, BlockWork, Sloped
+from convsv_core.backend import Array, ArraySpec, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
 
@@ -104,27 +104,44 @@ def norm_on_grid(operand: Operand, *, exact: bool = True) -> GridNorm:
     """Return the largest norm at the visited frequencies of an operand: differentiable and traceable.
 
     If values can be read and double precision is fast, a search finds the frequency, and only the norm there is
-    differentiated: on the host, if the array lies there. Otherwise all eigenvalues are computed, in the operand's own
-    precision. Without `exact`, the search may settle for a norm that is smaller than the largest one by the rounding
-    errors of single precision; the widening includes them.
+    differentiated. The search runs on the host where the backend allows it, also from a traced program. Otherwise all
+    eigenvalues are computed, in the operand's own precision. Without `exact`, the search may settle for a norm that is
+    smaller than the largest one by the rounding errors of single precision; the widening includes them.
     """
-    return GridNorm(*operand.run_with_slope(_norm_on_host, _norm_in_library, exact))
+    return GridNorm(*operand.run(_norm_and_widening, exact))
 
 
-def _norm_on_host(operand: Operand, exact: bool) -> Sloped:
-    """Return the largest norm, its widening and its slope, for a NumPy kernel."""
-    place, norm, widening = _search(operand, exact)
-    return Sloped(norm, widening, functools.partial(_slope_at, operand.widen() if exact else operand, place))
+def _norm_and_widening(operand: Operand, exact: bool) -> tuple[Array, ...]:
+    number = ArraySpec((), operand.computed_in)
+    return operand.call_host(
+        _norm_on_host, exact, results=(number, number), otherwise=_norm_in_library, gradient=_norm_and_gradient
+    )
 
 
-def _norm_in_library(operand: Operand, exact: bool) -> tuple[Array, Array]:
-    """Return the largest norm and its widening, computed by the kernel's own library, which differentiates the norm."""
+def _norm_on_host(operand: Operand, exact: bool) -> tuple[Array, ...]:
+    """Return the norm and the widening, rounded to the dtype of an operand of NumPy arrays."""
+    return _rounded(operand, _search(operand, exact))
+
+
+def _norm_and_gradient(operand: Operand, exact: bool) -> tuple[Array, ...]:
+    """Return the norm, the widening and the derivative of the norm, as `Backend.call_host` wants them."""
+    found = _search(operand, exact)
+    return *_rounded(operand, found), _gradient_at(operand.widen() if exact else operand, found.place)
+
+
+def _norm_in_library(operand: Operand, exact: bool) -> tuple[Array, ...]:
+    """Return the norm and the widening, computed by the kernel's own library, which differentiates the norm."""
     backend, wide = operand.backend, operand.widen()
     if wide.eps > DOUBLE_EPS or backend.compiles or not backend.has_values(operand.kernel):
-        return tuple(operand.run(_norm_of_all))
-    place, _, widening = _search(dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel)), exact)
-    norm = operand.xp.astype(_norm_at(wide, place), operand.real_dtype, copy=False)
-    return norm, operand.xp.full_like(backend.stop_gradient(norm), widening)
+        return tuple(_norm_of_all(operand))
+    found = _search(dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel)), exact)
+    norm = operand.xp.astype(_norm_at(wide, found.place), operand.real_dtype, copy=False)
+    return norm, operand.xp.full_like(backend.stop_gradient(norm), found.widening)
+
+
+def _rounded(operand: Operand, found: _Found) -> tuple[Array, ...]:
+    dtype = np.dtype(operand.computed_in)
+    return np.asarray(found.norm, dtype), np.asarray(found.widening * (1 + operand.eps), dtype)
 
 
 class _Found(NamedTuple):
@@ -143,11 +160,11 @@ def _search(operand: Operand, exact: bool) -> _Found:
     return _Found(found.place or 0, norm, math.sqrt(found.upper) / norm if norm > 0 else 1.0)
 
 
-def _slope_at(operand: Operand, place: int) -> HostArray:
-    """Return the derivative of the norm at one of the visited frequencies by the kernel, on the host.
+def _gradient_at(operand: Operand, place: int) -> HostArray:
+    """Return the derivative of the norm at one of the visited frequencies, for an operand of NumPy arrays.
 
-    It is ``u v*`` times the conjugate phase of each offset, for a pair of singular vectors u and v; 0 for the zero
-    matrix.
+    At this frequency the symbol is ``A = sum_p exp(i p theta) K_p``. The derivative of its norm is ``Re u* dA v`` for
+    a pair of singular vectors u and v. It is 0 at the zero kernel.
     """
     backend = operand.backend
     frequency = operand.plan.frequencies[place : place + 1]
@@ -162,15 +179,15 @@ def _slope_at(operand: Operand, place: int) -> HostArray:
         left, right = matrix @ vector, vector
     norm = float(np.linalg.norm(left) * np.linalg.norm(right))
     phases = phases_on_host(operand.plan, frequency, operand.computed_in)[0]
-    slope = np.zeros((len(phases), *matrices.shape), operand.kernel.dtype)
+    taps = np.zeros((len(phases), *matrices.shape), operand.kernel.dtype)
     if norm > 0:
-        pair = np.outer(left / norm, np.conj(right))
-        if operand.plan.real:  # The real part of the product of the pair with the conjugate phases.
-            waves, parts = np.stack([phases.real, phases.imag], axis=1), np.stack([pair.real, pair.imag])
-            slope[:, group] = np.tensordot(waves, parts, axes=1)
+        pair = np.outer(np.conj(left / norm), right)
+        if operand.plan.real:  # The real part of the product of the phases with the pair.
+            waves, parts = np.stack([phases.real, -phases.imag], axis=1), np.stack([pair.real, pair.imag])
+            taps[:, group] = np.tensordot(waves, parts, axes=1)
         else:
-            slope[:, group] = np.conj(phases)[:, None, None] * pair
-    return np.ascontiguousarray(operand.from_taps(slope))
+            taps[:, group] = phases[:, None, None] * pair
+    return operand.from_taps(taps)
 
 
 def _norm_at(operand: Operand, place: int) -> Array:

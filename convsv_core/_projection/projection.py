@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
 
 from convsv_core._geometry.padding import check_repeats_no_pixel
 from convsv_core._geometry.shapes import check_input_shape
@@ -31,8 +33,9 @@ from convsv_core._projection.excess import Method, Samples, clip_and_cut
 from convsv_core._projection.final_rescaling import rescaled
 from convsv_core._symbol.operand import Operand, check_bound, make_operand, shape_of
 from convsv_core._symbol.small_matrices import safe_sqrt
-from convsv_core.backend import Array
+from convsv_core.backend import Array, ArraySpec
 from convsv_core.conv import Conv, as_int, check_positive
+from convsv_core.dtypes import COMPLEX_OF
 from convsv_core.plugins import backend_of, on_values
 
 __all__ = ["METHODS", "Projection", "ProjectionMethod", "ProjectionState", "project"]
@@ -225,7 +228,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
         return Projection(original, _number(operand, upper * (1 + eps)), zero, 0, True, state)
     kernel, iterations, converged, reached = operand.kernel, 0, True, None
     if limit > 0 and problem.method == "dykstra":
-        kernel, iterations, converged, reached = nearest(problem, max_iterations, state)
+        kernel, iterations, converged, reached, _ = nearest(problem, max_iterations, state)
     elif limit > 0 and problem.method != "rescale":
         kernel, iterations, converged = _alternate(problem, max_iterations)
     if problem.method != "rescale":
@@ -314,23 +317,32 @@ def _fixed_steps(
 ) -> tuple[Array, ...]:
     """Return the kernel, a certified norm, the distance, whether it has converged, and the dual variables."""
     xp, backend = operand.xp, operand.backend
-    samples = Samples.at(operand)
     value = xp.full_like(operand.scale, -math.inf)
     kernel = operand.kernel
+    shape = ArraySpec(
+        tuple(kernel.shape), operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
+    )
     if method == "dykstra":
-
-        def step(*state: Array) -> tuple[Array, ...]:
-            return advance(operand, bound, *samples, *state)
-
-        state = DualState(*backend.repeat(step, begin(operand, *samples, dual), steps, operand.kernel))
-        dual, value, kernel = state.dual, state.value, kernel - state.change
+        results = (
+            shape,
+            ArraySpec((), operand.computed_in),
+            ArraySpec(tuple(dual.shape), COMPLEX_OF[operand.computed_in]),
+        )
+        kernel, value, dual = operand.call_host(
+            _dykstra_on_host,
+            steps,
+            every_size,
+            factor,
+            rtol,
+            arrays=(bound, dual),
+            results=results,
+            otherwise=_dykstra,
+        )
     elif method != "rescale":
         how: Method = "products" if method == "newton-schulz" else "gram"
-
-        def alternate(kernel: Array) -> tuple[Array, ...]:
-            return (_clip_and_cut(operand, kernel, bound, how),)
-
-        (kernel,) = backend.repeat(alternate, (kernel,), steps, operand.kernel)
+        (kernel,) = operand.call_host(
+            _alternating_on_host, steps, how, arrays=(bound,), results=(shape,), otherwise=_alternating
+        )
     before = after = grid_upper_bound(operand, factor)
     if method != "rescale":
         after = grid_upper_bound(dataclasses.replace(operand, kernel=kernel), factor)
@@ -348,6 +360,51 @@ def _fixed_steps(
     norm = xp.where(inside, before, after * share)
     distance = xp.where(inside, xp.zeros_like(share), _distance(operand, kernel, every_size))
     return operand.answer(kernel), operand.answer(norm), operand.answer(distance), converged, dual
+
+
+def _dykstra(
+    operand: Operand, bound: Array, dual: Array, steps: int, every_size: bool, factor: float, rtol: float
+) -> tuple[Array, ...]:
+    """Return the kernel, the value of the dual problem and the dual variables after steps over the whole grid."""
+    samples = Samples.at(operand)
+
+    def step(*state: Array) -> tuple[Array, ...]:
+        return advance(operand, bound, *samples, *state)
+
+    begun = begin(operand, *samples, dual)
+    state = DualState(*operand.backend.repeat(step, begun, steps, operand.kernel))
+    return operand.kernel - state.change, state.value, state.dual
+
+
+def _dykstra_on_host(
+    operand: Operand, bound: Array, dual: Array, steps: int, every_size: bool, factor: float, rtol: float
+) -> tuple[Any, ...]:
+    """Return what `_dykstra` does, from at most as many iterations on a working set of frequencies."""
+    wide = operand.widen()
+    problem = Problem(wide, operand, np.asarray(bound, float), True, every_size, factor, "dykstra", rtol)
+    used = np.flatnonzero(np.abs(dual).max(axis=(1, 2, 3), initial=0))
+    state = ProjectionState(problem.frequencies[used], dual[used] * wide.scale) if len(used) else None
+    with operand.backend.computation_context(operand.kernel):
+        found = nearest(problem, steps, state)
+    whole, plan = np.zeros_like(dual), wide.plan
+    places = plan.visit[np.ravel_multi_index(tuple(found.state.frequencies.T), plan.periods)]
+    whole[places] = found.state.dual / wide.scale
+    return found.kernel, found.value, whole
+
+
+def _alternating(operand: Operand, bound: Array, steps: int, method: Method) -> tuple[Array, ...]:
+    """Return the kernel after a number of clip-and-cut steps."""
+
+    def alternate(kernel: Array) -> tuple[Array, ...]:
+        return (_clip_and_cut(operand, kernel, bound, method),)
+
+    return operand.backend.repeat(alternate, (operand.kernel,), steps, operand.kernel)
+
+
+def _alternating_on_host(operand: Operand, bound: Array, steps: int, method: Method) -> tuple[Array, ...]:
+    """Return what `_alternating` does, in double precision."""
+    with operand.backend.computation_context(operand.kernel):
+        return _alternating(operand.widen(), np.asarray(bound, float), steps, method)
 
 
 # ---- for both --------------------------------------------------------------------------------------
