@@ -340,7 +340,8 @@ class Backend:
         Parameters
         ----------
         function : callable
-            Takes `arrays` as NumPy arrays and may read their values. Calls of any number may run at the same time.
+            Takes `arrays` as NumPy arrays and may read their values. It is called in NumPy's `computation_context`.
+            Several calls may run at the same time.
         arrays : tuple of arrays
         results : tuple of ArraySpec
             The shapes and dtypes of the results.

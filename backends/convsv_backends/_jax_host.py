@@ -225,10 +225,15 @@ def _on_one_device(module: Any) -> bool:
 
 
 def _checked(function: Callable[..., Any], results: tuple[ArraySpec, ...]) -> Callable[..., tuple[Any, ...]]:
-    """Return a function that gives arrays of exactly the shapes and dtypes that the program expects."""
+    """Return a function that gives arrays of exactly the shapes and dtypes that the program expects.
+
+    It is computed with one BLAS thread, as for a small kernel. BLAS's own threads would wait actively while XLA's threads
+    need the processors.
+    """
 
     def call(*arrays: Any) -> tuple[Any, ...]:
-        found = function(*map(np.asarray, arrays))
+        with get_backend("numpy").computation_context(np.empty(0)):
+            found = function(*map(np.asarray, arrays))
         return tuple(
             np.asarray(one, spec.dtype, order="C").reshape(spec.shape)
             for one, spec in zip(found, results, strict=True)

@@ -150,8 +150,7 @@ class _SearchedNorm(NamedTuple):
 
 def _searched_norm(operand: Operand) -> _SearchedNorm:
     wide, dtype = operand.widen(), np.dtype(operand.computed_in)
-    with operand.backend.computation_context(operand.kernel):
-        found = largest_on_grid(wide)
+    found = largest_on_grid(wide)
     norm = np.asarray(math.sqrt(found.value), dtype)
     widening = max(math.sqrt(found.upper) / float(norm), 1.0) if norm > 0 else 1.0
     return _SearchedNorm(found.place or 0, (norm, np.asarray(widening * (1 + operand.eps), dtype)))

@@ -378,8 +378,7 @@ def _dykstra_on_host(
     problem = Problem(wide, operand, np.asarray(bound, float), True, every_size, factor, "dykstra", rtol)
     used = np.flatnonzero(np.abs(dual).max(axis=(1, 2, 3), initial=0))
     state = ProjectionState(problem.frequencies[used], dual[used] * wide.scale) if len(used) else None
-    with operand.backend.computation_context(operand.kernel):
-        found = nearest(problem, steps, state)
+    found = nearest(problem, steps, state)
     whole, plan = np.zeros_like(dual), wide.plan
     places = plan.visit[np.ravel_multi_index(tuple(found.state.frequencies.T), plan.periods)]
     whole[places] = found.state.dual / wide.scale
@@ -397,8 +396,7 @@ def _alternating(operand: Operand, bound: Array, steps: int, method: Method) -> 
 
 def _alternating_on_host(operand: Operand, bound: Array, steps: int, method: Method) -> tuple[Array, ...]:
     """Return what `_alternating` does, in double precision."""
-    with operand.backend.computation_context(operand.kernel):
-        return _alternating(operand.widen(), np.asarray(bound, float), steps, method)
+    return _alternating(operand.widen(), np.asarray(bound, float), steps, method)
 
 
 # ---- for both --------------------------------------------------------------------------------------
