@@ -310,18 +310,14 @@ class Backend:
         return function(*arrays, *static)
 
     def prefers_host(self, arguments: Any) -> bool:
-        """Tell whether a call with these arguments, a tuple or tree, should run on NumPy arrays by `run_on_host`.
+        """Tell whether a call with these arguments, a tree, should be made by `run_on_host`.
 
-        Override it if the library compiles before it computes: return True where all arrays among the arguments have
-        values in the memory of the host.
+        Override it if the library compiles: return True where all arrays have values in the memory of the host.
         """
         return False
 
     def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
-        """Return ``function(*arguments, **options)``, computed with NumPy arrays, as arrays of this library.
-
-        It is called where `prefers_host` says so.
-        """
+        """Return ``function(*arguments, **options)``, computed with NumPy arrays, as arrays of this library."""
         raise NotImplementedError
 
     def call_host(
@@ -333,23 +329,13 @@ class Backend:
         *,
         gradient: Callable[..., tuple[Any, ...]] | None = None,
     ) -> tuple[Array, ...]:
-        """Return ``otherwise(*arrays)``, or in code that is traced for a CPU ``function(*arrays)`` instead.
+        """Return ``otherwise(*arrays)``, or in code that is traced for a CPU ``function(*arrays)``.
 
-        Override it if a program of the library can call back to the host.
-
-        Parameters
-        ----------
-        function : callable
-            Takes `arrays` as NumPy arrays and may read their values. Calls of any number may run at the same time.
-        arrays : tuple of arrays
-        results : tuple of ArraySpec
-            The shapes and dtypes of the results.
-        otherwise : callable
-            A pure function of arrays with the same results, up to rounding. It also gives the derivatives.
-        gradient : callable, optional
-            Takes `arrays` as NumPy arrays and returns the results, and D, an array like the first argument. The first
-            result, a real number, then has the derivative ``Re sum(D * change)`` by its first argument. The other
-            results are constants, and the first result does not depend on the other arguments, to differentiation.
+        Override it if a program of the library can call the host. `function` takes NumPy arrays, whose values it may
+        read, in NumPy's `computation_context`. `results` describes what it returns. `otherwise` is pure, returns the
+        same up to rounding, and gives the derivatives. `gradient`, if given, returns the results and an array D like
+        the first argument. The first result then has the derivative ``Re sum(D * change)`` by the first argument, and
+        everything else is constant to differentiation.
         """
         return otherwise(*arrays)
 

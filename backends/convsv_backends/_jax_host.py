@@ -1,13 +1,14 @@
 """Calls of NumPy code from JAX programs for a CPU, where the arrays are in the memory of the host already.
 
-XLA takes seconds to compile a search among eigenvalues, and has no batched factorisations on a CPU. Its calls of LAPACK
-share the threads of SciPy's BLAS, which wait for each other actively: on busy processors a program with eigenvalues can
-take a hundred times as long. So a program for a CPU calls NumPy code instead. The primitive of such a call is lowered to
-a callback for one device of a CPU, and to a program of XLA's own for every other platform, for several devices, and for
-export. That program is traced only when it is needed.
+XLA takes seconds to compile a program with eigenvalues. On a CPU such a program calls LAPACK in the BLAS library of
+SciPy, whose threads wait actively for each other at every small product. While other work kept two processors busy, a
+training step that took 6 seconds did not return in two minutes. So a program for a CPU calls NumPy code instead, with
+one BLAS thread. The primitive of such a call is lowered to a callback in programs for one device of a CPU. All other
+programs contain XLA's own operations: for other platforms, for several devices, and for export. These operations are
+traced only when they are needed.
 
 The callback gets NumPy arrays and calls no function of JAX. `jax.pure_callback` would make JAX arrays of its arguments
-first. It copies large ones on a thread of the pool that the callback itself may be blocking.
+first. It copies large ones on a thread of the pool that callbacks may be blocking.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def call_host(
     if gradient is None:
         return _bind(function, arrays, results, otherwise)
 
-    @jax.custom_jvp
+    @jax.custom_jvp  # type: ignore[untyped-decorator]
     def value(*arrays: Array) -> tuple[Array, ...]:
         return _bind(function, arrays, results, otherwise)
 
@@ -116,7 +117,7 @@ def call_host(
         (known, constants), slope = jax.value_and_grad(number, has_aux=True)(first)
         return known, *constants, slope
 
-    @value.defjvp
+    @value.defjvp  # type: ignore[untyped-decorator]
     def derivative(primals: Any, tangents: Any) -> Any:
         first = primals[0]
         specs = (*results, ArraySpec(tuple(first.shape), first.dtype.name))
@@ -225,10 +226,15 @@ def _on_one_device(module: Any) -> bool:
 
 
 def _checked(function: Callable[..., Any], results: tuple[ArraySpec, ...]) -> Callable[..., tuple[Any, ...]]:
-    """Return a function that gives arrays of exactly the shapes and dtypes that the program expects."""
+    """Return a function that gives arrays of exactly the shapes and dtypes that the program expects.
+
+    One BLAS thread is used, as for a small kernel. BLAS's own threads would wait actively, and take processors from
+    XLA's threads.
+    """
 
     def call(*arrays: Any) -> tuple[Any, ...]:
-        found = function(*map(np.asarray, arrays))
+        with get_backend("numpy").computation_context(np.empty(0)):
+            found = function(*map(np.asarray, arrays))
         return tuple(
             np.asarray(one, spec.dtype, order="C").reshape(spec.shape) for one, spec in zip(found, results, strict=True)
         )

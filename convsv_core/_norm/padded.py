@@ -21,8 +21,9 @@ from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm import lanczos
 from convsv_core._norm.lanczos import largest_eigenvector, table_like, unit
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
-from convsv_core.backend import Array
+from convsv_core.backend import Array, ArraySpec
 from convsv_core.conv import Conv
+from convsv_core.dtypes import COMPLEX_OF
 
 __all__ = ["PaddedOperator", "make_padded_operator", "padded_operator_norm"]
 
@@ -135,13 +136,18 @@ def make_padded_operator(kernel: Array, input_shape: object, conv: Conv) -> Padd
     bare = dataclasses.replace(conv, stride=1, dilation=1, padding="valid", padding_mode="zeros", output_padding=None)
     operand = make_operand(kernel, None, bare)
     plan = make_padded_plan(tuple(axis.taps for axis in operand.plan.axes), extents, conv)
+    return _operator_of(operand, plan, conv.transposed)
+
+
+def _operator_of(operand: Operand, plan: PaddedPlan, transposed: bool) -> PaddedOperator:
+    """Return the operator of a kernel that has been checked."""
     gather, scatter = (
         operand.backend.asarray_like(table.reshape(-1), operand.kernel) for table in (plan.gather, plan.scatter)
     )
     xp = operand.xp
     taps = xp.permute_dims(operand.taps(), (1, 0, 3, 2))
     taps = xp.reshape(taps, (operand.plan.groups, -1, operand.plan.rows))
-    return PaddedOperator(operand, plan, conv.transposed, taps, gather, scatter)
+    return PaddedOperator(operand, plan, transposed, taps, gather, scatter)
 
 
 def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
@@ -187,9 +193,10 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     or after a fixed number of restarts. It can miss a larger singular value whose vector is orthogonal, up to about
     that residual, to a fixed pseudo-random vector and to the Krylov space that starts from it.
 
-    Traceable with `conv` and `input_shape` static. Under tracing the number of steps is fixed: 132 applications of
-    ``A* A``. The result is then below the norm. The relative error is rounding for small images and isolated maxima,
-    and about 1e-6 in a hard case, a Gaussian kernel of 64 channels on 56 x 56 pixels.
+    Traceable with `conv` and `input_shape` static. A traced program calls the host for the maximiser where it can (JAX
+    on a CPU). Otherwise the number of steps is fixed: 132 applications of ``A* A``. The result is then below the norm.
+    The relative error is rounding for small images and isolated maxima, and about 1e-6 in a hard case, a Gaussian
+    kernel of 64 channels on 56 x 56 pixels.
 
     Differentiable once: the value is ``Re <u, A(kernel) v>`` with u and v constant, so the gradient is that of
     ``u v*`` at the maximiser. Where the maximum is attained more than once it is a subgradient; at the zero
@@ -206,7 +213,7 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     """
     operator = make_padded_operator(kernel, input_shape, conv).narrowed()
     with operator.operand.backend.computation_context(operator.operand.kernel):
-        maximiser = _maximiser(operator.detached())
+        maximiser = _maximiser_or_host(operator.detached())
         # An error of the maximiser enters its Rayleigh quotient squared, so only the quotient needs float64.
         operator = operator.widened()
         operand, xp = operator.operand, operator.operand.xp
@@ -215,6 +222,21 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
         right = operator.apply(maximiser)
     products = xp.conj(left) * right if xp.isdtype(right.dtype, "complex floating") else left * right
     return operand.answer(xp.sum(products if operand.plan.real else xp.real(products)))
+
+
+def _maximiser_or_host(operator: PaddedOperator) -> Array:
+    """Return what `_maximiser` does, from the host where a traced program can call it."""
+    operand, backend = operator.operand, operator.operand.backend
+    if not backend.compiles or backend.has_values(operand.kernel):
+        return _maximiser(operator)
+    detached = dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel))
+    dtype = operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
+
+    def maximiser(operand: Operand) -> tuple[Array, ...]:
+        return (_maximiser(_operator_of(operand, operator.plan, operator.transposed)),)
+
+    (found,) = detached.call_host(maximiser, results=(ArraySpec(operator.input_shape, dtype),), otherwise=maximiser)
+    return found
 
 
 def _maximiser(operator: PaddedOperator) -> Array:

@@ -98,8 +98,7 @@ def _clip_or_host(operand: Operand, *limits: Array) -> Array:
 
 
 def _clipped(operand: Operand, *limits: Array) -> tuple[Array, ...]:
-    with operand.backend.computation_context(operand.kernel):
-        return (_clip(operand, *limits),)
+    return (_clip(operand, *limits),)
 
 
 def _clip(operand: Operand, limit: Array, lower: Array | None = None) -> Array:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import Any, Literal, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import Literal, NamedTuple, TypeAlias
 
 from convsv_core._geometry.padding import check_repeats_no_pixel
 from convsv_core._geometry.shapes import check_input_shape
-from convsv_core._norm.fixed_grid import EverySizeGrid, every_size_grid, grid_upper_bound
+from convsv_core._norm.fixed_grid import EverySizeGrid, every_size_grid
 from convsv_core._projection.certificate import (
     CERTIFICATE_RTOL,
-    SLACK_EPS,
     Problem,
     certify,
     certify_original,
@@ -21,21 +16,17 @@ from convsv_core._projection.certificate import (
 )
 from convsv_core._projection.dykstra import (
     CHECK_EVERY,
-    DualState,
     ProjectionState,
-    advance,
-    begin,
     from_state,
     nearest,
     squared_change,
 )
-from convsv_core._projection.excess import Method, Samples, clip_and_cut
+from convsv_core._projection.excess import Method
 from convsv_core._projection.final_rescaling import rescaled
+from convsv_core._projection.fixed_steps import clip_and_cut_step, distance_of, fixed_steps
 from convsv_core._symbol.operand import Operand, check_bound, make_operand, shape_of
-from convsv_core._symbol.small_matrices import safe_sqrt
-from convsv_core.backend import Array, ArraySpec
+from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
-from convsv_core.dtypes import COMPLEX_OF
 from convsv_core.plugins import backend_of, on_values
 
 __all__ = ["METHODS", "Projection", "ProjectionMethod", "ProjectionState", "project"]
@@ -238,7 +229,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
             kernel, upper = operand.kernel, before
     answer, upper = rescaled(problem, kernel, upper)
     change = xp.astype(answer, operand.kernel.dtype) / operand.scale
-    distance = _number(operand, _distance(operand, change, problem.every_size))
+    distance = _number(operand, distance_of(operand, change, problem.every_size))
     return Projection(answer, _number(operand, upper), distance, iterations, converged, reached)
 
 
@@ -262,18 +253,13 @@ def _alternate(problem: Problem, max_iterations: int) -> tuple[Array, int, bool]
     kernel, iterations = operand.kernel, 0
     method: Method = "products" if problem.method == "newton-schulz" else "gram"
     while iterations < max_iterations:
-        kernel = operand.run(_clip_and_cut, method, arrays=(kernel, problem.bound))
+        kernel = operand.run(clip_and_cut_step, method, arrays=(kernel, problem.bound))
         iterations += 1
         if iterations % CHECK_EVERY and iterations < max_iterations:
             continue
         if not len(frequencies_above(problem, kernel, limit * (1 + problem.rtol)).places):
             return kernel, iterations, True
     return kernel, iterations, False
-
-
-def _clip_and_cut(operand: Operand, kernel: Array, bound: Array, method: Method) -> Array:
-    """Return the kernel after one clip-and-cut step."""
-    return kernel - clip_and_cut(operand, kernel, bound, method)
 
 
 # ---- traceable, by a number of steps over the whole grid -------------------------------------------
@@ -296,127 +282,13 @@ def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) 
             )
     arrays = (problem.bound, dual)
     kernel, norm, distance, converged, dual = operand.run(
-        _fixed_steps, problem.method, steps, problem.every_size, problem.factor, problem.rtol, arrays=arrays
+        fixed_steps, problem.method, steps, problem.every_size, problem.factor, problem.rtol, arrays=arrays
     )
     reached = None
     if problem.method == "dykstra":
         frequencies = operand.backend.asarray_like(plan.frequencies, operand.kernel)
         reached = ProjectionState(frequencies, dual * operand.scale)
     return Projection(kernel, norm, distance, steps, converged, reached)
-
-
-def _fixed_steps(
-    operand: Operand,
-    bound: Array,
-    dual: Array,
-    method: str,
-    steps: int,
-    every_size: bool,
-    factor: float,
-    rtol: float,
-) -> tuple[Array, ...]:
-    """Return the kernel, a certified norm, the distance, whether it has converged, and the dual variables."""
-    xp, backend = operand.xp, operand.backend
-    value = xp.full_like(operand.scale, -math.inf)
-    kernel = operand.kernel
-    shape = ArraySpec(
-        tuple(kernel.shape), operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
-    )
-    if method == "dykstra":
-        results = (
-            shape,
-            ArraySpec((), operand.computed_in),
-            ArraySpec(tuple(dual.shape), COMPLEX_OF[operand.computed_in]),
-        )
-        kernel, value, dual = operand.call_host(
-            _dykstra_on_host,
-            steps,
-            every_size,
-            factor,
-            rtol,
-            arrays=(bound, dual),
-            results=results,
-            otherwise=_dykstra,
-        )
-    elif method != "rescale":
-        how: Method = "products" if method == "newton-schulz" else "gram"
-        (kernel,) = operand.call_host(
-            _alternating_on_host, steps, how, arrays=(bound,), results=(shape,), otherwise=_alternating
-        )
-    before = after = grid_upper_bound(operand, factor)
-    if method != "rescale":
-        after = grid_upper_bound(dataclasses.replace(operand, kernel=kernel), factor)
-    eps = operand.answer_eps
-    positive = after > 0
-    share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))
-    share = xp.where(after > bound, share * (1 - SLACK_EPS * eps), xp.ones_like(share))
-    inside = before <= bound * (1 + SLACK_EPS * eps)
-    kernel = xp.where(inside, operand.kernel, kernel * share)
-    squared = xp.where(inside, xp.zeros_like(share), squared_change(operand, kernel))
-    if method == "dykstra":
-        converged = inside | (squared - 2 * value <= rtol * squared)
-    else:
-        converged = inside | (after <= bound * (1 + rtol))
-    norm = xp.where(inside, before, after * share)
-    distance = xp.where(inside, xp.zeros_like(share), _distance(operand, kernel, every_size))
-    return operand.answer(kernel), operand.answer(norm), operand.answer(distance), converged, dual
-
-
-def _dykstra(
-    operand: Operand, bound: Array, dual: Array, steps: int, every_size: bool, factor: float, rtol: float
-) -> tuple[Array, ...]:
-    """Return the kernel, the value of the dual problem and the dual variables after steps over the whole grid."""
-    samples = Samples.at(operand)
-
-    def step(*state: Array) -> tuple[Array, ...]:
-        return advance(operand, bound, *samples, *state)
-
-    begun = begin(operand, *samples, dual)
-    state = DualState(*operand.backend.repeat(step, begun, steps, operand.kernel))
-    return operand.kernel - state.change, state.value, state.dual
-
-
-def _dykstra_on_host(
-    operand: Operand, bound: Array, dual: Array, steps: int, every_size: bool, factor: float, rtol: float
-) -> tuple[Any, ...]:
-    """Return what `_dykstra` does, from at most as many iterations on a working set of frequencies."""
-    wide = operand.widen()
-    problem = Problem(wide, operand, np.asarray(bound, float), True, every_size, factor, "dykstra", rtol)
-    used = np.flatnonzero(np.abs(dual).max(axis=(1, 2, 3), initial=0))
-    state = ProjectionState(problem.frequencies[used], dual[used] * wide.scale) if len(used) else None
-    with operand.backend.computation_context(operand.kernel):
-        found = nearest(problem, steps, state)
-    whole, plan = np.zeros_like(dual), wide.plan
-    places = plan.visit[np.ravel_multi_index(tuple(found.state.frequencies.T), plan.periods)]
-    whole[places] = found.state.dual / wide.scale
-    return found.kernel, found.value, whole
-
-
-def _alternating(operand: Operand, bound: Array, steps: int, method: Method) -> tuple[Array, ...]:
-    """Return the kernel after a number of clip-and-cut steps."""
-
-    def alternate(kernel: Array) -> tuple[Array, ...]:
-        return (_clip_and_cut(operand, kernel, bound, method),)
-
-    return operand.backend.repeat(alternate, (operand.kernel,), steps, operand.kernel)
-
-
-def _alternating_on_host(operand: Operand, bound: Array, steps: int, method: Method) -> tuple[Array, ...]:
-    """Return what `_alternating` does, in double precision."""
-    with operand.backend.computation_context(operand.kernel):
-        return _alternating(operand.widen(), np.asarray(bound, float), steps, method)
-
-
-# ---- for both --------------------------------------------------------------------------------------
-
-
-def _distance(operand: Operand, kernel: Array, every_size: bool) -> Array:
-    """Return the Frobenius distance from the operand's own kernel.
-
-    It is the distance of the operators, or for every input size the distance of the taps.
-    """
-    squared = squared_change(operand, kernel)
-    return safe_sqrt(operand.xp, squared / math.prod(operand.plan.grid) if every_size else squared)
 
 
 def _number(operand: Operand, value: float | Array) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,6 +83,31 @@ def rescale_together(
     (True, True)
     """
     backend = backend_of(kernels[0])
+    options = (tuple(kernels), input_shape, conv, bound, rtol, headroom)
+    found = backend.run_on_host(_factors, *options) if backend.prefers_host(options) else _factors(*options)
+    return [
+        (kernel if one.factor is None else kernel * one.factor, one.upper)
+        for kernel, one in zip(kernels, found, strict=True)
+    ]
+
+
+class _Factor(NamedTuple):
+    """Hold the number that brings a kernel within the bound, None if it is within, and the certified upper bound."""
+
+    factor: float | None
+    upper: float
+
+
+def _factors(
+    kernels: tuple[Array, ...],
+    input_shape: tuple[int, ...] | None,
+    conv: Conv,
+    bound: float,
+    rtol: float,
+    headroom: float,
+) -> list[_Factor]:
+    """Return for each kernel what `rescale_together` multiplies it by."""
+    backend = backend_of(kernels[0])
     xp = backend.namespace(kernels[0])
     axis = conv.layout.index("I" if conv.transposed else "O")
     together = dataclasses.replace(conv, groups=conv.groups * len(kernels))
@@ -97,13 +123,13 @@ def rescale_together(
         sizes = sums_of_norms(symbol, len(kernels))
     eps = operand.answer_eps
     results = []
-    for kernel, share, size in zip(kernels, (uppers / limit).tolist(), (sizes / limit).tolist(), strict=True):
+    for share, size in zip((uppers / limit).tolist(), (sizes / limit).tolist(), strict=True):
         if share > 1:
             # The rounding error of the product is at most eps times the size of each tap.
             factor = (1 - headroom) * (1 - 4 * eps) / (share + 2 * eps * size)
-            results.append((kernel * factor, bound * (1 - headroom)))
+            results.append(_Factor(factor, bound * (1 - headroom)))
         else:
-            results.append((kernel, min(share, 1.0) * bound))
+            results.append(_Factor(None, min(share, 1.0) * bound))
     return results
 
 

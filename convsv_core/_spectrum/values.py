@@ -177,8 +177,7 @@ def _singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
 def _all_values(operand: Operand, method: str, max_bytes: int) -> tuple[Array, ...]:
     """Return every singular value of an operand without `finite`, descending."""
     operand = _in_arithmetic(operand, method)
-    with operand.backend.computation_context(operand.kernel):
-        return (sorted_values(operand, visited_values(operand, method, max_bytes)),)
+    return (sorted_values(operand, visited_values(operand, method, max_bytes)),)
 
 
 def sorted_values(operand: Operand, visited: Array) -> Array:

@@ -105,10 +105,10 @@ class Operand:
         otherwise: Callable[..., tuple[Array, ...]],
         gradient: Callable[..., tuple[Any, ...]] | None = None,
     ) -> tuple[Array, ...]:
-        """Return ``function(operand, *arrays, *static)`` from the host, or ``otherwise(...)`` with this operand's arrays.
+        """Return ``function(operand, *arrays, *static)`` from the host, or the results of `otherwise` from the program.
 
-        The operand that `function` and `gradient` get has NumPy arrays. No operand has `finite`: its kernel is 0 where
-        the user's is not finite. See `Backend.call_host`.
+        See `Backend.call_host`. The operand that `function` and `gradient` get has NumPy arrays. No operand has
+        `finite`: its kernel is 0 where the user's is not finite.
         """
         own, frame = (self.kernel, self.scale), self._frame(2)
 

@@ -9,6 +9,7 @@ from convsv_core._spectrum.values import make_spectral_operand, mean_over_freque
 from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
+from convsv_core.plugins import on_host
 
 __all__ = ["log_condition_number", "negative_log_abs_det"]
 
@@ -20,6 +21,7 @@ be rounding alone.
 """
 
 
+@on_host
 def log_condition_number(
     kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, floor: float | None = None
 ) -> Array:
@@ -61,6 +63,7 @@ def log_condition_number(
     return operand.run(_log_condition_number, _check_floor(operand, floor))
 
 
+@on_host
 def negative_log_abs_det(
     kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, floor: float | None = None
 ) -> Array:
