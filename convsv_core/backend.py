@@ -309,10 +309,12 @@ class Backend:
         """
         return function(*arrays, *static)
 
-    def prefers_host(self, arguments: Any) -> bool:
+    def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
         """Tell whether a call with these arguments, a tree, should be made by `run_on_host`.
 
-        Override it if the library compiles: return True where all arrays have values in the memory of the host.
+        Override it if the library compiles, or if its calls take longer than NumPy's for small arrays: return True
+        where all arrays have values in the memory of the host. A `search` consists of many calls on small arrays, and
+        its results have no derivatives.
         """
         return False
 

@@ -113,7 +113,7 @@ class JaxBackend(Backend):
                 return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
 
-    def prefers_host(self, arguments: Any) -> bool:
+    def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
         """Tell whether the arrays among the arguments have values on one device of a CPU: NumPy compiles nothing."""
         return bool(on_host(arguments))
 

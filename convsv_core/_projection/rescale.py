@@ -84,7 +84,9 @@ def rescale_together(
     """
     backend = backend_of(kernels[0])
     options = (tuple(kernels), input_shape, conv, bound, rtol, headroom)
-    found = backend.run_on_host(_factors, *options) if backend.prefers_host(options) else _factors(*options)
+    found = (
+        backend.run_on_host(_factors, *options) if backend.prefers_host(options, search=True) else _factors(*options)
+    )
     return [
         (kernel if one.factor is None else kernel * one.factor, one.upper)
         for kernel, one in zip(kernels, found, strict=True)
