@@ -238,7 +238,7 @@ def _multiply(second: Form, first: Form, mode: str) -> Form | None:
                 // steps[axis]
                 for axis in range(len(taps))
             )
-            kernel[(Ellipsis, *place)] += left[(..., *late)] @ right[(..., *early)]
+            kernel[(Ellipsis, *place)] += left[(Ellipsis, *late)] @ right[(Ellipsis, *early)]
     terms = middle * min(math.prod(first.taps), math.prod(second.taps)) + 2
     error = (
         second.error * first.moduli
