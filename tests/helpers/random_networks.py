@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+
 from convsv_core import Conv
 from convsv_core._network.attained import jacobian_norm
 from convsv_core._network.jacobian import linearize
@@ -159,9 +160,7 @@ class RandomNetwork:
         strides = tuple(int(s) for s in rng.integers(1, 3, len(extents)))
         pads = tuple((int(rng.integers(0, k)), 0) for k in taps)
         letters = {1: "W", 2: "HW", 3: "DHW"}[len(extents)]
-        conv = Conv(
-            "IO" + letters, strides, 1, 1, pads, "zeros", True, tuple(int(rng.integers(0, s)) for s in strides)
-        )
+        conv = Conv("IO" + letters, strides, 1, 1, pads, "zeros", True, tuple(int(rng.integers(0, s)) for s in strides))
         sizes = zip(extents, strides, taps, pads, conv.output_padding, strict=True)
         out = tuple((n - 1) * s + k - sum(pair) + extra for n, s, k, pair, extra in sizes)
         if min(out) < 1:
@@ -201,7 +200,7 @@ class RandomNetwork:
             slices = tuple(part if place == axis else slice(None) for place in range(len(shape)))
             return self.add(Slice(slices), (name,), np.empty(shape)[slices].shape)
         if choice == 1:
-            pads = tuple((0, 0) if place < 2 else tuple(int(p) for p in rng.integers(-1, 3, 2)) for place in range(len(shape)))
+            pads = ((0, 0), (0, 0), *(tuple(int(p) for p in rng.integers(-1, 3, 2)) for _ in shape[2:]))
             out = tuple(n + sum(p) for n, p in zip(shape, pads, strict=True))
             if min(out) >= 1 and max(out) <= 10 and min(shape[2:]) > 2:
                 return self.add(Pad(pads, self.one_of("constant", "replicate"), 0.3), (name,), out)
@@ -214,7 +213,8 @@ class RandomNetwork:
             scaled = self.add(Scale(rng.normal(size=shape[1])), (swapped,), self.shape(swapped))
             return self.add(Permute((0, 3, 1, 2)), (scaled,), shape)
         if choice == 4:
-            total = self.add(Reduce(self.one_of("sum", "mean"), (axis,)), (name,), tuple(1 if i == axis else n for i, n in enumerate(shape)))
+            kept = tuple(1 if place == axis else n for place, n in enumerate(shape))
+            total = self.add(Reduce(self.one_of("sum", "mean"), (axis,)), (name,), kept)
             return self.add(Expand(), (total,), shape)
         return self.add(Identity(), (name,), shape)
 
