@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from convsv_core.networks import Graph, Kind, Node, Shape, Unsupported
 
-__all__ = ["GraphWriter", "Traced", "Undescribed", "adaptive_matrix"]
+__all__ = ["GraphWriter", "Traced", "Undescribed", "adaptive_matrix", "as_number"]
 
 
 class Traced(NamedTuple):
@@ -64,3 +64,8 @@ def adaptive_matrix(outputs: int, inputs: int) -> npt.NDArray[np.float64]:
         start, stop = row * inputs // outputs, -(-(row + 1) * inputs // outputs)
         matrix[row, start:stop] = 1 / (stop - start)
     return matrix
+
+
+def as_number(array: npt.NDArray[Any]) -> Any:
+    """Return an array whose elements are all equal as one number, and any other array as it is."""
+    return float(array.flat[0]) if array.size and np.all(array == array.flat[0]) else array

@@ -38,7 +38,7 @@ class Exported(NamedTuple):
     operators : list of Operator
         What depends on an input, in the order of evaluation.
     values : dict from Operator to object
-        What does not depend on an input, and has been computed.
+        What does not depend on an input. Stored tensors have their dtype, and what is computed from them has float64.
     outputs : list of Operator
         The tensors that the module returns, as far as they depend on an input.
     """
@@ -66,14 +66,16 @@ def export(model: nn.Module, example_input: object) -> Exported:
         dropout in training mode, random numbers, buffers that change), or an input is not of floating-point numbers.
     """
     args, kwargs = call_arguments(example_input)
-    for given in [*args, *kwargs.values()]:
-        if isinstance(given, torch.Tensor) and not given.is_floating_point():
-            raise ValueError(f"example_input holds a tensor of {given.dtype}: wanted floating-point numbers")
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor) and not leaf.is_floating_point():
+            raise ValueError(f"example_input holds a tensor of {leaf.dtype}: wanted floating-point numbers")
     program = _exported(model, args, kwargs)
     _check_fixed(program, model)
-    given = dict(zip(program.graph_signature.user_inputs, torch.utils._pytree.tree_leaves((args, kwargs)), strict=True))
+    given = dict(zip(program.graph_signature.user_inputs, leaves, strict=True))
     inputs: dict[Operator, torch.Tensor] = {}
     values: dict[Operator, Any] = {}
+    native: dict[Operator, Any] = {}
     operators: list[Operator] = []
     stored = _stored(program)
     with torch.no_grad():
@@ -82,12 +84,14 @@ def export(model: nn.Module, example_input: object) -> Exported:
                 if isinstance(tensor := given.get(node.name), torch.Tensor):
                     inputs[node] = tensor
                 else:
-                    values[node] = stored.get(node.name, tensor)
+                    values[node] = native[node] = stored.get(node.name, tensor)
             elif node.op == "get_attr":
-                values[node] = operator.attrgetter(node.target)(program.graph_module)
+                values[node] = native[node] = operator.attrgetter(node.target)(program.graph_module)
             elif node.op == "call_function":
+                if not _returns(node):
+                    continue  # It is an assertion.
                 if all(source in values for source in node.all_input_nodes):
-                    values[node] = _computed(node, values)
+                    values[node], native[node] = _computed(node, values, native)
                 else:
                     operators.append(node)
     if not inputs:
@@ -189,7 +193,26 @@ def _stored(program: torch.export.ExportedProgram) -> dict[str, Any]:
     return found
 
 
-def _computed(node: Operator, values: dict[Operator, Any]) -> Any:
-    """Return the value of an operator whose arguments all have values."""
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*args, **kwargs)
+def _computed(node: Operator, values: dict[Operator, Any], native: dict[Operator, Any]) -> tuple[Any, Any]:
+    """Return the value of an operator without an input, computed in float64, and as the model computes it.
+
+    Integers and booleans are those of the model in both, since a rounding error can change them.
+    """
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), native.__getitem__)
+    own = node.target(*args, **kwargs)
+    if not (isinstance(own, torch.Tensor) and own.is_floating_point()) or own.dtype is torch.float64:
+        return own, own
+    wide_args, wide_kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda one: _wide(values[one]))
+    try:
+        return _wide(node.target(*wide_args, **wide_kwargs)), own
+    except (RuntimeError, NotImplementedError):  # An operator without a form in float64.
+        return own, own
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def _returns(node: Operator) -> bool:
+    """Return whether an operator returns anything; an assertion returns nothing."""
+    return not isinstance(node.target, torch._ops.OpOverload) or bool(node.target._schema.returns)

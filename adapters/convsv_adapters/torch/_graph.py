@@ -61,7 +61,7 @@ def model_graph(model: nn.Module, example_input: object) -> Graph:
     return writer.graph([known[node] for node in exported.outputs])
 
 
-def _described(node: Operator, known: dict[Operator, Any], writer: GraphWriter) -> Result | None:
+def _described(node: Operator, known: dict[Operator, Any], writer: GraphWriter) -> Result:
     """Return the tensors of an operator, and add the nodes that describe it."""
     call = Call(node, known, writer)
     if node.target is operator.getitem:
@@ -74,8 +74,6 @@ def _described(node: Operator, known: dict[Operator, Any], writer: GraphWriter) 
     if not isinstance(node.target, torch._ops.OpOverload):
         return call.unsupported("control flow, or an operator that torch.export does not look into")
     namespace, _, name = node.target._schema.name.partition("::")
-    if not node.target._schema.returns:
-        return None  # An assertion about its arguments.
     rule = RULES.get(name) if namespace == "aten" else None
     if rule is None:
         return call.unsupported(f"no rule for the operator {name}" if namespace == "aten" else "a custom operator")
