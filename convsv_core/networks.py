@@ -39,7 +39,7 @@ from convsv_core._network.kinds import (
     Sum,
     Unsupported,
 )
-from convsv_core._network.rule_types import Factors, KindRule, NoRule, Range, Tensor
+from convsv_core._network.rule_types import Evaluated, Factors, KindRule, LinearMap, NoRule, Range, Tensor
 
 __all__ = [
     "AveragePool",
@@ -49,6 +49,7 @@ __all__ = [
     "Constant",
     "Convolution",
     "Elementwise",
+    "Evaluated",
     "Expand",
     "Extremum",
     "Factors",
@@ -58,6 +59,7 @@ __all__ = [
     "Input",
     "Kind",
     "KindRule",
+    "LinearMap",
     "LocalResponse",
     "LogSoftmax",
     "Matmul",

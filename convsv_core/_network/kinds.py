@@ -260,7 +260,7 @@ class Pad(Kind):
     Parameters
     ----------
     padding : tuple of pairs of int
-        Elements added before and after each axis. Cropping goes first.
+        Elements added before and after each axis. Interior elements go first, cropping next.
     mode : {"constant", "reflect", "replicate", "circular"}, default "constant"
     value : float, default 0.0
         What "constant" adds.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
 from convsv_core._network.graph import Node, Shape
 
-__all__ = ["Factors", "Float64Array", "KindRule", "NoRule", "Range", "Tensor"]
+__all__ = ["Evaluated", "Factors", "Float64Array", "KindRule", "LinearMap", "NoRule", "Range", "Tensor"]
 
-Float64Array = npt.NDArray[np.float64]
+Float64Array: TypeAlias = npt.NDArray[Any]
+"""An array of float64 on the host."""
 
 
 class NoRule(Exception):
@@ -59,6 +59,28 @@ class Factors(NamedTuple):
     note: str = ""
 
 
+class LinearMap(NamedTuple):
+    """A linear map of one or more arrays.
+
+    Attributes
+    ----------
+    apply : callable
+        ``apply(*arrays)`` returns the output.
+    adjoint : callable
+        ``adjoint(output)`` returns an array for each input: ``<output, apply(*x)> == sum_i <adjoint(output)[i], x_i>``.
+    """
+
+    apply: Callable[..., Float64Array]
+    adjoint: Callable[[Float64Array], tuple[Float64Array, ...]]
+
+
+class Evaluated(NamedTuple):
+    """The value of a node at its inputs, and its derivative there; at a kink, one of the derivatives nearby."""
+
+    value: Float64Array
+    derivative: LinearMap
+
+
 @dataclass(frozen=True)
 class KindRule:
     """The rule of one kind of map.
@@ -68,12 +90,12 @@ class KindRule:
     factors : callable
         ``factors(node, inputs)`` returns the `Factors` of a node from a `Tensor` for each input, or raises `NoRule`.
     evaluate : callable, optional
-        ``evaluate(node, *arrays)`` computes the node in float64. Without it a network with such a node has no lower
+        ``evaluate(node, *arrays)`` returns `Evaluated`, in float64. Without it a network with such a node has no lower
         bound.
     range : callable, optional
         ``range(node, *ranges)`` returns a `Range` of the node's elements. Without it they are not known.
     """
 
     factors: Callable[[Node, Sequence[Tensor]], Factors]
-    evaluate: Callable[..., Float64Array] | None = None
-    range: Callable[..., Any] | None = None
+    evaluate: Callable[..., Evaluated] | None = None
+    range: Callable[..., Range] | None = None
