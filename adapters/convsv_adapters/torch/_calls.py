@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from convsv_adapters._networks import GraphWriter, Traced, Undescribed
-from convsv_adapters.torch._export import Operator
+from convsv_adapters.torch._export import Operator, module_path
 from convsv_core.networks import Constant, Kind, Shape
 
 __all__ = ["Call", "Result", "Rule", "host"]
@@ -38,15 +38,17 @@ class Call:
     known : mapping from Operator to object
         The value of each operator before this one: a `Traced`, a tuple of them, or a constant.
     writer : GraphWriter
+    name : str
+        The name of the node that describes the operator.
     """
 
-    def __init__(self, node: Operator, known: Mapping[Operator, Any], writer: GraphWriter) -> None:
+    def __init__(self, node: Operator, known: Mapping[Operator, Any], writer: GraphWriter, name: str) -> None:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
         self._writer = writer
         self._node = node
+        self._name = name
         self.op = str(node.target)
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        self.source = stack[-1][0] if stack else ""
+        self.source = module_path(node)
         self.arguments = list(args)
         schema = getattr(node.target, "_schema", None)
         self._named: dict[str, Any] = {}
@@ -105,25 +107,23 @@ class Call:
     def step(self, kind: Kind, *inputs: Traced, shape: Sequence[int]) -> Traced:
         """Add a node that is a part of the operator, before its result."""
         return self._writer.add(
-            f"{self._node.name}/{type(kind).__name__.lower()}", kind, inputs, shape, self.op, self.source
+            f"{self._name}/{type(kind).__name__.lower()}", kind, inputs, shape, self.op, self.source
         )
 
     def result(self, kind: Kind, *inputs: Traced, shape: Sequence[int] | None = None) -> Traced:
-        """Add the node whose tensor the operator returns, with the operator's name."""
-        return self._writer.add(
-            self._node.name, kind, inputs, self.shape if shape is None else shape, self.op, self.source
-        )
+        """Add the node whose tensor the operator returns."""
+        return self._writer.add(self._name, kind, inputs, self.shape if shape is None else shape, self.op, self.source)
 
     def as_traced(self, value: Any, shape: Sequence[int] | None = None) -> Traced:
         """Return a tensor of the network as it is, and anything else as a `Constant` node."""
         if isinstance(value, Traced):
             return value
         array = host(value)
-        return self._writer.add(f"{self._node.name}/constant", Constant(array), (), array.shape, "constant")
+        return self._writer.add(f"{self._name}/constant", Constant(array), (), array.shape, "constant")
 
     def unsupported(self, reason: str) -> Traced:
         """Add a node without a rule for the operator."""
-        return self._writer.add_unsupported(self._node.name, reason, self.tensors, self.shape, self.op, self.source)
+        return self._writer.add_unsupported(self._name, reason, self.tensors, self.shape, self.op, self.source)
 
 
 Rule: TypeAlias = Callable[[Call], Result]

@@ -16,7 +16,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from convsv_adapters._layers import call_arguments
 
-__all__ = ["Exported", "Operator", "export"]
+__all__ = ["Exported", "Operator", "export", "module_path"]
 
 TRAINING_OPERATORS = ("_native_batch_norm_legit", "_native_batch_norm_legit_functional")
 """The operators of ATen that normalise a batch by its own mean and variance, and by nothing stored."""
@@ -172,10 +172,15 @@ def _training(model: nn.Module) -> bool:
     return any(module.training for module in model.modules())
 
 
+def module_path(node: Operator) -> str:
+    """Return the path of the module that calls an operator; "" for the whole model."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return stack[-1][0] if stack else ""
+
+
 def _place(node: Operator) -> str:
     """Return the operator with the path of its module, for a message."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path = stack[-1][0] if stack else ""
+    path = module_path(node)
     return f"{node.target} in the module {path!r}" if path else str(node.target)
 
 

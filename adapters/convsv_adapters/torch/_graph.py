@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import operator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from convsv_adapters._networks import GraphWriter, Traced, Undescribed
 from convsv_adapters.torch._calls import Call, Result, Rule
-from convsv_adapters.torch._export import Operator, export
+from convsv_adapters.torch._export import Operator, export, module_path
 from convsv_adapters.torch._graph_functions import FUNCTION_RULES
 from convsv_adapters.torch._graph_layers import LAYER_RULES
 from convsv_adapters.torch._graph_pools import POOL_RULES
@@ -56,27 +57,33 @@ def model_graph(model: nn.Module, example_input: object) -> Graph:
     for node, tensor in exported.inputs.items():
         example = tensor.detach().double().cpu().numpy()
         known[node] = writer.add(node.name, Input(example), (), tuple(tensor.shape), "input")
+    names = _names(exported.operators)
     for node in exported.operators:
-        known[node] = _described(node, known, writer)
+        known[node] = _described(node, known, writer, names[node])
     return writer.graph([known[node] for node in exported.outputs])
 
 
-def _described(node: Operator, known: dict[Operator, Any], writer: GraphWriter) -> Result:
+def _names(operators: list[Operator]) -> dict[Operator, str]:
+    """Return a name for each operator: the path of its module where that calls no other one, else PyTorch's name."""
+    counts = collections.Counter(module_path(node) for node in operators if node.target is not operator.getitem)
+    return {node: path if (path := module_path(node)) and counts[path] == 1 else node.name for node in operators}
+
+
+def _described(node: Operator, known: dict[Operator, Any], writer: GraphWriter, name: str) -> Result:
     """Return the tensors of an operator, and add the nodes that describe it."""
-    call = Call(node, known, writer)
+    call = Call(node, known, writer, name)
     if node.target is operator.getitem:
         held, place = known[node.args[0]], node.args[1]
         if not isinstance(held, Traced):
             return held[place]
-        return (
-            held if place == 0 else call.unsupported("indices or statistics that an operator returns beside its result")
-        )
+        return held if place == 0 else call.unsupported("what an operator returns beside its result, such as indices")
     if not isinstance(node.target, torch._ops.OpOverload):
         return call.unsupported("control flow, or an operator that torch.export does not look into")
-    namespace, _, name = node.target._schema.name.partition("::")
-    rule = RULES.get(name) if namespace == "aten" else None
-    if rule is None:
-        return call.unsupported(f"no rule for the operator {name}" if namespace == "aten" else "a custom operator")
+    namespace, _, operation = node.target._schema.name.partition("::")
+    if namespace != "aten":
+        return call.unsupported("a custom operator")
+    if (rule := RULES.get(operation)) is None:
+        return call.unsupported(f"no rule for the operator {operation}")
     try:
         if not call.real:
             raise Undescribed("its result does not hold real numbers")
