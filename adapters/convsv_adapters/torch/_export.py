@@ -24,6 +24,9 @@ TRAINING_OPERATORS = ("_native_batch_norm_legit", "_native_batch_norm_legit_func
 UNINITIALISED_OPERATORS = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 """The operators of ATen whose results hold arbitrary numbers."""
 
+LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+"""PyTorch's loggers that report what `torch.export` raises too."""
+
 Operator: TypeAlias = torch.fx.Node
 """One operator of an exported program, or one of its arguments."""
 
@@ -114,25 +117,27 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise ValueError(
             f"torch.export cannot trace {type(model).__name__} with the given example_input: "
             f"{type(error).__name__}: {reason}; wanted an input of the right shape, and a forward pass without control "
-            f"flow or shapes that depend on values"
+            f"flow or shapes that depend on values{_advice(model)}"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Return a context manager in which `torch.export` logs errors only: its exception says what went wrong."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Return a context manager in which `torch.export` logs nothing: its exception says what went wrong."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _check_fixed(program: torch.export.ExportedProgram, model: nn.Module) -> None:
     """Raise ValueError unless the program is a fixed map."""
-    advice = "; the model is in training mode: wanted model.eval()" if _training(model) else ""
+    advice = _advice(model)
     for node in program.graph.nodes:
         target = node.target
         if any(isinstance(extent, torch.SymInt) for extent in _extents(node.meta.get("val"))):
@@ -168,8 +173,10 @@ def _switched_off(node: Operator) -> bool:
     return given.get("train", given.get("training")) is False or given.get("dropout_p") == 0
 
 
-def _training(model: nn.Module) -> bool:
-    return any(module.training for module in model.modules())
+def _advice(model: nn.Module) -> str:
+    """Return the end of a message about a model in training mode; "" for another one."""
+    training = any(module.training for module in model.modules())
+    return "; the model is in training mode: wanted model.eval()" if training else ""
 
 
 def module_path(node: Operator) -> str:
