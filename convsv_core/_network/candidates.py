@@ -20,6 +20,7 @@ from convsv_core._network.forms import Form
 from convsv_core._network.graph import Graph, Node, Shape
 from convsv_core._network.linear_maps import axis_sources, forward_kernel
 from convsv_core._network.rule_types import Float64Array
+from convsv_core._network.rules import GIVEN_ROUNDING
 
 __all__ = ["Candidate", "candidates_of", "node_form"]
 
@@ -273,7 +274,8 @@ def _scale(kind: kinds.Scale, shape: Shape, channel: int | None) -> Form | None:
         channel = min(1, len(shape) - 1)
     axes = _axes(channel, len(shape))
     factors = np.broadcast_to(scale.reshape(-1), (shape[channel],)).reshape(-1, 1, 1)
-    return forms.pointwise(np.array(factors), tuple(shape[axis] for axis in axes[1:]), axes)
+    error = GIVEN_ROUNDING * float(np.max(np.abs(factors)))
+    return forms.pointwise(np.array(factors), tuple(shape[axis] for axis in axes[1:]), axes, error)
 
 
 def _windows(kind: kinds.AveragePool | kinds.Slice | kinds.Pad, shape: Shape, out: Shape, channel: int) -> Form | None:

@@ -84,7 +84,7 @@ def lipschitz(
     >>> act = Node("g", Elementwise("tanh"), ("f",), (1, 4))
     >>> graph = Graph((Node("x", Input(), (), (1, 4)), half, act, Node("y", Sum(), ("x", "g"), (1, 4))), ("y",))
     >>> found = lipschitz(graph)
-    >>> round(found.upper, 6), found.blocks[0].branch_upper
+    >>> round(found.upper, 6), round(found.blocks[0].branch_upper, 6)
     (1.5, 0.5)
     """
     if input_range is not None:

@@ -233,12 +233,13 @@ def _multiply(second: Form, first: Form, mode: str) -> Form | None:
     kernel: Float64Array = np.zeros((groups, rows, columns, *taps))
     for late in itertools.product(*map(range, second.taps)):
         for early in itertools.product(*map(range, first.taps)):
-            place: Any = tuple(
+            offsets = (
                 (first.dilation[axis] * early[axis] + first.stride[axis] * second.dilation[axis] * late[axis])
                 // steps[axis]
                 for axis in range(len(taps))
             )
-            kernel[(Ellipsis, *place)] += left[(..., *late)] @ right[(..., *early)]
+            place: Any = (Ellipsis, *offsets)
+            kernel[place] += left[(Ellipsis, *late)] @ right[(Ellipsis, *early)]
     terms = middle * min(math.prod(first.taps), math.prod(second.taps)) + 2
     error = (
         second.error * first.moduli

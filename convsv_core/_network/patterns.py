@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -47,19 +48,31 @@ class _Affine(NamedTuple):
     shift: float
 
 
-def _affine(graph: Graph, name: str) -> _Affine:
-    """Return the tensor that a tensor is an affine function of, through nodes that scale and shift by one number."""
+def _steps(graph: Graph, name: str) -> Iterator[_Affine]:
+    """Yield the tensors that a tensor is an affine function of, through nodes that scale and shift by one number.
+
+    The first is the tensor itself, and the last one is none such node.
+    """
     node, scale, shift = graph[name], 1.0, 0.0
     while True:
+        yield _Affine(node, scale, shift)
         kind = node.kind
         if isinstance(kind, kinds.Scale) and node.shape == graph[node.inputs[0]].shape:
             factor, added = _number(kind.scale), _number(kind.shift)
             if factor is None or added is None:
-                return _Affine(node, scale, shift)
+                return
             scale, shift = scale * factor, shift + scale * added
         elif not isinstance(kind, kinds.Identity):
-            return _Affine(node, scale, shift)
+            return
         node = graph[node.inputs[0]]
+
+
+def _affine(graph: Graph, name: str, base: str = "") -> _Affine:
+    """Return a tensor as an affine function of `base`, or else of the earliest tensor that `_steps` finds."""
+    for found in _steps(graph, name):
+        if found.base.name == base:
+            break
+    return found
 
 
 def _number(array: kinds.NumberArray) -> float | None:
@@ -69,16 +82,14 @@ def _number(array: kinds.NumberArray) -> float | None:
 
 
 def _product(graph: Graph, node: Node) -> tuple[Node, ...]:
-    parts = [_affine(graph, name) for name in node.inputs]
-    if any(part.base.shape != node.shape for part in parts):
+    if any(graph[name].shape != node.shape for name in node.inputs):
         return ()
-    for own, gate in (parts, parts[::-1]):
-        if own.shift:
-            continue
-        found = _gated(graph, own.base, gate)
-        if found is not None:
-            kind, factor = found
-            return _scaled(node, kind, own.base.name, factor * own.scale)
+    for first, second in (node.inputs, node.inputs[::-1]):
+        for own in _steps(graph, first):
+            found = None if own.shift else _gated(graph, own.base, _affine(graph, second, own.base.name))
+            if found is not None:
+                kind, factor = found
+                return _scaled(node, kind, own.base.name, factor * own.scale)
     return ()
 
 
@@ -97,10 +108,10 @@ def _gated(graph: Graph, x: Node, gate: _Affine) -> tuple[kinds.Elementwise, flo
     kind = gate.base.kind
     if not isinstance(kind, kinds.Elementwise):
         return None
-    inner = _affine(graph, gate.base.inputs[0])
+    inner = _affine(graph, gate.base.inputs[0], x.name)
     if kind.function == "tanh" and isinstance(inner.base.kind, kinds.Elementwise):
         outer, inner_kind = inner, inner.base.kind
-        inner = _affine(graph, inner.base.inputs[0])
+        inner = _affine(graph, inner.base.inputs[0], x.name)
         plain = (outer.scale, outer.shift, inner.scale, inner.shift, gate.shift) == (1, 0, 1, 0, 0)
         softplus = inner_kind.function == "softplus" and inner_kind.parameters.get("beta", 1.0) == 1
         fits = plain and softplus and inner.base.name == x.name
