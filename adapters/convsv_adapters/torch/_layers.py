@@ -16,7 +16,15 @@ from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
 from convsv_core.layers import Extents, Layer
 
-__all__ = ["COMPUTED_IN_FORWARD", "CONVOLUTIONS", "conv_layers", "convolutions", "model_layers", "without_autocast"]
+__all__ = [
+    "COMPUTED_IN_FORWARD",
+    "CONVOLUTIONS",
+    "conv_layers",
+    "convolutions",
+    "model_layers",
+    "unwrapped",
+    "without_autocast",
+]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The modules that are found, and their subclasses."""
@@ -63,7 +71,7 @@ def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLaye
         raise TypeError(f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a torch.nn.Module")
     seen: dict[nn.Module, dict[Extents, Extents]] = {}
     if example_input is not None:
-        _run(_unwrapped(model), example_input, seen)
+        _run(unwrapped(model), example_input, seen)
     return [
         _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
         for name, module in convolutions(model).items()
@@ -72,7 +80,7 @@ def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLaye
 
 def convolutions(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model that are convolutions, by name, inside of wrappers."""
-    return {name: one for name, one in _unwrapped(model).named_modules() if isinstance(one, CONVOLUTIONS)}
+    return {name: one for name, one in unwrapped(model).named_modules() if isinstance(one, CONVOLUTIONS)}
 
 
 def model_layers(model: nn.Module, example_input: object) -> list[Layer]:
@@ -88,7 +96,7 @@ def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
 # ---- the geometry ------------------------------------------------------------------------------------------
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside of wrappers that replicate it over devices or compile it."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
