@@ -97,7 +97,10 @@ def log_lipschitz(kernel: Array, input_shape: tuple[int, ...] | None, conv: Conv
     >>> bool(log_lipschitz(np.ones((1, 1, 3)), None, Conv("OIW")) >= math.log(3))
     True
     """
-    norm = norm_upper_bound(kernel, conv, rtol=rtol) if input_shape is None else operator_norm(kernel, input_shape, conv)
+    if input_shape is None:
+        norm = norm_upper_bound(kernel, conv, rtol=rtol)
+    else:
+        norm = operator_norm(kernel, input_shape, conv)
     return make_operand(kernel, None, conv).run(_floored_log, arrays=(norm,))
 
 
