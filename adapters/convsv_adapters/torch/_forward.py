@@ -50,6 +50,7 @@ def run_forward(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored(model))
+        stack.callback(_reshard, model)
         for module in model.modules():
             if module in layers:
                 stack.enter_context(_removed(module.register_forward_hook(note, with_kwargs=True)))
@@ -64,6 +65,16 @@ def run_forward(
         stack.enter_context(watch)
         result = model(*args, **kwargs)
         watch.taken((result,))
+
+
+def _reshard(model: nn.Module) -> None:
+    """Let FSDP2 take its parameters apart again, which it leaves whole after a forward pass of the root."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from convsv_adapters.torch._folding import Following, FollowingWatch, is_batch_n
 from convsv_adapters.torch._forward import run_forward
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents, Layer
+from convsv_core.layers import Extents, Layer, join_notes
 
 __all__ = [
     "COMPUTED_IN_FORWARD",
@@ -28,6 +28,7 @@ __all__ = [
     "listed_modules",
     "model_layers",
     "renewed_layers",
+    "unwrapped",
     "without_autocast",
 ]
 
@@ -113,7 +114,7 @@ def conv_layers(
     seen: dict[nn.Module, dict[Extents, Extents]] = {}
     if example_input is not None:
         run_forward(
-            _unwrapped(model), example_input, {one for one in found.values() if not is_batch_norm(one)}, seen, watch
+            unwrapped(model), example_input, {one for one in found.values() if not is_batch_norm(one)}, seen, watch
         )
     layers = {
         module: _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
@@ -135,7 +136,7 @@ def listed_modules(model: nn.Module, *, linear: bool, batch_norm: BatchNormMode 
     kinds = (*CONVOLUTIONS, nn.Linear) if linear else CONVOLUTIONS
     return {
         name: one
-        for name, one in _unwrapped(model).named_modules()
+        for name, one in unwrapped(model).named_modules()
         if isinstance(one, kinds) or (batch_norm is not None and is_batch_norm(one))
     }
 
@@ -206,7 +207,7 @@ def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
 # ---- the geometry ------------------------------------------------------------------------------------------
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside of wrappers that replicate it over devices or compile it."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -285,13 +286,15 @@ def _with_normalisations(
             continue
         if module in following.bare or not any(layer is module for layer, _ in following.pairs):
             yield layers[module]
-        for norm in found.values():
-            if (module, norm) in following.pairs:
-                yield dataclasses.replace(
-                    layers[module],
-                    normalisation=norm,
-                    unknown_forward=layers[module].unknown_forward or not _has_torch_forward(norm),
-                )
+        yield from (_normalised(layers[module], norm) for norm in found.values() if (module, norm) in following.pairs)
+
+
+def _normalised(layer: ConvLayer, norm: nn.Module) -> ConvLayer:
+    """Return a layer with the normalisation that follows it."""
+    if _has_torch_forward(norm):
+        return dataclasses.replace(layer, normalisation=norm)
+    note = join_notes(layer.note, "followed by a normalisation of a subclass with a forward pass of its own")
+    return dataclasses.replace(layer, normalisation=norm, unknown_forward=True, note=note)
 
 
 def _lone_normalisation(name: str, module: nn.Module) -> ConvLayer:

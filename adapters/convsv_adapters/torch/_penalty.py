@@ -26,10 +26,10 @@ def penalty(
     """Sum a penalty on the singular values over a model's convolutions, to add to a loss.
 
     The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has. But
-    "log_lipschitz" is the logarithm of the product of certified upper bounds. Its factors are every convolution with its
-    own padding, every linear layer, and every batch normalisation as it is in evaluation mode, together with the layer
-    that it follows. In a network without branches, whose other layers enlarge nothing, the product bounds the Lipschitz
-    constant.
+    "log_lipschitz" is the logarithm of the product of certified upper bounds. Its factors are every convolution with
+    its own padding, every linear layer, and every batch normalisation as it is in evaluation mode, together with the
+    layer that it follows. In a network without branches, whose other layers enlarge nothing, the product bounds the
+    Lipschitz constant.
 
     Parameters
     ----------

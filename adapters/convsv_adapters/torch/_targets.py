@@ -209,7 +209,7 @@ def refuse_layer(layer: ConvLayer) -> None:
             f"parameter or parametrised, as by torch.nn.utils.parametrizations.weight_norm, or layers without it"
         )
     if layer.unknown_forward:
-        warnings.warn(f"the layer {layer.name!r} is {layer.note or 'a subclass'}", stacklevel=5)
+        warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=5)
 
 
 def gathered(weight: torch.Tensor) -> torch.Tensor:
