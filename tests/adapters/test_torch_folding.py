@@ -216,7 +216,7 @@ def test_every_map_is_within_the_bound_in_evaluation_mode(method: str) -> None:
         train(model, optimizer, steps)
         for name, norm in dense_norms(model).items():
             assert norm <= projection.norms[name] * (1 + 1e-12) <= 1.0, name
-            assert projection.norms[name] >= 0.9
+        assert max(projection.norms.values()) >= 0.98
     model(5 * images())  # The running variances move, and the bounds may not hold any more.
     projection.project()
     assert all(norm <= projection.norms[name] * (1 + 1e-12) <= 1.0 for name, norm in dense_norms(model).items())
@@ -271,16 +271,21 @@ def test_maps_that_hardly_move_are_not_tested_again(monkeypatch: pytest.MonkeyPa
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.running_var.mul_(0.999)
+                module.weight.mul_(1.001)
+        for layer in projection.layers:
+            layer.module.weight.add_(1e-4 * torch.randn_like(layer.module.weight))
     second = projection.project()
     assert not calls
     for name, norm in dense_norms(model).items():
         assert norm <= second[name] * (1 + 1e-12) <= 0.5
         assert second[name] >= first[name]
-    with torch.no_grad():
-        model[2].running_var.mul_(0.5)
-    projection.project()
-    assert len(calls) == 1
-    assert dense_norms(model)["1"] <= 0.5
+    for change, name in ((lambda: model[2].running_var.mul_(0.5), "1"), (lambda: model[7].weight.mul_(1.2), "7")):
+        calls.clear()
+        with torch.no_grad():
+            change()
+        projection.project()
+        assert len(calls) == 1
+        assert dense_norms(model)[name] <= 0.5
 
 
 def test_a_weight_that_normalisations_share_is_small_enough_for_each() -> None:

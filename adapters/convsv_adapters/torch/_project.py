@@ -182,14 +182,15 @@ class StepProjection:
             return {}
         # In training each rank has running variances of its own. Smaller ones give larger norms.
         variances = exchange.smallest([part.normalisation.running_var for part in parts])
-        kernels = [part.kernel(variance) for part, variance in zip(parts, variances, strict=True)]
+        measured = [part.measure(variance) for part, variance in zip(parts, variances, strict=True)]
+        kernels = [one.kernel for one in measured]
         mine = [index for index, owner in enumerate(self._part_owners) if owner == exchange.rank]
         groups = together({index: parts[index] for index in mine}, {index: kernels[index] for index in mine})
         numbers: dict[str, float] = {}
 
         def work(chosen: list[int]) -> None:
             some = {index: parts[index] for index in chosen}
-            for index, found in part_factors(some, {index: kernels[index] for index in chosen}, self.headroom):
+            for index, found in part_factors(some, {index: measured[index] for index in chosen}, self.headroom):
                 numbers[f"factor {index}"], numbers[f"norm {index}"] = found
 
         self._do(work, groups, parts, kernels)

@@ -19,7 +19,7 @@ from convsv_core.layers import Operator
 from convsv_core.training import CERTIFICATE_RTOL, frobenius_bound, rescale_together
 
 __all__ = [
-    "Certified",
+    "DRIFT_ROUNDING",
     "ProjectedWeight",
     "Target",
     "gathered",
