@@ -279,13 +279,24 @@ def test_maps_that_hardly_move_are_not_tested_again(monkeypatch: pytest.MonkeyPa
     for name, norm in dense_norms(model).items():
         assert norm <= second[name] * (1 + 1e-12) <= 0.5
         assert second[name] >= first[name]
-    for change, name in ((lambda: model[2].running_var.mul_(0.5), "1"), (lambda: model[7].weight.mul_(1.2), "7")):
+    changes: list[tuple[Callable[[], Any], str, int]] = [
+        (lambda: model[2].running_var.mul_(0.5), "1", 0),  # every channel alike: the old certificate says how much
+        (lambda: model[2].running_var[0].mul_(0.3), "1", 1),
+        (lambda: model[7].weight.mul_(1.2), "7", 1),
+        (lambda: model[7].weight.mul_(1e6), "7", 1),
+        (lambda: model[0].weight[1].zero_(), "0", 0),
+    ]
+    for change, name, count in changes:
         calls.clear()
         with torch.no_grad():
             change()
-        projection.project()
-        assert len(calls) == 1
-        assert dense_norms(model)[name] <= 0.5
+        norms = projection.project()
+        assert len(calls) == count
+        assert dense_norms(model)[name] <= norms[name] * (1 + 1e-12) <= 0.5
+    with torch.no_grad():
+        model[0].weight[1] = 100.0  # from a scale of zero, which no quotient bounds
+    assert dense_norms(model)["0"] > 1
+    assert dense_norms(model)["0"] > 0.5 >= projection.project()["0"] >= dense_norms(model)["0"]
 
 
 def test_a_weight_that_normalisations_share_is_small_enough_for_each() -> None:

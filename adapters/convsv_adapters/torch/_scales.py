@@ -6,6 +6,7 @@ outputs, so a smaller kernel soon comes with a smaller running variance, and the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,6 +20,14 @@ from convsv_adapters.torch._targets import DRIFT_ROUNDING, Target, gathered, ref
 from convsv_core.training import Rescaling, frobenius_bound, rescaling_factors
 
 __all__ = ["Measured", "Part", "PartFactor", "make_parts", "multiply", "part_factors"]
+
+
+GAP = 0.02
+"""Largest gap of an upper bound that is carried over from an earlier step, as a share of the bound of the norm.
+
+A layer above the bound is multiplied by a number from such an upper bound, without a test of its kernel. A guess: it is
+twice the default headroom.
+"""
 
 
 class PartFactor(NamedTuple):
@@ -53,6 +62,20 @@ class Tested:
     measured: Measured
     factor: float
     uppers: list[float]
+
+
+class Carried(NamedTuple):
+    """Upper bounds of the norms of a part's operators that follow from an earlier certificate.
+
+    Attributes
+    ----------
+    uppers : list of float
+    gap : float
+        Each norm is at most about so far below its upper bound, if the earlier bounds are the norms.
+    """
+
+    uppers: list[float]
+    gap: float
 
 
 @dataclass(eq=False)
@@ -102,8 +125,8 @@ class Part(Target):
         """Return the largest norm of the layer, from upper bounds of the norms of its operators."""
         return max(upper for _, upper in self.layer_uppers(uppers))
 
-    def still_certified(self, measured: Measured) -> list[float] | None:
-        """Return upper bounds of the operators' norms, if the last certificate and the changes since then are enough.
+    def carried(self, measured: Measured) -> Carried | None:
+        """Return what the last certificate, and the changes since then, prove of the part; None without a certificate.
 
         A change of the scale alone is the product with a diagonal map, whose norm is the largest quotient of new and
         old scale. The change of the layer's own kernel, at the new scale, adds at most its `frobenius_bound`.
@@ -114,17 +137,20 @@ class Part(Target):
         if last.measured.kernel.device != measured.kernel.device:
             return None
         old, new = last.measured.scale.abs() * last.factor, measured.scale.abs()
-        growth = float(torch.where(new > 0, new / old, 0.0).max()) * (1 + DRIFT_ROUNDING)  # infinite for an old zero
+        quotients = torch.where(old > 0, new / old, torch.where(new > 0, torch.inf, 1.0))
+        least, growth = float(quotients.min()), float(quotients.max()) * (1 + DRIFT_ROUNDING)
         drift = 0.0
         if measured.weight is not None and last.measured.weight is not None:
             conv = geometry_of(self.layer)
             wide = torch.promote_types(measured.weight.dtype, torch.float64)
             change = scaled_kernel(measured.weight.to(wide) - last.measured.weight.to(wide), measured.scale, conv)
-            if not float(torch.linalg.vector_norm(change)) <= self.limit:  # `frobenius_bound` of the change is no less
+            drift = float(torch.linalg.vector_norm(change))  # `frobenius_bound` of the change is no less
+            if drift <= self.limit:
+                drift = frobenius_bound(change, conv) * (1 + DRIFT_ROUNDING)
+            else:
                 return None
-            drift = frobenius_bound(change, conv) * (1 + DRIFT_ROUNDING)
         uppers = [upper * growth + drift for upper in last.uppers]
-        return uppers if self.layer_norm(uppers) <= self.limit else None
+        return Carried(uppers, (growth - least) * max(last.uppers) + 2 * drift)
 
     def keep(self, factor: float) -> None:
         """Keep the last test as a certificate, for a factor that is not larger than the tested one."""
@@ -180,11 +206,15 @@ def part_factors(
     """
     left = []
     for key, part in parts.items():
-        uppers = part.still_certified(measured[key])
-        if uppers is None:
-            left.append(key)
+        carried = part.carried(measured[key])
+        norm = math.inf if carried is None else part.layer_norm(carried.uppers)
+        if norm <= part.limit:
+            yield key, _with_rounding(part, measured[key], 1.0, norm)
+        elif carried is not None and carried.gap <= GAP * part.limit:
+            factor = (1 - headroom) * part.limit / norm
+            yield key, _with_rounding(part, measured[key], factor, (1 - headroom) * part.limit)
         else:
-            yield key, _with_rounding(part, measured[key], 1.0, part.layer_norm(uppers))
+            left.append(key)
     if not left:
         return
     first = parts[left[0]]
