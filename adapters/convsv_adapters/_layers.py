@@ -107,6 +107,14 @@ class ConvLayer:
         return max(self.input_shapes, key=math.prod, default=None)
 
     @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the stored weight: `kernel_shape`, without the axis of the one tap for a linear layer."""
+        if not self.linear or self.conv is None:
+            return self.kernel_shape
+        axis = self.conv.layout.index("W")
+        return (*self.kernel_shape[:axis], *self.kernel_shape[axis + 1 :])
+
+    @property
     def kernel(self) -> Any:
         """The kernel with the axes that ``conv.layout`` names; a parametrised kernel is computed on each access.
 
