@@ -14,7 +14,7 @@ from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
 from convsv_core.layers import Extents, Layer, join_notes
 
-__all__ = ["conv_layers", "kernel_shape", "model_layers"]
+__all__ = ["conv_layers", "declared_input", "kernel_shape", "model_layers"]
 
 if keras.backend.backend() not in ("torch", "jax", "numpy"):
     raise ImportError(
@@ -96,7 +96,7 @@ def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer
     """
     note = ""
     if example_input is None:
-        example_input, note = _declared_input(model)
+        example_input, note = declared_input(model)
     rows: list[Layer] = []
     for layer, kernels in _by_layer(model, example_input, EVERY_KIND):
         for one in kernels:
@@ -127,7 +127,7 @@ def _by_layer(
         yield layer, list(kernels)
 
 
-def _declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
+def declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
     """Return an input of the shapes that `keras.Input` declares, and a note on free axes; None if there are none."""
     declared = getattr(model, "_inputs_struct", None)
     if declared is None:
