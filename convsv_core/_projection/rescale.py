@@ -27,7 +27,21 @@ from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
 
-__all__ = ["rescale_together"]
+__all__ = ["Rescaling", "rescale_together", "rescaling_factors"]
+
+
+class Rescaling(NamedTuple):
+    """A number by which a kernel is multiplied, and a certified upper bound of the norm afterwards.
+
+    Attributes
+    ----------
+    factor : float
+        At most 1. It is 1 if the kernel is shown to be within the bound.
+    upper : float
+    """
+
+    factor: float
+    upper: float
 
 
 def rescale_together(
@@ -82,22 +96,40 @@ def rescale_together(
     >>> bool(0.999 < norm <= 1.0), second is kernels[1]
     (True, True)
     """
-    backend = backend_of(kernels[0])
-    options = (tuple(kernels), input_shape, conv, bound, rtol, headroom)
-    found = (
-        backend.run_on_host(_factors, *options) if backend.prefers_host(options, search=True) else _factors(*options)
-    )
+    found = rescaling_factors(kernels, input_shape, conv, bound, rtol=rtol, headroom=headroom)
     return [
-        (kernel if one.factor is None else kernel * one.factor, one.upper)
+        (kernel if one.factor == 1 else kernel * one.factor, one.upper)
         for kernel, one in zip(kernels, found, strict=True)
     ]
 
 
-class _Factor(NamedTuple):
-    """Hold the number that brings a kernel within the bound, None if it is within, and the certified upper bound."""
+def rescaling_factors(
+    kernels: Sequence[Array],
+    input_shape: tuple[int, ...] | None,
+    conv: Conv,
+    bound: float,
+    *,
+    rtol: float = 0.01,
+    headroom: float = 0.0,
+) -> list[Rescaling]:
+    """Return the number by which `rescale_together` multiplies each kernel, and the norm that it certifies.
 
-    factor: float | None
-    upper: float
+    The arguments and errors are those of `rescale_together`. The upper bound includes the rounding error of the product
+    of kernel and factor in the kernel's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> (found,) = rescaling_factors([np.full((1, 1, 3, 3), 0.5)], (8, 8), Conv("OIHW"), 1.0)
+    >>> round(found.factor, 6)
+    0.222222
+    """
+    backend = backend_of(kernels[0])
+    options = (tuple(kernels), input_shape, conv, bound, rtol, headroom)
+    if backend.prefers_host(options, search=True):
+        found: list[Rescaling] = backend.run_on_host(_factors, *options)
+        return found
+    return _factors(*options)
 
 
 def _factors(
@@ -107,8 +139,8 @@ def _factors(
     bound: float,
     rtol: float,
     headroom: float,
-) -> list[_Factor]:
-    """Return for each kernel what `rescale_together` multiplies it by."""
+) -> list[Rescaling]:
+    """Return what `rescaling_factors` does, computed by the library of the kernels."""
     backend = backend_of(kernels[0])
     xp = backend.namespace(kernels[0])
     axis = conv.layout.index("I" if conv.transposed else "O")
@@ -129,9 +161,9 @@ def _factors(
         if share > 1:
             # The rounding error of the product is at most eps times the size of each tap.
             factor = (1 - headroom) * (1 - 4 * eps) / (share + 2 * eps * size)
-            results.append(_Factor(factor, bound * (1 - headroom)))
+            results.append(Rescaling(factor, bound * (1 - headroom)))
         else:
-            results.append(_Factor(None, min(share, 1.0) * bound))
+            results.append(Rescaling(1.0, min(share, 1.0) * bound))
     return results
 
 

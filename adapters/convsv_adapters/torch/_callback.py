@@ -14,7 +14,7 @@ __all__ = ["CallbackProjection"]
 class CallbackProjection:
     """The projection of a callback, its options and the entries of its log: see `convsv_adapters.lightning`."""
 
-    def __init__(self, bound: float, every: int = 1, *, log: bool = True, **options: Any) -> None:
+    def __init__(self, bound: float | None = None, every: int = 1, *, log: bool = True, **options: Any) -> None:
         super().__init__()
         self.bound, self.every, self.log, self.options = bound, every, log, options
         self.projection: StepProjection | None = None
