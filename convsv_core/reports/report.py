@@ -42,6 +42,12 @@ class Row:
     transposed : bool
     reshaped_norm : float or None
         Norm of the kernel reshaped into a matrix of O rows: see `convsv_core.reports.analysis.reshaped_norm`.
+    linear : bool
+        Whether the layer is a dense one, which is the convolution of one tap on one pixel.
+    normalisation : str or None
+        The name of the batch normalisation that surely follows the layer and acts on nothing else.
+    folded_upper : float or None
+        Certified upper bound of the norm of the layer with that normalisation at inference.
     note : str
         For people: an assumption that was made, or why a figure is None.
     """
@@ -55,11 +61,14 @@ class Row:
     transposed: bool = False
     reshaped_norm: float | None = None
     note: str = ""
+    linear: bool = False
+    normalisation: str | None = None
+    folded_upper: float | None = None
 
     @classmethod
     def of(cls, layer: Layer, **fields: Any) -> Self:
         """Return the report of a layer: its name, geometry and note, and the given fields."""
-        known: dict[str, Any] = {"note": layer.note}
+        known: dict[str, Any] = {"note": layer.note, "linear": layer.linear}
         if layer.kernel is not None:
             known["kernel_shape"] = tuple(layer.kernel.shape)
         if layer.conv is not None:
