@@ -307,7 +307,11 @@ class _Reading:
                 f"{self.path}: {self._label(name)!r} has {split} channels, which {groups} groups do not divide"
             )
         note = f"assumed {', '.join(texts)}" if texts else ""
-        stated = ("stride", "dilation", "groups", "padding", "transposed")
+        open_facts = {
+            **{field: getattr(wanted, field) is None for field in ("stride", "dilation", "groups", "padding")},
+            "transposed": wanted.transposed is None and told.layout is None,
+            "layout": options.layout is None and told.layout is None,
+        }
         layer = Layer(
             self._label(name),
             array,
@@ -315,8 +319,9 @@ class _Reading:
             extents,
             note,
             self._stored(name, array),
+            assumed_extents=shape is None,
             normalisation=normalisation_behind(name, outputs * (groups if transposed else 1), self.named),
-            assumed=tuple(field for field in stated if getattr(wanted, field) is None),
+            assumed=tuple(field for field, is_open in open_facts.items() if is_open),
         )
         return layer, inputs * (1 if transposed else groups)
 

@@ -106,7 +106,7 @@ def analyze(
     ('0', (8, 3, 3, 3), (16, 16))
     """
     computing = get_backend(backend)
-    layers = model_layers(model, example_input, linear=linear)
+    layers = map(_asking_for_extents, model_layers(model, example_input, linear=linear))
     return list(layer_reports(layers, computing, dtype=dtype, device=device))
 
 
@@ -300,6 +300,13 @@ def with_spectrum(report: LayerReport, values: HostArray, frobenius: float) -> L
         quantiles=_quantiles(values),
         curve=values[ranks],
     )
+
+
+def _asking_for_extents(layer: Layer) -> Layer:
+    """Return the layer with a note if nothing else than its extents is missing."""
+    if layer.input_shape is not None or layer.note:
+        return layer
+    return dataclasses.replace(layer, note="extents unknown: wanted an example_input")
 
 
 def _on_host(layer: Layer) -> Layer:

@@ -15,6 +15,7 @@ __all__ = [
     "QUANTILES",
     "Bounds",
     "BoundsReport",
+    "DifferenceReport",
     "LayerReport",
     "ModelReport",
     "ProjectionReport",
@@ -213,6 +214,40 @@ class ProjectionReport(Row):
     def failed(self) -> bool:
         """Whether the layer was to be projected, and is not shown to be within the bound."""
         return self.selected and not (self.norm_after is not None and self.norm_after <= self.bound)
+
+
+@dataclass(frozen=True, eq=False)
+class DifferenceReport(Row):
+    """The difference between the weights that two models have for one layer. Norms are certified upper bounds.
+
+    Attributes
+    ----------
+    other_name : str
+        The layer's name in the second model; `name` is the one in the first model.
+    difference_upper : float or None
+        Bound of the norm of the layer whose weights are the difference. Like `norm_upper` it holds for the layer's own
+        padding, for every input size where the padding repeats no pixel.
+    norm_upper : float or None
+        Bound of the norm of the layer in the first model.
+    share : float or None
+        Bound of the norm of the difference, divided by the norm in the first model. Both are suprema over all
+        frequencies, because the norm of the padding is a factor of both. Infinite if the first model's weights are 0.
+    """
+
+    other_name: str = ""
+    difference_upper: float | None = None
+    norm_upper: float | None = None
+    share: float | None = None
+
+    @property
+    def norm(self) -> float | None:
+        """The certified norm of the difference."""
+        return self.difference_upper
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether something is known of the difference."""
+        return self.share is not None
 
 
 @dataclass(frozen=True)
