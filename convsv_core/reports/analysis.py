@@ -19,9 +19,12 @@ from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
 from convsv_core.plugins import backend_of, get_backend, one_line, plugins
+from convsv_core.reports import texts
 from convsv_core.reports.certified import folded_upper
+from convsv_core.reports.network_report import Report
 from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row
+from convsv_core.reports.views import spectrum_view
 
 __all__ = [
     "COMPUTING_FAILS",
@@ -62,7 +65,7 @@ def analyze(
     backend: str = "numpy",
     dtype: str | None = None,
     device: str | None = None,
-) -> list[LayerReport]:
+) -> Report[LayerReport]:
     """Report the singular values of every convolution of a model object, as `convsv spectrum` does for a file.
 
     Parameters
@@ -81,9 +84,10 @@ def analyze(
 
     Returns
     -------
-    list of LayerReport
-        One report a layer, in the order of the model. A figure that could not be computed is None, and the note
-        says why. Where a batch normalisation surely follows a layer, `folded_upper` is the norm with it.
+    Report of LayerReport
+        A list with one report a layer, in the order of the model. A figure that could not be computed is None, and the
+        note says why. Where a batch normalisation surely follows a layer, `folded_upper` is the norm with it. Printed,
+        it is the table of `convsv spectrum`; see `convsv_core.Report`.
 
     Raises
     ------
@@ -107,7 +111,13 @@ def analyze(
     """
     computing = get_backend(backend)
     layers = map(_asking_for_extents, model_layers(model, example_input, linear=linear))
-    return list(layer_reports(layers, computing, dtype=dtype, device=device))
+    name = type(model).__name__
+    return Report(
+        layer_reports(layers, computing, dtype=dtype, device=device),
+        view=spectrum_view("none"),
+        title=f"{name}, with {computing.name}",
+        about={"model": name, "backend": computing.name},
+    )
 
 
 def model_layers(model: object, example_input: object = None, *, linear: bool = False) -> list[Layer]:
@@ -256,7 +266,7 @@ def describe(layer: Layer) -> LayerReport:
     if conv is not None and extents is not None and len(extents) == conv.ndim:
         rounded, _ = circular_geometry(conv, extents)
         if rounded != extents:
-            change = f"extents {_by(extents)} taken as {_by(rounded)}, a multiple of the stride"
+            change = f"extents {texts.extents(extents)} taken as {texts.extents(rounded)}, a multiple of the stride"
             note = join_notes(change, note)
         extents = rounded
     return LayerReport.of(layer, input_shape=extents, note=note)
@@ -376,7 +386,3 @@ def _quantiles(values: HostArray) -> tuple[float, ...]:
     places = (1 - np.asarray(QUANTILES)) * (len(values) - 1)
     above, below = (values[rounded(places).astype(int)].astype(np.float64) for rounded in (np.floor, np.ceil))
     return tuple(float(value) for value in above + (below - above) * (places % 1))
-
-
-def _by(extents: tuple[int, ...]) -> str:
-    return "x".join(map(str, extents))
