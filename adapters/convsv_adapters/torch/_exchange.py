@@ -68,6 +68,10 @@ class Exchange:
         """Return every kernel, from the rank that owns it."""
         return [kernel for kernel in kernels if kernel is not None]
 
+    def smallest(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the smallest value among the ranks of each entry of some tensors."""
+        return [tensor.detach() for tensor in tensors]
+
 
 class GroupExchange(Exchange):
     """Exchange of one rank of a process group."""
@@ -112,6 +116,20 @@ class GroupExchange(Exchange):
             for index, piece in zip(members, flat.split(sizes), strict=True):
                 found[index] = piece.reshape(like[index].shape)
         return [found[index] for index in range(len(like))]
+
+    def smallest(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the smallest value among the ranks of each entry of some tensors, by one message for each device."""
+        found: dict[int, torch.Tensor] = {}
+        parts: dict[torch.device, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            parts.setdefault(tensor.device, []).append(index)
+        for members in parts.values():
+            flat = torch.cat([tensors[index].detach().to(torch.float64).reshape(-1) for index in members])
+            distributed.all_reduce(flat, distributed.ReduceOp.MIN, group=self.group)
+            sizes = [tensors[index].numel() for index in members]
+            for index, piece in zip(members, flat.split(sizes), strict=True):
+                found[index] = piece.reshape(tensors[index].shape)
+        return [found[index] for index in range(len(tensors))]
 
 
 def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) -> Exchange:
