@@ -30,8 +30,8 @@ class ModelPlugin:
 
     def __init__(self, adapter: str, classes: dict[str, str], *, tryfirst: bool = False) -> None:
         @hookimpl(tryfirst=tryfirst)
-        def convsv_model_layers(model: object, example_input: object) -> list[Layer] | None:
-            """Find every convolution of a model of the framework, or return None: see the adapter's `conv_layers`."""
+        def convsv_model_layers(model: object, example_input: object, linear: bool) -> list[Layer] | None:
+            """Find every layer of a model of the framework, or return None: see the adapter's `conv_layers`."""
             kinds = [
                 operator.attrgetter(path)(sys.modules[module])
                 for module, path in classes.items()
@@ -39,12 +39,12 @@ class ModelPlugin:
             ]
             if not isinstance(model, tuple(kinds)):
                 return None
-            return importlib.import_module(adapter).model_layers(model, example_input)
+            return importlib.import_module(adapter).model_layers(model, example_input, linear)
 
         self.convsv_model_layers = convsv_model_layers
 
 
-torch = ModelPlugin("convsv_adapters.torch._layers", {"torch": "nn.Module"})
+torch = ModelPlugin("convsv_adapters.torch._reported", {"torch": "nn.Module"})
 flax = ModelPlugin("convsv_adapters.flax", {"flax.nnx": "Module", "flax.linen": "Module"})
 equinox = ModelPlugin("convsv_adapters.equinox", {"equinox": "Module"})
 # With its backend torch, a layer of Keras is a torch.nn.Module too.

@@ -94,7 +94,7 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
     ]
 
 
-def model_layers(model: eqx.Module, example_input: object) -> list[Layer]:
+def model_layers(model: eqx.Module, example_input: object, linear: bool = False) -> list[Layer]:
     """Return the convolutions with their weights, as a report of the core takes them."""
     modules = _modules(model)
     return [model_layer(layer, modules[layer.name].module.weight) for layer in conv_layers(model, example_input)]

@@ -81,7 +81,7 @@ def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) 
     )
 
 
-def model_layers(model: nnx.Module | linen.Module, example_input: object) -> list[Layer]:
+def model_layers(model: nnx.Module | linen.Module, example_input: object, linear: bool = False) -> list[Layer]:
     """Return the convolutions with their kernels, as a report of the core takes them."""
     found = conv_layers(model, example_input)
     if isinstance(model, nnx.Module):

@@ -12,7 +12,7 @@ from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
 from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents, Layer, join_notes
+from convsv_core.layers import Extents, Layer, dense_layer, join_notes
 
 __all__ = ["conv_layers", "kernel_shape", "model_layers"]
 
@@ -78,11 +78,12 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list
     return [found for _, kernels in _by_layer(model, example_input) for found in kernels]
 
 
-def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer]:
+def model_layers(model: keras.layers.Layer, example_input: object, linear: bool = False) -> list[Layer]:
     """Return the convolutions with their kernels, as a report of the core takes them.
 
     Without an example input the extents are those of `keras.Input`, with `FREE_EXTENT` for axes that it leaves free.
     The kernels of recurrent convolutions are listed without geometry, because no norm of one kernel bounds the layer.
+    With `linear` the `Dense` layers are among the rows.
     """
     note = ""
     if example_input is None:
@@ -93,6 +94,8 @@ def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer
             row = model_layer(one, one.kernel)
             assumed = bool(note) and row.input_shape is not None
             rows.append(replace(row, note=join_notes(row.note, note), assumed_extents=True) if assumed else row)
+        if linear and isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense):
+            rows.append(_dense(layer))
         if isinstance(layer, RECURRENT):
             kind = type(layer).__name__
             reason = (
@@ -101,6 +104,15 @@ def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer
             held = [one for one in layer.weights if one.name != "bias"]
             rows.extend(Layer(one.path, keras.ops.convert_to_tensor(one), None, None, reason) for one in held)
     return rows
+
+
+def _dense(layer: keras.layers.Layer) -> Layer:
+    """Return a dense layer with the matrix that its call uses, or with the reason why that is not known."""
+    if type(layer) is not keras.layers.Dense or not layer.built or getattr(layer, "quantization_mode", None):
+        reason = f"a {type(layer).__name__} that is not built, is quantised or is a class of its own: it is not read"
+        return Layer(layer.path, None, None, None, reason, linear=True)
+    kernel = keras.ops.convert_to_tensor(layer.kernel)  # with the low-rank adaptation, if there is one
+    return dense_layer(layer._kernel.path if hasattr(layer, "_kernel") else layer.path, kernel, "IO")
 
 
 def _by_layer(model: keras.layers.Layer, example_input: object) -> Iterator[tuple[keras.layers.Layer, list[ConvLayer]]]:
