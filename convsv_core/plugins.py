@@ -83,8 +83,9 @@ class Hooks:
         """Write the model at `path` to `target` with other kernels and return True, or None for another format.
 
         `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape, which for a dense layer has an axis
-        more than the stored matrix. The stored dtype holds its entries exactly. Write nothing else that differs from `path`, and leave `path` unchanged. Raise `ModelError`
-        for a model of this format that cannot be written, and `OSError` for a file that cannot be written.
+        more than the stored matrix. The stored dtype holds its entries exactly. Write nothing else that differs from
+        `path`, and leave `path` unchanged. Raise `ModelError` for a model of this format that cannot be written, and
+        `OSError` for a file that cannot be written.
         """
 
 

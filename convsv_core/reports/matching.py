@@ -15,11 +15,21 @@ from convsv_core.layers import Layer
 
 __all__ = ["Matching", "Pair", "Unmatched", "match_layers"]
 
+FACTS = {
+    "layout": ("layout",),
+    "stride": ("stride",),
+    "dilation": ("dilation",),
+    "groups": ("groups",),
+    "transposed": ("transposed",),
+    "padding": ("padding", "padding_mode", "output_padding"),
+}
+"""The fields of a `Conv` that stand or fall with each of the fields in `Layer.assumed`."""
+
 WEIGHT_NAMES = re.compile(r"[./](weight|kernel|w)$")
 """How names of stored weights end behind the name of their layer."""
 
 WRAPPERS = ("module", "_orig_mod", "params", "model")
-"""The first parts of names that wrappers and checkpoints add. The list is a guess; a name is tried without them last."""
+"""The first parts of names that wrappers and checkpoints add. They count where nothing else matches. A guess."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,9 @@ def _pair(layer: Layer, other: Layer) -> Pair | Unmatched:
     for one, which in ((layer, "first"), (other, "second")):
         if one.kernel is None or one.conv is None:
             return Unmatched(name, "both", f"in the {which} model: {one.note or 'its geometry is not known'}")
-    assert layer.conv is not None and other.conv is not None
-    geometry = _common(layer, other)
+    assert layer.conv is not None
+    assert other.conv is not None
+    geometry = _common(layer, other, layer.conv, other.conv)
     if isinstance(geometry, str):
         return Unmatched(name, "both", geometry)
     kernel, second = np.asarray(layer.kernel), np.asarray(other.kernel)
@@ -172,50 +183,44 @@ def _pair(layer: Layer, other: Layer) -> Pair | Unmatched:
     return Pair(layer.name, other.name, known, second)
 
 
-def _common(layer: Layer, other: Layer) -> Conv | str:
+def _common(layer: Layer, other: Layer, first: Conv, second: Conv) -> Conv | str:
     """Return the geometry of both layers, or the reason why they have none in common.
 
     A field that one of the readers assumed is taken from the other layer.
     """
-    first, second = layer.conv, other.conv
-    assert first is not None and second is not None
     if first.ndim != second.ndim or layer.linear != other.linear:
-        kinds = ["dense" if one.linear else f"of {conv.ndim} spatial axes" for one, conv in ((layer, first), (other, second))]
+        kinds = [
+            "dense" if one.linear else f"of {conv.ndim} spatial axes" for one, conv in ((layer, first), (other, second))
+        ]
         return f"different layers: {' in the first model and '.join(kinds)} in the second one"
     taken: dict[str, Any] = {}
     differing = []
-    if "layout" in layer.assumed and "layout" not in other.assumed:
-        taken["layout"] = second.layout
-    for fields in (("stride",), ("dilation",), ("groups",), ("transposed",), PADDING):
-        assumed, other_assumed = fields[0] in layer.assumed, fields[0] in other.assumed
+    for field, facts in FACTS.items():
+        assumed, other_assumed = field in layer.assumed, field in other.assumed
         if assumed and not other_assumed:
-            taken |= {field: getattr(second, field) for field in fields}
-        elif not assumed and not other_assumed and not _alike(layer, other, fields):
-            differing.append(fields[0])
+            taken |= {fact: getattr(second, fact) for fact in facts}
+        elif not assumed and not other_assumed and not _alike(field, first, second, _taps(layer, first)):
+            differing.append(field)
     if differing:
-        values = [
-            ", ".join(f"{field} {getattr(conv, field)}" for field in differing) for conv in (first, second)
-        ]
+        values = [", ".join(f"{field} {getattr(conv, field)}" for field in differing) for conv in (first, second)]
         return f"different geometry: {' in the first model and '.join(values)} in the second one"
     if taken.get("output_padding") is not None and not taken.get("transposed", first.transposed):
         return "different geometry: an output padding is that of a transposed layer"
     return replace(first, **taken)
 
 
-PADDING = ("padding", "padding_mode", "output_padding")
-"""The fields of a `Conv` that say how a layer pads."""
+def _taps(layer: Layer, conv: Conv) -> tuple[int, ...]:
+    assert layer.kernel is not None
+    return tuple(layer.kernel.shape[conv.layout.index(letter)] for letter in conv.spatial)
 
 
-def _alike(layer: Layer, other: Layer, fields: tuple[str, ...]) -> bool:
-    """Return whether two geometries agree in fields that were not assumed."""
-    first, second = layer.conv, other.conv
-    assert first is not None and second is not None
-    if fields is not PADDING:
-        return bool(getattr(first, fields[0]) == getattr(second, fields[0]))
+def _alike(field: str, first: Conv, second: Conv, taps: tuple[int, ...]) -> bool:
+    """Return whether two geometries agree in a field that was not assumed; kernels may have different layouts."""
+    if field == "layout":
+        return True
+    if field != "padding":
+        return bool(getattr(first, field) == getattr(second, field))
     if first.output_padding != second.output_padding:
         return False
-    pads = []
-    for one, conv in ((layer, first), (other, second)):
-        assert one.kernel is not None
-        pads.append(conv.pads(tuple(one.kernel.shape[conv.layout.index(letter)] for letter in conv.spatial)))
-    return pads[0] == pads[1] and (first.padding_mode == second.padding_mode or not any(map(any, pads[0])))
+    pads = first.pads(taps)
+    return pads == second.pads(taps) and (first.padding_mode == second.padding_mode or not any(map(any, pads)))

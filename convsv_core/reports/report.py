@@ -232,12 +232,15 @@ class DifferenceReport(Row):
     share : float or None
         Bound of the norm of the difference, divided by the norm in the first model. Both are suprema over all
         frequencies, because the norm of the padding is a factor of both. Infinite if the first model's weights are 0.
+    place : int
+        The layer's place among the compared layers, in the order of the first model.
     """
 
     other_name: str = ""
     difference_upper: float | None = None
     norm_upper: float | None = None
     share: float | None = None
+    place: int = 0
 
     @property
     def norm(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Decide by names whether an array of two axes is the matrix of a dense layer, and what normalisation follows a layer."""
+"""Decide by names whether an array is the matrix of a dense layer, and which normalisation follows a layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ SAYS_DENSE = re.compile(
 )
 """Words in the name of a matrix that say that it is the weight of a dense layer. The list is a guess."""
 
-SAYS_TABLE = re.compile(r"embed|(^|[._/])(emb|wte|wpe|shared)([._/]|$)|token|position|relative|codebook|lookup|lora_|norm")
+SAYS_TABLE = re.compile(
+    r"embed|(^|[._/])(emb|wte|wpe|shared)([._/]|$)|token|position|relative|codebook|lookup|lora_|norm"
+)
 """Words in the name of an array of two axes that say that it is no matrix of a dense layer. The list is a guess."""
 
 NUMBERED = re.compile(r"(?P<parent>.*[./])?(?P<index>\d+)\.(weight)")

@@ -54,7 +54,9 @@ def put_together(named: Mapping[str, HostArray | str], *, least_rank: int = 3) -
     weights of fewer axes than `least_rank`.
     """
     found = dict(named)
-    while whole := next(_wholes(found, least_rank), None):  # a part may itself be in parts: a mask on the v of a normalisation
+    while whole := next(
+        _wholes(found, least_rank), None
+    ):  # a part may itself be in parts: a mask on the v of a normalisation
         merged: Named = {}
         for name, array in found.items():
             if name == whole.place:
