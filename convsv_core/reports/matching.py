@@ -160,15 +160,21 @@ def _pair(layer: Layer, other: Layer) -> Pair | Unmatched:
             return Unmatched(name, "both", f"in the {which} model: {one.note or 'its geometry is not known'}")
     assert layer.conv is not None
     assert other.conv is not None
-    geometry = _common(layer, other, layer.conv, other.conv)
+    first, second = layer.conv, other.conv
+    if first.ndim != second.ndim or layer.linear != other.linear:
+        kinds = [
+            "dense" if one.linear else f"of {conv.ndim} spatial axes" for one, conv in ((layer, first), (other, second))
+        ]
+        return Unmatched(name, "both", f"different layers: {' in the first model and '.join(kinds)} in the second one")
+    kernel, moved = np.asarray(layer.kernel), np.asarray(other.kernel)
+    if "layout" not in (*layer.assumed, *other.assumed):
+        moved = moved.transpose([second.layout.index(letter) for letter in first.layout])
+    if kernel.shape != moved.shape:
+        shapes = ["x".join(map(str, array.shape)) for array in (kernel, moved)]
+        return Unmatched(name, "both", f"different shapes: {' in the first model and '.join(shapes)} in the second one")
+    geometry = _common(layer, other, first, second)
     if isinstance(geometry, str):
         return Unmatched(name, "both", geometry)
-    kernel, second = np.asarray(layer.kernel), np.asarray(other.kernel)
-    if "layout" not in (*layer.assumed, *other.assumed):
-        second = second.transpose([other.conv.layout.index(letter) for letter in geometry.layout])
-    if kernel.shape != second.shape:
-        shapes = [("x".join(map(str, array.shape))) for array in (kernel, second)]
-        return Unmatched(name, "both", f"different shapes: {' in the first model and '.join(shapes)} in the second one")
     extents, assumed = layer.input_shape, layer.assumed_extents
     if extents is None or (assumed and other.input_shape is not None and not other.assumed_extents):
         extents, assumed = other.input_shape, other.assumed_extents
@@ -180,7 +186,7 @@ def _pair(layer: Layer, other: Layer) -> Pair | Unmatched:
         assumed_extents=assumed,
         note="" if layer.assumed and not common else layer.note,
     )
-    return Pair(layer.name, other.name, known, second)
+    return Pair(layer.name, other.name, known, moved)
 
 
 def _common(layer: Layer, other: Layer, first: Conv, second: Conv) -> Conv | str:
@@ -188,11 +194,6 @@ def _common(layer: Layer, other: Layer, first: Conv, second: Conv) -> Conv | str
 
     A field that one of the readers assumed is taken from the other layer.
     """
-    if first.ndim != second.ndim or layer.linear != other.linear:
-        kinds = [
-            "dense" if one.linear else f"of {conv.ndim} spatial axes" for one, conv in ((layer, first), (other, second))
-        ]
-        return f"different layers: {' in the first model and '.join(kinds)} in the second one"
     taken: dict[str, Any] = {}
     differing = []
     for field, facts in FACTS.items():

@@ -387,9 +387,9 @@ def _changed(rows: Sequence[Any]) -> str:
 DIFFERENCE = View(
     "the difference of the weights, as a layer of its own",
     "difference: a certified bound of the norm of the layer whose weights are the difference. norm: a certified bound "
-    "of the norm of the first model's layer. Both hold with the layer's own padding, and for every input size where the "
-    "padding repeats no pixel. share: a bound of the norm of the difference, divided by the norm of the first model's "
-    "layer.",
+    "of the norm of the first model's layer. Both hold with the layer's own padding, and for every input size where "
+    "the padding repeats no pixel. share: a bound of the norm of the difference, divided by the norm of the first "
+    "model's layer.",
     (
         Column(
             "difference",

@@ -12,7 +12,7 @@ import click
 
 from convsv_adapters.cli.files import write_whole
 from convsv_core.layers import ModelError
-from convsv_core.reports import GEOMETRY_FIELDS, Report, Row, figures_of, import_for, texts
+from convsv_core.reports import GEOMETRY_FIELDS, Report, Row, figures_of, import_for
 
 __all__ = [
     "GEOMETRY_FIELDS",
@@ -79,7 +79,8 @@ def exit_without_figures(reports: Sequence[Row]) -> None:
     """Say how many layers have no figures, and exit with status 1 if no layer has any."""
     without = sum(not report.has_figures for report in reports)
     if without:
-        click.echo(f"{without} of {texts.layers(reports)} have no figures; their notes say why.", err=True)
+        nouns = "layers" if any(report.linear for report in reports) else "convolutions"
+        click.echo(f"{without} of {len(reports)} {nouns} have no figures; their notes say why.", err=True)
     if without == len(reports):
         raise click.exceptions.Exit(1)
 

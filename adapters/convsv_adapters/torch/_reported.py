@@ -73,6 +73,7 @@ def _in_sequences(model: nn.Module) -> Iterator[Behind]:
             places[child].append(behind)
     for child, found in places.items():
         behind = found[0]
-        plain = isinstance(child, CONVOLUTIONS) and behind is not None and is_batch_norm(behind)
-        if len(found) == 1 and plain and not (child._forward_hooks or behind._forward_pre_hooks):
+        if behind is None or len(found) > 1 or not (isinstance(child, CONVOLUTIONS) and is_batch_norm(behind)):
+            continue
+        if not (child._forward_hooks or behind._forward_pre_hooks):  # hooks may change what passes
             yield Behind(child, behind)

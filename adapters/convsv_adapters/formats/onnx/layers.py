@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def network_layers(
         if "Conv" in place.node.op_type:
             rows.append(_find(place, uses))
         elif linear:
-            rows.extend(dense_layers(place, uses, lambda name, scope=place.scope: _stored(scope, name, stored)))
+            rows.extend(dense_layers(place, uses, functools.partial(_stored, place.scope, stored)))
     found = [row for row in rows if isinstance(row, _Found)]
     for item in found:
         item.dims = _known_dims(types[item.scope], item.source, item.rank)
@@ -314,13 +315,13 @@ def _layer(item: _Found, stored: Mapping[str, Any]) -> Layer:
         conv,
         item.extents,
         "; ".join(item.notes),
-        _stored(item.scope, weight, stored) if as_stored else None,
+        _stored(item.scope, stored, weight) if as_stored else None,
         assumed_extents=item.assumed,
         normalisation=item.normalisation,
     )
 
 
-def _stored(scope: Scope, name: str, stored: Mapping[str, Any]) -> Stored | None:
+def _stored(scope: Scope, stored: Mapping[str, Any], name: str) -> Stored | None:
     """Return where the file stores a constant; None if it is computed, or of a dtype that is not written."""
     found = scope.stored(name)
     if found is None or found.key not in stored or found.tensor.data_type not in STORED_DTYPES:
