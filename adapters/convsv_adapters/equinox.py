@@ -10,17 +10,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 
-from convsv_adapters._jax.geometry import FoundConv, make_conv, make_traced_layer, make_transposed_conv
-from convsv_adapters._jax.tracing import trace
+from convsv_adapters._jax.geometry import (
+    COMPUTED_BY,
+    FoundConv,
+    computed_layer,
+    make_conv,
+    make_traced_layer,
+    make_transposed_conv,
+)
+from convsv_adapters._jax.tracing import evaluate, trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import Conv, analyze
 from convsv_core.conv import SPATIAL_LETTERS
-from convsv_core.layers import Extents, Layer
+from convsv_core.layers import Extents, Layer, dense_layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
 
@@ -95,9 +103,45 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
 
 
 def model_layers(model: eqx.Module, example_input: object, linear: bool = False) -> list[Layer]:
-    """Return the convolutions with their weights, as a report of the core takes them."""
+    """Return the convolutions with their weights, as a report of the core takes them.
+
+    A weight that `WeightNorm` or `SpectralNorm` computes is the one that the layer uses in the call, if there is an
+    `example_input`. With `linear` the `Linear` layers are among the rows.
+    """
     modules = _modules(model)
-    return [model_layer(layer, modules[layer.name].module.weight) for layer in conv_layers(model, example_input)]
+    layers = conv_layers(model, example_input)
+    used: dict[str, list[jax.Array]] = {}
+    if example_input is not None and any(layer.computed_in_forward for layer in layers):
+
+        def call(model: eqx.Module, *args: object, **kwargs: object) -> dict[str, list[jax.Array]]:
+            kernels: dict[str, list[jax.Array]] = {name: [] for name in modules}
+            _noting(eqx.nn.inference_mode(model), {name: {} for name in modules}, kernels)(*args, **kwargs)
+            return kernels
+
+        used = evaluate(call, model, example_input)
+    rows = []
+    for layer in layers:
+        found = modules[layer.name]
+        if layer.computed_in_forward:
+            plain = _geometry(found._replace(computed_by=""), layer.input_shapes)
+            rows.append(computed_layer(layer, plain, used.get(layer.name, []), found.computed_by))
+        else:
+            rows.append(model_layer(layer, found.module.weight))
+    return [*rows, *_dense_layers(model)] if linear else rows
+
+
+def _dense_layers(model: eqx.Module) -> Iterator[Layer]:
+    """Yield the `Linear` layers of a model; a weight that the call computes is not read."""
+
+    def stops(node: object) -> bool:
+        return isinstance(node, (eqx.nn.Linear, *REPARAMETRISED))
+
+    for keys, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=stops)[0]:
+        name = jax.tree_util.keystr(keys, simple=True, separator="/") or "."
+        if isinstance(node, eqx.nn.Linear):
+            yield dense_layer(name, node.weight, "OI")
+        elif isinstance(node, REPARAMETRISED) and isinstance(node.layer, eqx.nn.Linear):
+            yield Layer(f"{name}/layer", None, None, None, COMPUTED_BY.format(type(node).__name__), linear=True)
 
 
 def _is_convolution(node: object) -> bool:
@@ -131,21 +175,27 @@ def _modules(model: eqx.Module) -> dict[str, Found]:
     return find(model, "", type(model).__name__ if isinstance(model, REPARAMETRISED) else "")
 
 
-def _noting(model: eqx.Module, seen: dict[str, dict[Extents, None]]) -> Any:
-    """Return a copy of a model whose convolutions add the extents of their inputs to `seen` when they are called."""
+def _noting(
+    model: eqx.Module, seen: dict[str, dict[Extents, None]], kernels: dict[str, list[jax.Array]] | None = None
+) -> Any:
+    """Return a copy of a model whose convolutions note their calls.
+
+    They add the extents of their inputs to `seen`, and their weights to `kernels`.
+    """
 
     def replaced(keys: Any, node: Any) -> Any:
         name = jax.tree_util.keystr(keys, simple=True, separator="/") or "."
-        return _noting_copy(node, seen[name]) if _is_convolution(node) else node
+        return _noting_copy(node, seen[name], (kernels or {}).get(name, [])) if _is_convolution(node) else node
 
     return jax.tree_util.tree_map_with_path(replaced, model, is_leaf=_is_convolution)
 
 
-def _noting_copy(module: Any, seen: dict[Extents, None]) -> Any:
+def _noting_copy(module: Any, seen: dict[Extents, None], kernels: list[jax.Array]) -> Any:
     own = type(module)
 
     def noting(self: Any, x: jax.Array, **kwargs: object) -> jax.Array:
         seen[tuple(x.shape[1:])] = None
+        kernels.append(self.weight)
         return own.__call__(self, x, **kwargs)
 
     copy: Any = object.__new__(type(own.__name__, (own,), {"__call__": noting}))
@@ -157,7 +207,7 @@ def _noting_copy(module: Any, seen: dict[Extents, None]) -> Any:
 def _geometry(found: Found, extents: tuple[Extents, ...]) -> FoundConv:
     module = found.module
     if found.computed_by:
-        return FoundConv(None, f"its weight is computed in the forward pass by {found.computed_by}")
+        return FoundConv(None, COMPUTED_BY.format(found.computed_by))
     taps, ndim = module.kernel_size, module.num_spatial_dims
     if ndim not in SPATIAL_LETTERS:
         return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")
