@@ -67,14 +67,17 @@ class Hooks:
     def convsv_read_model(self, path: Path, options: ReadOptions) -> Sequence[Layer] | None:
         """Return every convolution of the model at `path`, or None if the file has another format.
 
+        With ``options.linear`` the dense layers are among them.
+
         The layers are in the order of the network, the input first. A `LayerList` also says what was left out.
         Raise `ModelError` for a file of this format that cannot be read.
         """
 
-    def convsv_model_layers(self, model: object, example_input: object) -> Sequence[Layer] | None:
+    def convsv_model_layers(self, model: object, example_input: object, linear: bool) -> Sequence[Layer] | None:
         """Return every convolution of a model object, or None if the model is of another framework.
 
-        The layers are in the order of the model. Kernels may be arrays of any library that has a backend.
+        The layers are in the order of the model. Kernels may be arrays of any library that has a backend. With
+        `linear` the dense layers are among them; an implementation without this argument leaves them out.
         Import the framework only after it is clear that `model` is of that framework.
         """
 
@@ -98,9 +101,10 @@ class Hooks:
     def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
         """Write the model at `path` to `target` with other kernels and return True, or None for another format.
 
-        `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape. The stored dtype holds its
-        entries exactly. Write nothing else that differs from `path`, and leave `path` unchanged. Raise `ModelError`
-        for a model of this format that cannot be written, and `OSError` for a file that cannot be written.
+        `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape, which for a dense layer has an axis
+        more than the stored matrix. The stored dtype holds its entries exactly. Write nothing else that differs from
+        `path`, and leave `path` unchanged. Raise `ModelError` for a model of this format that cannot be written, and
+        `OSError` for a file that cannot be written.
         """
 
 

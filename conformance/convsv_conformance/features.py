@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convsv_conformance.cases import make_case
-from convsv_conformance.checks import bounds, derivatives, drawn, errors, penalties, projection, spectrum, traps
+from convsv_conformance.checks import bounds, derivatives, drawn, errors, padded, penalties, projection, spectrum, traps
 from convsv_conformance.table import TABLE, by_name
 from convsv_conformance.target import Ledger, Target
 
@@ -135,6 +135,8 @@ FEATURES: tuple[Feature, ...] = (
         ("float32", "float64"),
         ("grad",),
     ),
+    Feature("norms, output padding", padded.norms, padded.OUTPUT_PADDED, costly=True),
+    Feature("norms, long kernels", padded.norms, padded.LONG, costly=True),
     Feature("bounds, flat", bounds.of_flat_symbols, _FLAT),
     Feature("bounds, peaks", bounds.of_peaks, bounds.PEAKS),
     Feature("traps", traps.norms, traps.TRAPS),

@@ -13,7 +13,7 @@ from convsv_core._geometry.plan import is_circulant
 from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm.grid import search_grid
 from convsv_core._norm.largest import largest_on_grid
-from convsv_core._norm.padded import padded_operator_norm
+from convsv_core._norm.padded import padded_operator_norm, padded_rounding
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._norm.transformed import transforms_pay
 from convsv_core._symbol.operand import Operand, make_operand
@@ -157,9 +157,12 @@ def _norm_bounds(
     else:
         norms = TorusNorms(operand, budget)
         found = _on_torus(norms, gap)
-        attained = float(padded_operator_norm(kernel, input_shape, operand.plan.conv)) / float(operand.scale)
+        scale = float(operand.scale)
         (operator,) = layer_operators(kernel.shape, operand.plan.conv, [input_shape])
-        found = found._replace(lower=attained * (1 - norms.relative_rounding), upper=operator.layer_upper(found.upper))
+        upper = operator.layer_upper(found.upper)
+        attained = float(padded_operator_norm(kernel, input_shape, operand.plan.conv)) / scale
+        attained -= padded_rounding(kernel, input_shape, operand.plan.conv, upper * scale) / scale
+        found = found._replace(lower=max(0.0, attained * (1 - norms.relative_rounding)), upper=upper)
     lower, upper = found.lower * (1 - margin), max(found.upper, found.lower) * (1 + margin)
     left, right = singular_pair(operand.on(None, all_residues=True), found.frequency)
     return NormBounds(

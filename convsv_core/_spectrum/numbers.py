@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convsv_core._geometry.padded_plan import make_padded_plan
+from convsv_core._geometry.padding import tap_reads
 from convsv_core._geometry.plan import check_square, is_circulant
 from convsv_core._geometry.shapes import check_input_shape, resolve_channels
 from convsv_core._norm.largest import norm_on_grid
@@ -84,7 +84,7 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
         operand = make_operand(kernel, extents, conv)
         return operand.answer(norm_on_grid(operand).norm)
     taps, *_ = resolve_channels(shape, conv)
-    make_padded_plan(tuple(taps), extents, conv)  # A lazy kernel is computed later, but errors are raised now.
+    tap_reads(tuple(taps), extents, conv)  # A lazy kernel is computed later, but errors are raised now.
     return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
 
 

@@ -3,32 +3,76 @@
 `analyze` and `analyze_many` themselves are in `convsv_core`.
 """
 
+from convsv_core.reports import texts
 from convsv_core.reports.analysis import bounds_reports, layer_reports
+from convsv_core.reports.comparison import Comparison, difference_reports
+from convsv_core.reports.matching import Matching, Pair, Unmatched, match_layers
 from convsv_core.reports.model_files import read_model, write_model
+from convsv_core.reports.network_report import Report, figures_of, import_for
+from convsv_core.reports.plain_table import TextColumn, TextTable, lay_out
 from convsv_core.reports.project_model import project_layers
 from convsv_core.reports.report import (
     BOUNDS,
     QUANTILES,
     Bounds,
     BoundsReport,
+    DifferenceReport,
     LayerReport,
     ModelReport,
     ProjectionReport,
     Row,
 )
+from convsv_core.reports.views import (
+    ANY_SORT_KEYS,
+    DIFFERENCE,
+    GEOMETRY_FIELDS,
+    NORM,
+    SPECTRUM,
+    Column,
+    SortKey,
+    View,
+    descending,
+    projection_view,
+    spectrum_view,
+)
 
 __all__ = [
+    "ANY_SORT_KEYS",
     "BOUNDS",
+    "DIFFERENCE",
+    "GEOMETRY_FIELDS",
+    "NORM",
     "QUANTILES",
+    "SPECTRUM",
     "Bounds",
     "BoundsReport",
+    "Column",
+    "Comparison",
+    "DifferenceReport",
     "LayerReport",
+    "Matching",
     "ModelReport",
+    "Pair",
     "ProjectionReport",
+    "Report",
     "Row",
+    "SortKey",
+    "TextColumn",
+    "TextTable",
+    "Unmatched",
+    "View",
     "bounds_reports",
+    "descending",
+    "difference_reports",
+    "figures_of",
+    "import_for",
+    "lay_out",
     "layer_reports",
+    "match_layers",
     "project_layers",
+    "projection_view",
     "read_model",
+    "spectrum_view",
+    "texts",
     "write_model",
 ]

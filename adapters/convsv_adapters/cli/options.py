@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import click
 import numpy as np
 
 from convsv_adapters.cli.files import why_not_writable
+from convsv_adapters.cli.output import import_for_option
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Geometry, ReadOptions
@@ -24,11 +26,14 @@ __all__ = [
     "PLOT_FORMATS",
     "Check",
     "ModelOptions",
+    "Scale",
     "add_options",
+    "html_option",
     "input_shape_option",
     "model_options",
     "number",
     "output_file",
+    "plot_options",
     "shapes_by_input",
 ]
 
@@ -37,6 +42,9 @@ Check: TypeAlias = Callable[[click.Context, click.Parameter, Any], Any]
 
 MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
 """The type of an argument that names a model."""
+
+Scale: TypeAlias = Literal["linear", "log"]
+"""The choices of the axis of singular values in a figure."""
 
 GEOMETRY_KEYS = tuple(field.name for field in dataclasses.fields(Geometry))
 """The keys that `--layer` takes for a layer."""
@@ -138,7 +146,7 @@ class ModelOptions:
 
 
 def model_options(
-    sort_keys: Iterable[str], argument: Callable[[Any], Any] | None = None
+    sort_keys: Iterable[str], argument: Callable[[Any], Any] | None = None, default_sort: str = "depth"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a decorator that gives a command a model, `options` as `ModelOptions`, `json_path` and `sort`.
 
@@ -148,6 +156,8 @@ def model_options(
         The orders that the command's table can have.
     argument : callable, optional
         The click argument in place of that for one model, which is called `model`.
+    default_sort : str, default "depth"
+        The order of the table without ``--sort``.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,19 +171,20 @@ def model_options(
             backend_name: str,
             device: str | None,
             dtype: str | None,
+            linear: bool,
             **others: Any,
         ) -> Any:
             shapes = shapes_by_input(input_shapes)
             patterns = [pattern for pattern, _ in geometries]
             if repeated := {pattern for pattern in patterns if patterns.count(pattern) > 1}:
                 raise click.UsageError(f"--layer is given twice for {min(repeated)}")
-            read_options = ReadOptions(shapes, layout, network, dict(geometries))
+            read_options = ReadOptions(shapes, layout, network, dict(geometries), linear)
             return command(options=ModelOptions(read_options, backend_name, device, dtype), **others)
 
         sort = click.option(
             "--sort",
             type=click.Choice(list(sort_keys)),
-            default="depth",
+            default=default_sort,
             show_default=True,
             help="Order of the table: depth begins at the input, name is alphabetical, and the others show the most "
             "remarkable layers first.",
@@ -269,6 +280,12 @@ _MODEL_OPTIONS = (
         f"{', '.join(GEOMETRY_KEYS)}. NAME may be a pattern, as 'up*'. May be given more than once.",
     ),
     click.option(
+        "--linear",
+        is_flag=True,
+        help="List dense layers too, which are convolutions of one tap on one pixel. In files that hold only weights: "
+        "the matrices whose names or biases say that they are dense layers.",
+    ),
+    click.option(
         "--backend", "backend_name", default="numpy", show_default=True, help="Array library to compute with."
     ),
     click.option("--device", help="Device to compute on, as cuda:0."),
@@ -285,3 +302,46 @@ _MODEL_OPTIONS = (
         help="Write the figures to this file, or with - to stdout in place of the table.",
     ),
 )
+
+
+# ---- the options of the files for people ---------------------------------------------------------------------
+
+
+def plot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `plot`, the file of a figure or None, and `scale`, the figure's axis."""
+    formats = ", ".join(PLOT_FORMATS)
+    options = [
+        click.option(
+            "--plot",
+            type=click.Path(path_type=Path),
+            callback=output_file(*PLOT_FORMATS),
+            help=f"Draw the singular values, or the norms of many models over the steps, in a file of this name "
+            f"({formats}).",
+        ),
+        click.option(
+            "--scale",
+            type=click.Choice(typing.get_args(Scale)),
+            help="Axis of the singular values or norms in the figure of --plot.  [default: linear; log for many models "
+            "whose largest norm would flatten the others]",
+        ),
+    ]
+    return add_options(command, options)
+
+
+def html_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `html`, the file of a page for a browser or None."""
+    check = output_file(".html", ".htm")
+
+    def checked(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None:  # a library that is missing is reported before minutes of work
+            import_for_option("convsv_core.reports.page", "--html", "html")
+        return check(ctx, param, value)
+
+    option = click.option(
+        "--html",
+        type=click.Path(path_type=Path),
+        callback=checked,
+        help="Write a report to read in a browser, without a network: figures, images of the layers, and a table that "
+        "sorts and filters.",
+    )
+    return option(command)

@@ -88,17 +88,18 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None, *, line
     return [found for _, kernels in _by_layer(model, example_input, kinds) for found in kernels]
 
 
-def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer]:
+def model_layers(model: keras.layers.Layer, example_input: object, linear: bool = False) -> list[Layer]:
     """Return the convolutions with their kernels, as a report of the core takes them.
 
     Without an example input the extents are those of `keras.Input`, with `FREE_EXTENT` for axes that it leaves free.
     The kernels of recurrent convolutions are listed without geometry, because no norm of one kernel bounds the layer.
+    With `linear` the `Dense` layers are among the rows.
     """
     note = ""
     if example_input is None:
         example_input, note = declared_input(model)
     rows: list[Layer] = []
-    for layer, kernels in _by_layer(model, example_input, EVERY_KIND):
+    for layer, kernels in _by_layer(model, example_input, (*EVERY_KIND, *LINEAR) if linear else EVERY_KIND):
         for one in kernels:
             row = model_layer(one, one.kernel)
             assumed = bool(note) and row.input_shape is not None
