@@ -12,7 +12,7 @@ from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
 from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents, Layer, join_notes
+from convsv_core.layers import Extents, Layer, dense_layer, join_notes
 
 __all__ = ["conv_layers", "declared_input", "kernel_shape", "model_layers"]
 
@@ -99,11 +99,13 @@ def model_layers(model: keras.layers.Layer, example_input: object, linear: bool 
     if example_input is None:
         example_input, note = declared_input(model)
     rows: list[Layer] = []
-    for layer, kernels in _by_layer(model, example_input, (*EVERY_KIND, *LINEAR) if linear else EVERY_KIND):
+    for layer, kernels in _by_layer(model, example_input, EVERY_KIND):
         for one in kernels:
             row = model_layer(one, one.kernel)
             assumed = bool(note) and row.input_shape is not None
             rows.append(replace(row, note=join_notes(row.note, note), assumed_extents=True) if assumed else row)
+        if linear and isinstance(layer, LINEAR):
+            rows.append(_dense(layer))
         if isinstance(layer, RECURRENT):
             kind = type(layer).__name__
             reason = (
@@ -112,6 +114,15 @@ def model_layers(model: keras.layers.Layer, example_input: object, linear: bool 
             held = [one for one in layer.weights if one.name != "bias"]
             rows.extend(Layer(one.path, keras.ops.convert_to_tensor(one), None, None, reason) for one in held)
     return rows
+
+
+def _dense(layer: keras.layers.Layer) -> Layer:
+    """Return a dense layer with the matrix that its call uses, or with the reason why that is not known."""
+    if type(layer) is not keras.layers.Dense or not layer.built or getattr(layer, "quantization_mode", None):
+        reason = f"a {type(layer).__name__} that is not built, is quantised or is a class of its own: it is not read"
+        return Layer(layer.path, None, None, None, reason, linear=True)
+    kernel = keras.ops.convert_to_tensor(layer.kernel)  # with the low-rank adaptation, if there is one
+    return dense_layer(layer._kernel.path if hasattr(layer, "_kernel") else layer.path, kernel, "IO")
 
 
 def _by_layer(
