@@ -72,9 +72,9 @@ def operator_norm_bound(
     Notes
     -----
     A step of "dykstra" decomposes the matrices at all frequencies of the grid. The check whether a kernel is within the
-    bound decomposes about a tenth of them. A program for one device of a CPU calls NumPy code on the host for both, which
-    visits few frequencies. Measured on two busy cores, on a network of four convolutions with up to 128 channels and
-    batches of 64 images: "dykstra" doubles the time of a training step, and "rescale" adds 15 %.
+    bound decomposes about a tenth of them. A program for one device of a CPU calls NumPy code for both, which visits
+    few frequencies. On two busy cores, with four convolutions of up to 128 channels and batches of 64 images,
+    "dykstra" doubled the time of a training step, and "rescale" added 15 %.
 
     Use it within `jax.jit`. The parameters may be sharded; with an explicit mesh, every device projects whole kernels.
     The parameters that `optax.apply_updates` stores satisfy the bound, to a relative 1e-6. For this the norm is lowered
