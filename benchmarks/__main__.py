@@ -12,6 +12,7 @@ from benchmarks.project import project
 from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
 from benchmarks.training import training
+from benchmarks.training_jax import training_jax
 
 __all__ = ["benchmarks"]
 
@@ -21,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     project,
     network_projection,
     training,
+    training_jax,
     certify,
     scale,
     peak_memory,

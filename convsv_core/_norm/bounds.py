@@ -109,7 +109,8 @@ def norm_bounds(
     frequencies times the norm of the padding. The gap between the two is real,
     and as a rule larger than `rtol`; it closes as the input grows.
 
-    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A lazy
+    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A JAX kernel
+    on one device of a CPU is bounded with NumPy. A lazy
     kernel (Dask) is computed now, and bounded as one task in the library of its chunks. (The
     gradient of the norm by the kernel is the real part of ``left_a exp(i q theta) conj(right_b)``, conjugated.)
     The computation runs in float64 where the library is fast in it. Both bounds are widened by the rounding error

@@ -61,7 +61,8 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
 
     Traceable with `conv` and `rtol` static. Differentiable: the gradient is that of ``u v*`` at the grid's
     maximiser, times the constant factor. It is a subgradient where there are many maximisers, and 0 for the zero
-    kernel. The widening for rounding errors (see `norm_bounds`) is a constant factor to differentiation.
+    kernel. JAX kernels on one device of a CPU are bounded with NumPy, from compiled programs too. The widening for
+    rounding errors (see `norm_bounds`) is a constant factor to differentiation.
 
     Examples
     --------

@@ -63,6 +63,8 @@ def clip(
     - an iteration for the leading singular vectors, if few of many values exceed the bound: ``16 * eps32 * norm``.
       The iteration's result is checked.
 
+    JAX kernels on one device of a CPU are clipped with NumPy, from compiled programs too.
+
     Traceable. A constant for differentiation: gradients neither flow through it nor fail, because singular vectors
     have no derivative where values repeat. If taps of a kernel larger than the input wrap onto each other, they share
     the change equally.

@@ -59,7 +59,8 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     Notes
     -----
     Differentiable and traceable. The gradient is finite for every kernel. It is a subgradient where the maximum is
-    attained more than once, and 0 for the zero kernel. Source: Sedghi, Gupta and Long, ICLR 2019, for circulant
+    attained more than once, and 0 for the zero kernel. For JAX kernels on one device of a CPU the norm and its gradient
+    are computed with NumPy, from compiled programs too. Source: Sedghi, Gupta and Long, ICLR 2019, for circulant
     operators.
 
     Examples

@@ -87,7 +87,8 @@ def singular_values(
     Notes
     -----
     Traceable with `conv` and `input_shape` static. Differentiable, also where values repeat or vanish: the derivative
-    of a value that vanishes is 0, or what the library's SVD returns.
+    of a value that vanishes is 0, or what the library's SVD returns. For JAX kernels on one device of a CPU the values
+    are computed with NumPy, from compiled programs too.
 
     The result of a lazy kernel (Dask) is lazy, and NaN if the kernel is not finite. It is one chunk, because it is
     sorted. The worker that sorts it holds about three times the result. `frequency_singular_values` returns many
