@@ -108,6 +108,7 @@ FUNCTIONS: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     ),
     "padding": lambda m, x: F.pad(x, (1, 2, 0, 1), value=0.5) + F.pad(x, (2, 1, 1, 0), mode="circular"),
     "stack": lambda m, x: torch.stack([x, x.square()], 1).cumsum(3) + torch.zeros(2, 1, 1, 1).double(),
+    "attention": lambda m, x: F.scaled_dot_product_attention(x, 2 * x, 1 - x, attn_mask=m.weight.repeat(2, 2)),
     "in place": lambda m, x: x.clone().add_(1).mul_(x).relu_(),
 }
 
@@ -221,7 +222,10 @@ def test_a_model_needs_an_input_of_floating_point_numbers() -> None:
     [
         (Function(lambda m, x: m.inner(x[0, 0])[0], nn.LSTM(8, 4)), "aten.lstm.input"),
         (Function(lambda m, x: torch.fft.fft(x).real), "aten.fft_fft.default"),
-        (Function(lambda m, x: F.scaled_dot_product_attention(x, x, x)), "aten.scaled_dot_product_attention.default"),
+        (
+            Function(lambda m, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
+            "aten.scaled_dot_product_attention.default",
+        ),
         (Function(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[1].double()), "<built-in function getitem>"),
         (Function(lambda m, x: torch.round(x)), "aten.round.default"),
         (nn.Threshold(0.1, 0.0), "aten.threshold.default"),
