@@ -292,12 +292,12 @@ def check_sound(seed: int) -> None:
     assert found.lower <= attained[0] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_no_jacobian_is_above_the_bound(seed: int) -> None:
     check_sound(seed)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("seed", range(4, 24))
+@pytest.mark.parametrize("seed", range(3, 23))
 def test_no_jacobian_of_many_networks_is_above_the_bound(seed: int) -> None:
     check_sound(seed)
