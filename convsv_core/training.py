@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from convsv_core._norm.tap_bounds import frobenius_bound
 from convsv_core._projection.certificate import CERTIFICATE_RTOL
+from convsv_core._projection.direction import DIRECTION_METHODS, DirectionMethod, check_direction_method
+from convsv_core._projection.directions_together import DirectionStep, direction_rise, steepest_together
 from convsv_core._projection.projection import METHODS, ProjectionMethod
 from convsv_core._projection.rescale import rescale_together
 
-__all__ = ["CERTIFICATE_RTOL", "METHODS", "ProjectionMethod", "frobenius_bound", "rescale_together"]
+__all__ = [
+    "CERTIFICATE_RTOL",
+    "DIRECTION_METHODS",
+    "METHODS",
+    "DirectionMethod",
+    "DirectionStep",
+    "ProjectionMethod",
+    "check_direction_method",
+    "direction_rise",
+    "frobenius_bound",
+    "rescale_together",
+    "steepest_together",
+]
