@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from convsv_core._norm.fixed_grid import EverySizeGrid, grid_for, operand_on
 from convsv_core._norm.largest import norms_of_groups
+from convsv_core._projection.candidates import (
+    DirectionMethod,
+    candidate,
+    check_direction_method,
+    take_iterations,
+    within_the_ball,
+)
 from convsv_core._projection.certificate import Problem, certify
 from convsv_core._projection.final_rescaling import rescaled
-from convsv_core._projection.orthogonal import polar_and_cut
-from convsv_core._projection.polar import polar_factors
 from convsv_core._projection.splitting import (
     Pull,
     Split,
@@ -23,31 +28,17 @@ from convsv_core._projection.splitting import (
     inner_products,
     pull_of,
     resume,
-    with_equal_parts,
 )
 from convsv_core._symbol.operand import Operand, shape_of
-from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.plugins import backend_of, on_values
 
 __all__ = [
-    "DIRECTION_METHODS",
-    "DirectionMethod",
     "DirectionState",
     "SteepestDirection",
-    "Unscaled",
-    "check_direction_method",
     "steepest_direction",
-    "take_iterations",
-    "within_the_ball",
 ]
-
-DirectionMethod: TypeAlias = Literal["exact", "polar", "flat"]
-"""The type of a method's name."""
-
-DIRECTION_METHODS = ("exact", "polar", "flat")
-"""The methods of `steepest_direction`, which its docstring describes."""
 
 EVERY_SIZE_RISES = {1: 0.5, 2: 1.0, 3: 3.0}
 """Largest relative rise of the norm between the frequencies of the grid that stands for every input size.
@@ -106,13 +97,6 @@ class SteepestDirection(NamedTuple):
     iterations: int
     converged: bool | Array
     state: DirectionState | None
-
-
-class Unscaled(NamedTuple):
-    """Hold a direction before it is scaled into the ball, and the matrices that the iteration ended with."""
-
-    kernel: Array
-    matrices: Array | None
 
 
 @on_values
@@ -219,12 +203,6 @@ def steepest_direction(
         return _search(operand, narrow, grid, input_shape is None, method, float(rtol), limit, matrices)
 
 
-def check_direction_method(method: object) -> None:
-    """Raise ValueError unless `method` is one of `DIRECTION_METHODS`."""
-    if method not in DIRECTION_METHODS:
-        raise ValueError(f"method={method!r}: wanted one of {', '.join(DIRECTION_METHODS)}")
-
-
 def _checked(operand: Operand, state: DirectionState) -> Array:
     """Return the matrices of a state in the dtype of the computation, after a check of their shape."""
     plan = operand.plan
@@ -270,7 +248,7 @@ def _search(
                 break
         reached = DirectionState(split.matrices)
     else:
-        best = pulled.run(_candidate, method)
+        best = pulled.run(candidate, method)
         norms = pulled.run(_norms, arrays=(best,))
         best = by_group(pulled, best, 1 / xp.where(norms > 0, norms, xp.ones_like(norms)))
         uppers = pulled.run(dual_uppers, None)
@@ -345,7 +323,7 @@ def _take(
     return SteepestDirection(direction, alignment, upper, iterations, converged, state)
 
 
-def _taken(operand: Operand, *arguments: Array | DirectionMethod | int | float) -> tuple[Array, ...]:
+def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     """Return the direction, its bounds, whether it has converged, and the last matrices if there are any."""
     *arrays, method, count, factor, rtol = arguments
     xp = operand.xp
@@ -363,63 +341,7 @@ def _taken(operand: Operand, *arguments: Array | DirectionMethod | int | float) 
     return (operand.answer(direction, scaled=False), *bounds, converged, *reached)
 
 
-def take_iterations(
-    operand: Operand, pull: Pull, method: DirectionMethod, count: int, matrices: Array | None
-) -> Unscaled:
-    """Return a direction by a method, after `count` iterations of "exact" from the matrices of an earlier search."""
-    pulled = dataclasses.replace(operand, kernel=pull.kernel)
-    if method != "exact" or operand.plan.is_full:
-        return Unscaled(_candidate(pulled, method), None)
-    split = begin(pulled) if matrices is None else resume(pulled, matrices)
-
-    def step(*arrays: Array) -> tuple[Array, ...]:
-        return advance(pulled, *arrays)
-
-    split = Split(*operand.backend.repeat(step, split, count, operand.kernel))
-    return Unscaled(split.direction, split.matrices)
-
-
-def within_the_ball(operand: Operand, kernel: Array, factor: float) -> Array:
-    """Return a kernel whose groups are each multiplied by a number that brings their norms near 1, and at most to 1.
-
-    Parameters
-    ----------
-    operand : Operand
-        Its geometry is used.
-    kernel : array
-    factor : float
-        Upper bound of the norm for every size over the norm on the operand's grid.
-
-    Notes
-    -----
-    Rounding, of the product and to the answer's dtype, adds an error to each tap. The norm grows by at most the sum of
-    the Frobenius norms of these errors.
-    """
-    xp, eps = operand.xp, operand.answer_eps
-    chosen = dataclasses.replace(operand, kernel=kernel)
-    norms = norms_of_groups(chosen) * factor
-    sizes = xp.sum(xp.sqrt(squared_norm(xp, chosen.taps(), axis=(-2, -1))), axis=0)
-    limits = norms * (1 + 2 * eps) + 2 * eps * sizes
-    return by_group(operand, kernel, 1 / xp.where(limits > 0, limits, xp.ones_like(limits)))
-
-
 # ---- for both --------------------------------------------------------------------------------------
-
-
-def _candidate(operand: Operand, method: DirectionMethod) -> Array:
-    """Return the direction of a method without iterations, not scaled."""
-    if method == "flat":
-        return with_equal_parts(operand, _flattened(operand))
-    return polar_and_cut(operand, operand.kernel)
-
-
-def _flattened(operand: Operand) -> Array:
-    """Return the polar factor of each group's kernel as a matrix, with one row for each of the group's rows."""
-    xp, taps = operand.xp, operand.taps()
-    offsets, groups, rows, columns = taps.shape
-    flat = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, rows, offsets * columns))
-    polar = xp.reshape(polar_factors(operand.backend, flat), (groups, rows, offsets, columns))
-    return operand.from_taps(xp.permute_dims(polar, (2, 0, 1, 3)))
 
 
 def _norms(operand: Operand, kernel: Array) -> Array:
@@ -440,4 +362,4 @@ def _rounded(operand: Operand, alignment: Array, upper: Array) -> tuple[Array, A
     """Return both bounds, given at the user's scale, in the dtype of the answer; a zero stays a zero."""
     eps = operand.answer_eps
     lower = alignment - eps * operand.xp.abs(alignment)
-    return tuple(operand.answer(one, scaled=False) for one in (lower, upper * (1 + eps)))  # type: ignore[return-value]
+    return tuple(operand.answer(one, scaled=False) for one in (lower, upper * (1 + eps)))

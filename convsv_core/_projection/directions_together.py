@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from convsv_core._geometry.padding import lattice
 from convsv_core._norm.fixed_grid import grid_for
-from convsv_core._projection.direction import (
+from convsv_core._projection.candidates import (
     DirectionMethod,
     check_direction_method,
     take_iterations,
@@ -131,7 +131,7 @@ def steepest_together(
     return results
 
 
-def _directions(operand: Operand, *arguments: Array | DirectionMethod | int | float) -> tuple[Array, ...]:
+def _directions(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     """Return the directions of all groups, each within the ball, and the last matrices if there are any."""
     *arrays, method, count, factor = arguments
     pull = pull_of(operand)
