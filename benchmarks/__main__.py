@@ -11,6 +11,7 @@ from benchmarks.norm import norm
 from benchmarks.project import project
 from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
+from benchmarks.steepest import steepest
 from benchmarks.training import training
 from benchmarks.training_jax import training_jax
 
@@ -23,6 +24,7 @@ COMMANDS: tuple[click.Command, ...] = (
     network_projection,
     training,
     training_jax,
+    steepest,
     certify,
     scale,
     peak_memory,
