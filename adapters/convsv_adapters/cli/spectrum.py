@@ -84,7 +84,7 @@ def command(
         engine.ManyRequest(models, many, options, bounds).run(json_path, plot, scale)
         return
     request = Request.of(_only(models), options)
-    rows = request.reports(layer_reports, bounds=bounds)
+    rows = request.reports(layer_reports, bounds=bounds, images=html is not None)
     report = request.report(rows, spectrum_view(bounds))
     request.publish(report, sort, json_path, files_of(report, plot, html, scale))
     exit_without_figures(report)
