@@ -36,7 +36,7 @@ OF_IMAGES = (
     (
         "by frequency",
         "The largest singular value of the layer's matrix at each frequency of the input. Where there are more than 64 "
-        "frequencies along an axis, a pixel shows the largest value of its neighbours.",
+        "frequencies along an axis, a pixel shows the largest value of its neighbours. Of three axes, it is the largest along the first one.",
         "exact",
     ),
     (
@@ -207,7 +207,7 @@ def _images(row: Any) -> str:
     strides = (1,) * image.ndim if row.transposed else row.stride
     grid = [extent // stride for extent, stride in zip(row.input_shape, strides, strict=True)]
     drawn = pictures.frequency_svg(image, grid)
-    text = f"The largest singular value is {texts.figure(float(image.max()))} at every frequency."
+    text = f"The largest singular value is {texts.figure(float(image.max()))} at every frequency, to 0.1 %."
     frequency = f'<div class="frequency">{drawn}</div>' if drawn else f'<p class="frequency flat">{text}</p>'
     return f'<div class="images">{frequency}{_vectors(vectors)}</div>'
 
