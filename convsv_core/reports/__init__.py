@@ -3,7 +3,7 @@
 `analyze` and `analyze_many` themselves are in `convsv_core`.
 """
 
-from convsv_core.reports.analysis import bounds_reports, layer_reports
+from convsv_core.reports.analysis import bounds_reports, layer_reports, reshaped_norm
 from convsv_core.reports.model_files import read_model, write_model
 from convsv_core.reports.project_model import project_layers
 from convsv_core.reports.report import (
@@ -30,5 +30,6 @@ __all__ = [
     "layer_reports",
     "project_layers",
     "read_model",
+    "reshaped_norm",
     "write_model",
 ]

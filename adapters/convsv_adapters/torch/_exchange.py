@@ -13,8 +13,10 @@ from torch import distributed, nn
 __all__ = [
     "Exchange",
     "GroupExchange",
+    "gathered",
     "is_sharded",
     "make_exchange",
+    "process_rank",
     "refuse_flat_parameters",
     "write_shard",
 ]
@@ -134,6 +136,16 @@ def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) ->
     if group is None or distributed.get_world_size(group) == 1:
         return Exchange()
     return GroupExchange(group)
+
+
+def process_rank() -> int:
+    """Return the rank of this process among all; 0 if there is one."""
+    return distributed.get_rank() if _is_distributed() else 0
+
+
+def gathered(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight without its graph, with the parts of all ranks if it is sharded."""
+    return weight.full_tensor() if is_sharded(weight) else weight.detach()
 
 
 def is_sharded(weight: torch.Tensor) -> bool:

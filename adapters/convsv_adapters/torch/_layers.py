@@ -16,7 +16,15 @@ from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
 from convsv_core.layers import Extents, Layer
 
-__all__ = ["COMPUTED_IN_FORWARD", "CONVOLUTIONS", "conv_layers", "convolutions", "model_layers", "without_autocast"]
+__all__ = [
+    "COMPUTED_IN_FORWARD",
+    "CONVOLUTIONS",
+    "conv_layers",
+    "convolutions",
+    "model_layers",
+    "restored",
+    "without_autocast",
+]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The modules that are found, and their subclasses."""
@@ -178,7 +186,7 @@ def _run(model: nn.Module, example_input: object, seen: dict[nn.Module, dict[Ext
         seen.setdefault(module, {}).setdefault(tuple(image.shape[-ndim:]), tuple(output.shape[-ndim:]))
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_restored(model))
+        stack.enter_context(restored(model))
         for module in model.modules():
             if isinstance(module, CONVOLUTIONS):
                 stack.enter_context(_removed(module.register_forward_hook(note, with_kwargs=True)))
@@ -198,7 +206,7 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
+def restored(model: nn.Module) -> Iterator[None]:
     """Return a context manager that restores training modes, buffers and random states."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

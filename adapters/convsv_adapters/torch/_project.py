@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from convsv_adapters._layers import ConvLayer
-from convsv_adapters.torch._exchange import is_sharded, make_exchange, refuse_flat_parameters, write_shard
+from convsv_adapters.torch._exchange import gathered, is_sharded, make_exchange, refuse_flat_parameters, write_shard
 from convsv_adapters.torch._layers import conv_layers, convolutions, without_autocast
 from convsv_adapters.torch._options import StepOptions
 from convsv_adapters.torch._targets import (
@@ -142,7 +142,7 @@ class StepProjection:
         norms: dict[str, float] = {}
         failure: Exception | None = None
         with torch.no_grad():
-            weights = [_gathered(target.weight) for target in self._targets]
+            weights = [gathered(target.weight) for target in self._targets]
             mine = [index for index, owner in enumerate(self._owners) if owner == exchange.rank]
             for chosen in self._calls(mine, weights):
                 try:
@@ -285,11 +285,6 @@ project_after_step.__signature__ = _explicit_signature()  # type: ignore[attr-de
 
 
 # ---- weights ---------------------------------------------------------------------------------------------
-
-
-def _gathered(weight: torch.Tensor) -> torch.Tensor:
-    """Return a weight without its graph, with the parts of all ranks if it is sharded."""
-    return weight.full_tensor() if is_sharded(weight) else weight.detach()
 
 
 def _store(target: Target, kernel: torch.Tensor) -> None:
