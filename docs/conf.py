@@ -13,6 +13,9 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 warnings.filterwarnings("ignore", category=FutureWarning)
 
+from docutils.nodes import SkipNode  # noqa: E402
+from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
+
 import convsv_core  # noqa: E402
 
 project = "convsv"
@@ -25,7 +28,6 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
@@ -41,7 +43,7 @@ autosummary_filename_map = {"convsv_core.SVD": "convsv_core.SVD-class"}  # besid
 templates_path = ["_templates"]
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 
 
 
@@ -50,9 +52,25 @@ def skip_member(app: Any, what: str, name: str, found: object, skip: bool, optio
     return True if (getattr(found, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def visit_inline_math(translator: Any, node: Any) -> None:
+    """Write a formula in a line of text as MathML, which browsers draw without a script."""
+    translator.body.append(tex2mathml(node.astext(), as_block=False))
+    raise SkipNode
+
+
+def visit_block_math(translator: Any, node: Any) -> None:
+    """Write a formula of its own as MathML."""
+    translator.body.append(f'<div class="math-block">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise SkipNode
+
+
 def setup(app: Any) -> None:
-    """Connect what decides about members."""
+    """Connect what decides about members and draws formulas."""
     app.connect("autodoc-skip-member", skip_member)
+    app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_block_math, None))
+
+
+html_math_renderer = "mathml"
 
 
 # ---- Markdown
@@ -86,6 +104,7 @@ html_copy_source = False
 html_theme_options = {
     "logo": {"text": "convsv"},
     "navbar_align": "left",
+    "header_links_before_dropdown": 7,
     "navbar_end": ["theme-switcher"],
     "navigation_depth": 2,
     "show_prev_next": False,

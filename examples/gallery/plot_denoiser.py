@@ -12,6 +12,8 @@ Such a denoiser is :math:`D = (I + Q) / 2` with a network :math:`Q` that is 1-Li
 and Wiaux, SIAM Journal on Imaging Sciences, 2021, train such networks with a penalty.)
 """
 
+import itertools
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -66,7 +68,10 @@ def train(network, bounded):
 certified, free = make_network(), make_network()
 for name, network, bounded in ("certified", certified, True), ("free", free, False):
     error = train(network, bounded)
-    uppers = [float(norm_bounds(layer.weight.detach(), layer.conv).upper) for layer in conv_layers(network)]
+    uppers = [
+        float(norm_bounds(layer.weight.detach(), layer.conv).upper)
+        for layer in conv_layers(network)
+    ]
     print(f"{name}: mean squared error {error:.4f}, norms {[round(one, 3) for one in uppers]}")
 
 # %%
@@ -93,19 +98,23 @@ print("error before and after:", float((observed - truth).norm()), float((restor
 
 figure = plt.figure(figsize=(9, 5), layout="constrained")
 panels = figure.subplot_mosaic("abc;ddd", height_ratios=(1, 0.9))
-for place, title, image in ("a", "truth", truth), ("b", "half of the pixels", observed), ("c", "restored", restored):
+shown = {"a": ("truth", truth), "b": ("half of the pixels", observed), "c": ("restored", restored)}
+for place, (title, image) in shown.items():
     panels[place].imshow(image[0, 0], cmap="gray", vmin=0, vmax=1)
     panels[place].set_title(title)
     panels[place].set_axis_off()
 panels["d"].semilogy(certified_steps, label="certified")
 panels["d"].semilogy(free_steps, label="without a bound")
+panels["d"].set_ylim(bottom=1e-7)  # the rounding of float32
 panels["d"].set_xlabel("iteration")
 panels["d"].set_ylabel("length of the step")
 panels["d"].legend()
 panels["d"].spines[["top", "right"]].set_visible(False)
 
 # %%
-# The steps of the certified iteration never get longer, up to the rounding of float32. No such thing holds for the free
-# network: its steps may shrink on one image and grow on another.
-assert all(later <= earlier * (1 + 1e-4) + 1e-5 for earlier, later in zip(certified_steps, certified_steps[1:]))
+# The steps of the certified iteration never get longer, up to the rounding of float32, whatever the image. The free
+# network converges on this image too, but nothing promises it for the next one. The price of the promise is in the figures
+# above: of two networks of this size, the free one removes more noise.
+for earlier, later in itertools.pairwise(certified_steps):
+    assert later <= earlier * (1 + 1e-4) + 1e-5
 assert float((restored - truth).norm()) < float((observed - truth).norm())

@@ -68,5 +68,6 @@ for panel in left, right:
     panel.spines[["top", "right"]].set_visible(False)
 
 # %%
-# Each bit halves the change. Pruning a half of the taps moves a layer as far as rounding to about three bits does.
+# Each bit about halves the change. Setting a half of the taps to zero moves a layer about as far as rounding it to three
+# to four bits.
 assert np.max(whole[-1]) < np.max(whole[0]) / 8

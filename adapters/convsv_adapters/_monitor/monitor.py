@@ -67,7 +67,7 @@ class Monitor:
         self.left_out: dict[str, str] = {}
         self._writes = as_writes(log)
 
-    def measurable(self, layers: Iterable[ConvLayer]) -> list[ConvLayer]:
+    def _measurable(self, layers: Iterable[ConvLayer]) -> list[ConvLayer]:
         """Return the layers that have figures, and note why others have none."""
         found = []
         for layer in layers:
@@ -80,7 +80,7 @@ class Monitor:
                 found.append(layer)
         return found
 
-    def record(self, layers: Iterable[ConvLayer], kernels: Iterable[Any]) -> dict[str, float]:
+    def _record(self, layers: Iterable[ConvLayer], kernels: Iterable[Any]) -> dict[str, float]:
         """Measure layers with their kernels, keep and write the figures, and return the numbers by FIGURE/LAYER."""
         figures = [
             measure_layer(layer, kernel, self.points, keep_values=self.histograms)

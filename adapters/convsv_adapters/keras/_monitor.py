@@ -71,8 +71,8 @@ class SpectrumMonitor(Monitor, keras.callbacks.Callback):  # type: ignore[misc]
     def measure(self, model: keras.Model | None = None) -> dict[str, float]:
         """Measure the convolutions of `model`, or of the model that is trained, and return the numbers."""
         model = self.model if model is None else model  # on JAX, reading `self.model` writes the trainer's state back
-        layers = self.measurable(conv_layers(model, self.example_input))
-        return self.record(layers, [layer.kernel for layer in layers])
+        layers = self._measurable(conv_layers(model, self.example_input))
+        return self._record(layers, [layer.kernel for layer in layers])
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure if it is due."""

@@ -89,7 +89,7 @@ class SpectrumMonitor(Monitor):
         refuse_flat_parameters(model)
         found = conv_layers(model, example_input) if layers is None else list(layers)
         self.left_out = {layer.name: COMPUTED_IN_FORWARD for layer in found if layer.computed_in_forward}
-        self.layers = self.measurable(layer for layer in found if not layer.computed_in_forward)
+        self.layers = self._measurable(layer for layer in found if not layer.computed_in_forward)
         if not self.layers:
             reasons = "; ".join(self.left_out.values()) or "it has none"
             raise ValueError(f"model has no convolution that can be measured: {reasons}")
@@ -117,7 +117,7 @@ class SpectrumMonitor(Monitor):
             if process_rank():
                 return {}
             with without_autocast(kernels[0]):
-                return self.record(self.layers, kernels)
+                return self._record(self.layers, kernels)
 
 
 def _current_kernel(layer: ConvLayer) -> torch.Tensor:
