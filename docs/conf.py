@@ -13,10 +13,10 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-from docutils.nodes import SkipNode  # noqa: E402
-from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
 
-import convsv_core  # noqa: E402
+import convsv_core
 
 project = "convsv"
 author = "The convsv authors"
@@ -44,7 +44,6 @@ templates_path = ["_templates"]
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 autodoc_default_options = {"members": True}
-
 
 
 def skip_member(app: Any, what: str, name: str, found: object, skip: bool, options: object) -> bool | None:

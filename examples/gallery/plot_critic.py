@@ -2,9 +2,9 @@
 A critic whose Lipschitz constant is certified
 ==============================================
 
-The critic of a Wasserstein GAN has to be 1-Lipschitz. Then the difference of its means on two sets of images is at most
-the distance of the two distributions. The usual way to this is `spectral_norm` on every layer, which divides by the norm
-of the reshaped kernel. That is not the norm of the layer, so the difference can exceed the distance.
+The critic of a Wasserstein GAN has to be 1-Lipschitz. Then the difference of its means on two sets of images is at
+most the distance of the two distributions. The usual way to this is `spectral_norm` on every layer, which divides by
+the norm of the reshaped kernel. That is not the norm of the layer, so the difference can exceed the distance.
 
 Here the distance is known. The second set holds the images of the first, all moved by one fixed image, so that the
 distance of the two distributions is the norm of that image.
@@ -13,10 +13,9 @@ distance of the two distributions is the norm of that image.
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from convsv_adapters.torch import SpectrumMonitor, project_after_step
 from sklearn.datasets import load_digits
 from torch.nn.utils.parametrizations import spectral_norm
-
-from convsv_adapters.torch import SpectrumMonitor, project_after_step
 
 torch.manual_seed(0)
 real = torch.tensor(load_digits().images[:, None] / 16, dtype=torch.float32)
@@ -87,7 +86,7 @@ axes.legend()
 axes.spines[["top", "right"]].set_visible(False)
 
 # %%
-# The certified critic cannot exceed the distance. It reaches two thirds of it, as each layer loses a little: a bound of 1 on
-# the product allows no more. The usual critic reports seven times a distance that is there only once.
+# The certified critic cannot exceed the distance. It reaches two thirds of it, as each layer loses a little: a bound
+# of 1 on the product allows no more. The usual critic reports seven times a distance that is there only once.
 assert max(certified_differences) <= distance * 1.01
 assert usual_differences[-1] > distance

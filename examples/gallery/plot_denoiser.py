@@ -2,22 +2,22 @@
 A plug-and-play denoiser that cannot diverge
 ============================================
 
-Plug-and-play methods put a trained denoiser :math:`D` where an algorithm has a proximal step. With a data term :math:`f`,
-the iteration is :math:`x \\leftarrow D(x - \\nabla f(x))`. Nothing keeps it from diverging, unless the denoiser is one of
-the maps for which the algorithm is proved.
+Plug-and-play methods put a trained denoiser :math:`D` where an algorithm has a proximal step. With a data term
+:math:`f`, the iteration is :math:`x \\leftarrow D(x - \\nabla f(x))`. Nothing keeps it from diverging, unless the
+denoiser is one of the maps for which the algorithm is proved.
 
-Such a denoiser is :math:`D = (I + Q) / 2` with a network :math:`Q` that is 1-Lipschitz. Then :math:`D` and its residual
-:math:`I - D` are firmly nonexpansive, and the iteration converges for every convex :math:`f` whose gradient is
-1-Lipschitz. In particular the steps of the iteration never get longer, which this page checks. (Pesquet, Repetti, Terris
-and Wiaux, SIAM Journal on Imaging Sciences, 2021, train such networks with a penalty.)
+Such a denoiser is :math:`D = (I + Q) / 2` with a network :math:`Q` that is 1-Lipschitz. Then :math:`D` and its
+residual :math:`I - D` are firmly nonexpansive, and the iteration converges for every convex :math:`f` whose gradient
+is 1-Lipschitz. In particular the steps of the iteration never get longer, which this page checks. (Pesquet, Repetti,
+Terris and Wiaux, SIAM Journal on Imaging Sciences, 2021, train such networks with a penalty.)
 """
 
 import itertools
 
 import matplotlib.pyplot as plt
 import torch
-
 from convsv_adapters.torch import conv_layers, project_after_step
+
 from convsv_core import norm_bounds
 
 torch.manual_seed(0)
@@ -68,10 +68,7 @@ def train(network, bounded):
 certified, free = make_network(), make_network()
 for name, network, bounded in ("certified", certified, True), ("free", free, False):
     error = train(network, bounded)
-    uppers = [
-        float(norm_bounds(layer.weight.detach(), layer.conv).upper)
-        for layer in conv_layers(network)
-    ]
+    uppers = [float(norm_bounds(layer.weight.detach(), layer.conv).upper) for layer in conv_layers(network)]
     print(f"{name}: mean squared error {error:.4f}, norms {[round(one, 3) for one in uppers]}")
 
 # %%
@@ -113,8 +110,8 @@ panels["d"].spines[["top", "right"]].set_visible(False)
 
 # %%
 # The steps of the certified iteration never get longer, up to the rounding of float32, whatever the image. The free
-# network converges on this image too, but nothing promises it for the next one. The price of the promise is in the figures
-# above: of two networks of this size, the free one removes more noise.
+# network converges on this image too, but nothing promises it for the next one. The price of the promise is in the
+# figures above: of two networks of this size, the free one removes more noise.
 for earlier, later in itertools.pairwise(certified_steps):
     assert later <= earlier * (1 + 1e-4) + 1e-5
 assert float((restored - truth).norm()) < float((observed - truth).norm())

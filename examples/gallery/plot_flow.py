@@ -2,9 +2,9 @@
 A normalising-flow layer: log determinant and inverse
 =====================================================
 
-A circular convolution with as many inputs as outputs is a square matrix. Its log determinant is the sum of the logarithms
-of all singular values, which `log_abs_det` computes with a gradient. Its inverse is one small linear system for each
-frequency. So a convolution can be a layer of a normalising flow without any restriction on its taps.
+A circular convolution with as many inputs as outputs is a square matrix. Its log determinant is the sum of the
+logarithms of all singular values, which `log_abs_det` computes with a gradient. Its inverse is one small linear
+system for each frequency. So a convolution can be a layer of a normalising flow without any restriction on its taps.
 """
 
 import math

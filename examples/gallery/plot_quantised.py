@@ -2,8 +2,8 @@
 How far quantisation and pruning move a network
 ===============================================
 
-A layer with other weights differs from the original by another convolution: the one of the difference of the weights. The
-norm of that convolution is the largest change of the layer's output, for inputs of norm 1. So it says how much a
+A layer with other weights differs from the original by another convolution: the one of the difference of the weights.
+The norm of that convolution is the largest change of the layer's output, for inputs of norm 1. So it says how much a
 quantised or pruned layer can differ, for every input and not only for those of a test set.
 """
 
@@ -68,6 +68,6 @@ for panel in left, right:
     panel.spines[["top", "right"]].set_visible(False)
 
 # %%
-# Each bit about halves the change. Setting a half of the taps to zero moves a layer about as far as rounding it to three
-# to four bits.
+# Each bit about halves the change. Setting a half of the taps to zero moves a layer about as far as rounding it to
+# three to four bits.
 assert np.max(whole[-1]) < np.max(whole[0]) / 8
