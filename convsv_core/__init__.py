@@ -25,6 +25,7 @@ from convsv_core.conv import Conv
 from convsv_core.plugins import BackendInfo, backends, hookimpl
 from convsv_core.reports.analysis import analyze
 from convsv_core.reports.many import analyze_many
+from convsv_core.reports.network_report import Report
 from convsv_core.reports.report import ModelReport
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "NormBounds",
     "Projection",
     "ProjectionState",
+    "Report",
     "analyze",
     "analyze_many",
     "backends",

@@ -3,8 +3,11 @@
 `analyze` and `analyze_many` themselves are in `convsv_core`.
 """
 
+from convsv_core.reports import texts
 from convsv_core.reports.analysis import bounds_reports, layer_reports, reshaped_norm
 from convsv_core.reports.model_files import read_model, write_model
+from convsv_core.reports.network_report import Report, figures_of, import_for
+from convsv_core.reports.plain_table import TextColumn, TextTable, lay_out
 from convsv_core.reports.project_model import project_layers
 from convsv_core.reports.report import (
     BOUNDS,
@@ -16,20 +19,49 @@ from convsv_core.reports.report import (
     ProjectionReport,
     Row,
 )
+from convsv_core.reports.views import (
+    ANY_SORT_KEYS,
+    GEOMETRY_FIELDS,
+    NORM,
+    SPECTRUM,
+    Column,
+    SortKey,
+    View,
+    descending,
+    projection_view,
+    spectrum_view,
+)
 
 __all__ = [
+    "ANY_SORT_KEYS",
     "BOUNDS",
+    "GEOMETRY_FIELDS",
+    "NORM",
     "QUANTILES",
+    "SPECTRUM",
     "Bounds",
     "BoundsReport",
+    "Column",
     "LayerReport",
     "ModelReport",
     "ProjectionReport",
+    "Report",
     "Row",
+    "SortKey",
+    "TextColumn",
+    "TextTable",
+    "View",
     "bounds_reports",
+    "descending",
+    "figures_of",
+    "import_for",
+    "lay_out",
     "layer_reports",
     "project_layers",
+    "projection_view",
     "read_model",
     "reshaped_norm",
+    "spectrum_view",
+    "texts",
     "write_model",
 ]

@@ -14,12 +14,16 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.bounds import norm_bounds
 from convsv_core._spectrum.numbers import frobenius_norm
-from convsv_core._spectrum.values import singular_values
+from convsv_core._spectrum.values import frequency_singular_values, singular_values
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
 from convsv_core.plugins import backend_of, get_backend, one_line, plugins
+from convsv_core.reports import texts
+from convsv_core.reports.images import by_frequency, top_vectors
+from convsv_core.reports.network_report import Report
 from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row
+from convsv_core.reports.views import spectrum_view
 
 __all__ = [
     "COMPUTING_FAILS",
@@ -86,7 +90,7 @@ def analyze(
     backend: str = "numpy",
     dtype: str | None = None,
     device: str | None = None,
-) -> list[LayerReport]:
+) -> Report[LayerReport]:
     """Report the singular values of every convolution of a model object, as `convsv spectrum` does for a file.
 
     Parameters
@@ -103,9 +107,9 @@ def analyze(
 
     Returns
     -------
-    list of LayerReport
-        One report a convolution, in the order of the model. A figure that could not be computed is None, and the note
-        says why.
+    Report of LayerReport
+        A list with one report a convolution, in the order of the model. A figure that could not be computed is None,
+        and the note says why. Printed, it is the table of `convsv spectrum`; see `convsv_core.Report`.
 
     Raises
     ------
@@ -136,7 +140,13 @@ def analyze(
             f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
             f"plugin knows ({names})"
         )
-    return list(layer_reports(map(_on_host, layers), computing, dtype=dtype, device=device))
+    name = type(model).__name__
+    return Report(
+        layer_reports(map(_on_host, layers), computing, dtype=dtype, device=device, images=True),
+        view=spectrum_view("none"),
+        title=f"{name}, with {computing.name}",
+        about={"model": name, "backend": computing.name},
+    )
 
 
 def layer_reports(
@@ -146,6 +156,7 @@ def layer_reports(
     bounds: Bounds = "none",
     dtype: str | None = None,
     device: str | None = None,
+    images: bool = False,
 ) -> Iterator[LayerReport]:
     """Yield the report of each layer, in turn.
 
@@ -162,12 +173,15 @@ def layer_reports(
         extents, "both" gives the upper one.
     dtype, device : str, optional
         See `Placement`.
+    images : bool, default False
+        Whether to keep the images of each layer that a page shows: `by_frequency` and `top_vectors`.
     """
     placement = Placement(backend, dtype, device)
+    measure = _spectrum_with_images if images else _spectrum
     for layer in layers:
         report = describe(layer)
         if report.input_shape is not None:
-            report = _measured(report, layer, _spectrum, placement)
+            report = _measured(report, layer, measure, placement)
         if bounds != "none" and not (report.input_shape is not None and report.operator_norm is None):
             report = with_bounds(report, layer, placement, bounds)
         yield report
@@ -249,7 +263,7 @@ def describe(layer: Layer) -> LayerReport:
     if conv is not None and extents is not None and len(extents) == conv.ndim:
         rounded, _ = circular_geometry(conv, extents)
         if rounded != extents:
-            change = f"extents {_by(extents)} taken as {_by(rounded)}, a multiple of the stride"
+            change = f"extents {texts.extents(extents)} taken as {texts.extents(rounded)}, a multiple of the stride"
             note = join_notes(change, note)
         extents = rounded
     return LayerReport.of(layer, input_shape=extents, note=note)
@@ -331,6 +345,20 @@ def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) 
     return with_spectrum(report, values, frobenius)
 
 
+def _spectrum_with_images(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
+    circular, extents = lattice(conv), report.input_shape
+    assert extents is not None
+    found = backend.to_numpy(frequency_singular_values(kernel, extents, circular))
+    frobenius = float(backend.to_numpy(frobenius_norm(kernel, extents, circular)))
+    largest = found[..., 0]
+    peak = tuple(int(j) for j in np.unravel_index(np.argmax(largest), largest.shape))
+    return replace(
+        with_spectrum(report, np.sort(found, axis=None)[::-1], frobenius),
+        by_frequency=by_frequency(largest),
+        top_vectors=top_vectors(backend.to_numpy(kernel), circular, extents, peak),
+    )
+
+
 def _declared(
     report: LayerReport,
     kernel: Array,
@@ -362,7 +390,3 @@ def _quantiles(values: HostArray) -> tuple[float, ...]:
     places = (1 - np.asarray(QUANTILES)) * (len(values) - 1)
     above, below = (values[rounded(places).astype(int)].astype(np.float64) for rounded in (np.floor, np.ceil))
     return tuple(float(value) for value in above + (below - above) * (places % 1))
-
-
-def _by(extents: tuple[int, ...]) -> str:
-    return "x".join(map(str, extents))

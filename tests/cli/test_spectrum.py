@@ -7,10 +7,11 @@ import re
 
 import numpy as np
 import pytest
-from convsv_adapters.cli import output, plot, table
+from convsv_adapters.cli import output, table
+from matplotlib.figure import Figure
 from onnx_models import two_convolutions
 
-from convsv_core.reports import LayerReport
+from convsv_core.reports import LayerReport, Report
 
 FIELDS = [
     "name",
@@ -161,21 +162,35 @@ def test_plot(run, kernels, tmp_path, suffix):
         assert "<path" in target.read_text()
 
 
-def test_plot_of_many_layers_names_some_at_a_colour_bar():
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("layers", [7, 20, 64])
+def test_the_figure_tells_every_layer_apart_and_shows_every_value(layers, scale):
     curve = np.linspace(5, 0, 100)
-    reports = [LayerReport(f"layer{depth}", curve=curve * scale) for depth, scale in enumerate([1.0] * 19 + [200.0])]
+    reports = [LayerReport(f"layer{depth}", curve=curve * (200 if depth == 19 else 1)) for depth in range(layers)]
     reports[3] = LayerReport("layer3", note="no figures")
-    figure = plot.make_figure(reports, "net")
-    axes, bar = figure.axes
-    assert len(axes.lines) == 19
-    assert axes.get_legend() is None
-    assert axes.get_yscale() == "log"
-    labels = [label.get_text() for label in bar.get_yticklabels()]
-    assert (labels[0], labels[-1]) == ("1  layer0", "20  layer19")
-    axes, *bars = plot.make_figure(reports[:3], "net").axes
-    assert not bars
-    assert axes.get_yscale() == "linear"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1  layer0", "2  layer1", "3  layer2"]
+    figure, axes = Report(reports, title="net").plot(Figure(), scale=scale)
+    panels = np.atleast_1d(axes)
+    assert list(panels) == figure.axes
+    assert len(panels) == -(-(layers - 1) // 8)
+    assert all(panel.get_yscale() == scale and len(panel.lines) <= 8 for panel in panels)
+    for panel in panels:
+        assert len({line.get_color() for line in panel.lines}) == len(panel.lines)
+        drawn = np.concatenate([line.get_ydata() for line in panel.lines])
+        low, high = panel.get_ylim()
+        assert low <= np.nanmin(drawn) <= np.nanmax(drawn) <= high
+    named = [text.get_text() for panel in panels for text in panel.get_legend().get_texts()]
+    assert named == [f"{depth + 1}  layer{depth}" for depth in range(layers) if depth != 3]
+
+
+def test_the_figure_of_no_layers_says_so():
+    figure, axes = Report([LayerReport("layer", note="no figures")]).plot(Figure())
+    assert figure.axes == [axes]
+    assert axes.texts[0].get_text() == "no layer has singular values"
+
+
+def test_an_unknown_axis_is_refused():
+    with pytest.raises(ValueError, match="'linear' or 'log'"):
+        Report([]).plot(Figure(), scale="square")
 
 
 def test_a_layer_without_figures_is_listed_and_the_rest_go_on(run, tmp_path):

@@ -317,22 +317,30 @@ def test_run_and_step(model: str, expected: tuple[str, int | None]) -> None:
     assert run_and_step(model) == expected
 
 
-def test_the_figure_has_a_line_a_layer_and_a_dash_a_run() -> None:
+def test_the_figure_has_a_panel_a_run_and_a_line_a_layer() -> None:
     norms = [
         Norm(run, step, depth, f"layer{depth}", float(depth + step))
         for run in ("a", "b")
         for step in (20, 0, 10)
         for depth in (1, 2)
     ]
-    (axes,) = plot.make_norms_figure(norms, "table").axes
-    assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", "--"]
-    assert list(axes.lines[0].get_xdata()) == [0, 10, 20]
-    assert list(axes.lines[1].get_ydata()) == [2, 12, 22]
-    assert axes.lines[0].get_color() == axes.lines[2].get_color() != axes.lines[1].get_color()
-    assert len(axes.artists) == 1  # the first legend, beside that of the runs
+    first, second = plot.make_norms_figure(norms, "table").axes
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["a", "b"]
+    assert list(first.lines[0].get_xdata()) == [0, 10, 20]
+    assert list(first.lines[1].get_ydata()) == [2, 12, 22]
+    assert first.lines[0].get_color() == second.lines[0].get_color() != first.lines[1].get_color()
+    assert all(float(tick).is_integer() for tick in first.get_xticks())
     many_layers = [Norm("a", step, depth, f"layer{depth}", 1.0) for step in (0, 1) for depth in range(1, 21)]
     axes, bar = plot.make_norms_figure([*many_layers, Norm("a", 2, 1, "layer1", 200.0)], "table").axes
     assert axes.get_yscale() == "log"
     assert [label.get_text() for label in bar.get_yticklabels()][-1] == "20  layer20"
     (axes,) = plot.make_norms_figure([], "table").axes
     assert axes.texts[0].get_text() == "no layer has figures"
+
+
+@pytest.mark.parametrize("names", [("gen", "critic"), ("resnet18", "resnet50")])
+def test_networks_of_one_folder_that_share_their_steps_have_panels_of_their_own(names: tuple[str, str]) -> None:
+    norms = [Norm("run", step, 1, "conv", 1.0, f"run/{name}-{step:04d}.npz") for name in names for step in (7, 1, 3)]
+    panels = plot.make_norms_figure(norms, "table").axes
+    assert [axes.get_title(loc="left") for axes in panels] == sorted(f"run: {name}-#.npz" for name in names)
+    assert all(list(axes.lines[0].get_xdata()) == [1, 3, 7] for axes in panels)

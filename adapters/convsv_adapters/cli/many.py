@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster
 
 from convsv_adapters.cli.checkpoints import Checkpoint, find
 from convsv_adapters.cli.many_options import LOCAL, ManyOptions
-from convsv_adapters.cli.options import ModelOptions
+from convsv_adapters.cli.options import ModelOptions, Scale
 from convsv_adapters.cli.output import import_for_option, one_line_errors, write_results
 from convsv_adapters.cli.parquet import SpectraTable, TableError
 from convsv_adapters.cli.progress import tracked
@@ -64,7 +64,7 @@ class ManyRequest:
     options: ModelOptions
     bounds: Bounds
 
-    def run(self, json_path: Path | None, plot: Path | None) -> None:
+    def run(self, json_path: Path | None, plot: Path | None, scale: Scale | None = None) -> None:
         """Compute the models that the table lacks, and print each layer's norms or the JSON.
 
         Exits with status 1 if a model has no figures.
@@ -82,7 +82,7 @@ class ManyRequest:
                     click.echo(f"{known} of {len(checkpoints)} models are in {out} already.", err=True)
                 failures = self._compute(missing, len(checkpoints), table) if missing else []
                 table.flush()
-                self._publish(table, len(checkpoints), len(missing), failures, json_path, plot)
+                self._publish(table, len(checkpoints), len(missing), failures, json_path, plot, scale)
         except TableError as error:
             raise click.BadParameter(str(error), param_hint="--out") from None
         if failures:
@@ -137,6 +137,7 @@ class ManyRequest:
         failures: Sequence[Failure],
         json_path: Path | None,
         plot: Path | None,
+        scale: Scale | None,
     ) -> None:
         """Write the JSON and the figure, print the table or the JSON, and name the models without figures."""
         out, backend = self.many.out, self.options.backend_name
@@ -150,7 +151,7 @@ class ManyRequest:
         files = {}
         if plot is not None:
             plots = import_for_option("plot", "--plot", "cli")
-            files[plot] = lambda: plots.draw_norms(table.norms(), out.name, plot.suffix[1:].lower())
+            files[plot] = lambda: plots.draw_norms(table.norms(), out.name, plot.suffix[1:].lower(), scale)
         write_results(document, json_path, lambda: show_runs(table.norms(), f"{out}, with {backend}"), files)
         for failure in failures:
             click.echo(f"{failure.model} has no figures: {failure.note}", err=True)

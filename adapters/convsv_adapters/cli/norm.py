@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from convsv_adapters.cli.options import ModelOptions, model_options, number
-from convsv_adapters.cli.output import GEOMETRY_FIELDS, exit_without_figures
+from convsv_adapters.cli.options import ModelOptions, html_option, model_options, number
+from convsv_adapters.cli.output import exit_without_figures, files_of
 from convsv_adapters.cli.request import Request
-from convsv_adapters.cli.table import NORM
-from convsv_core.reports import bounds_reports
+from convsv_core.reports import NORM, bounds_reports
 
 __all__ = ["FIELDS", "command"]
 
-FIELDS = (*GEOMETRY_FIELDS, "lower", "upper", "frequency", "evaluations", "converged", "reshaped_norm", "note")
+FIELDS = NORM.fields
 """The fields of a layer in the JSON."""
 
 
@@ -28,7 +27,10 @@ FIELDS = (*GEOMETRY_FIELDS, "lower", "upper", "frequency", "evaluations", "conve
     show_default=True,
     help="Relative gap between the bounds at which the search ends.",
 )
-def command(model: Path | None, options: ModelOptions, json_path: Path | None, sort: str, rtol: float) -> None:
+@html_option
+def command(
+    model: Path | None, options: ModelOptions, json_path: Path | None, sort: str, rtol: float, html: Path | None
+) -> None:
     """Certify the norm of every convolution for every input size.
 
     MODEL is as for `convsv spectrum`. The bounds hold for zero, valid and circular padding. A layer that repeats
@@ -39,6 +41,6 @@ def command(model: Path | None, options: ModelOptions, json_path: Path | None, s
     call was wrong.
     """
     request = Request.of(model, options)
-    reports = request.reports(bounds_reports, rtol=rtol)
-    request.publish(reports, FIELDS, NORM, sort, json_path)
-    exit_without_figures(reports)
+    report = request.report(request.reports(bounds_reports, rtol=rtol), NORM)
+    request.publish(report, sort, json_path, files_of(report, html=html))
+    exit_without_figures(report)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import click
 import numpy as np
 
 from convsv_adapters.cli.files import why_not_writable
+from convsv_adapters.cli.output import import_for_option
 from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Geometry, ReadOptions
@@ -24,10 +26,13 @@ __all__ = [
     "PLOT_FORMATS",
     "Check",
     "ModelOptions",
+    "Scale",
     "add_options",
+    "html_option",
     "model_options",
     "number",
     "output_file",
+    "plot_options",
 ]
 
 Check: TypeAlias = Callable[[click.Context, click.Parameter, Any], Any]
@@ -35,6 +40,9 @@ Check: TypeAlias = Callable[[click.Context, click.Parameter, Any], Any]
 
 MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
 """The type of an argument that names a model."""
+
+Scale: TypeAlias = Literal["linear", "log"]
+"""The choices of the axis of singular values in a figure."""
 
 GEOMETRY_KEYS = tuple(field.name for field in dataclasses.fields(Geometry))
 """The keys that `--layer` takes for a layer."""
@@ -274,3 +282,46 @@ _MODEL_OPTIONS = (
         help="Write the figures to this file, or with - to stdout in place of the table.",
     ),
 )
+
+
+# ---- the options of the files for people ---------------------------------------------------------------------
+
+
+def plot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `plot`, the file of a figure or None, and `scale`, the figure's axis."""
+    formats = ", ".join(PLOT_FORMATS)
+    options = [
+        click.option(
+            "--plot",
+            type=click.Path(path_type=Path),
+            callback=output_file(*PLOT_FORMATS),
+            help=f"Draw the singular values, or the norms of many models over the steps, in a file of this name "
+            f"({formats}).",
+        ),
+        click.option(
+            "--scale",
+            type=click.Choice(typing.get_args(Scale)),
+            help="Axis of the singular values or norms in the figure of --plot.  [default: linear; log for many models "
+            "whose largest norm would flatten the others]",
+        ),
+    ]
+    return add_options(command, options)
+
+
+def html_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `html`, the file of a page for a browser or None."""
+    check = output_file(".html", ".htm")
+
+    def checked(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None:  # a library that is missing is reported before minutes of work
+            import_for_option("convsv_core.reports.page", "--html", "html")
+        return check(ctx, param, value)
+
+    option = click.option(
+        "--html",
+        type=click.Path(path_type=Path),
+        callback=checked,
+        help="Write a report to read in a browser, without a network: figures, images of the layers, and a table that "
+        "sorts and filters.",
+    )
+    return option(command)

@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from convsv_adapters.cli.files import write_whole
 from convsv_core.layers import ModelError
-from convsv_core.reports import Row
+from convsv_core.reports import GEOMETRY_FIELDS, Report, Row, figures_of, import_for
 
 __all__ = [
     "GEOMETRY_FIELDS",
     "exit_without_figures",
     "figures_of",
+    "files_of",
     "import_for_option",
     "one_line_errors",
     "write_results",
 ]
-
-GEOMETRY_FIELDS = ("name", "kernel_shape", "layout", "stride", "dilation", "groups")
-"""The fields with which the JSON of every command describes a layer."""
-
-
-def figures_of(reports: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the named fields of each report as JSON has them.
-
-    JSON has no infinity. A figure is null where there is none and where it is infinite. A condition number is infinite
-    if and only if `smallest_singular_value` is 0, and the note then says that the operator is singular. The note of a
-    transposed convolution says `transposed`. `norm_lower` and `norm_upper` are null too where ``--bounds`` did not ask
-    for them.
-    """
-    rows = [{field: _finite(getattr(report, field)) for field in fields} for report in reports]
-    for report, row in zip(reports, rows, strict=True):
-        if report.transposed:
-            row["note"] = "; ".join(filter(None, ("transposed", report.note)))
-    return rows
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_results(
@@ -108,8 +85,36 @@ def exit_without_figures(reports: Sequence[Row]) -> None:
 
 
 def import_for_option(module: str, option: str, extra: str) -> Any:
-    """Import a module of the command line that needs the libraries of `extra` for one option alone."""
+    """Import a module that needs the libraries of `extra` for one option alone.
+
+    A `module` without a package is one of the command line.
+    """
     try:
-        return importlib.import_module(f"convsv_adapters.cli.{module}")
+        return import_for(module if "." in module else f"convsv_adapters.cli.{module}", option, extra)
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{option} needs {error.name}: pip install 'convsv[{extra}]'") from None
+        raise click.ClickException(str(error)) from None
+
+
+def files_of(
+    report: Report[Any],
+    plot: Path | None = None,
+    html: Path | None = None,
+    scale: Literal["linear", "log"] | None = None,
+) -> dict[Path, Callable[[], bytes]]:
+    """Return what makes the content of the files of ``--plot`` and ``--html``.
+
+    Parameters
+    ----------
+    report : Report
+    plot, html : Path, optional
+        The files that were asked for.
+    scale : "linear" or "log", optional
+        The axis of the singular values in the figure; linear by default.
+    """
+    files: dict[Path, Callable[[], bytes]] = {}
+    if plot is not None:
+        plots = import_for_option("plot", "--plot", "cli")
+        files[plot] = lambda: plots.draw(report, plot.suffix[1:].lower(), scale)
+    if html is not None:
+        files[html] = lambda: report.page().encode()
+    return files

@@ -84,6 +84,7 @@ class Norm(NamedTuple):
     depth: int
     layer: str
     norm: float
+    model: str = ""
 
 
 class SpectraTable:
@@ -161,7 +162,7 @@ class SpectraTable:
     def norms(self) -> Iterator[Norm]:
         """Yield the norms of all layers that have one, without holding the table in memory."""
         rows = pyarrow.dataset.dataset(self._parts(), schema=SCHEMA)
-        columns = ["run", "step", "depth", "layer", "operator_norm"]
+        columns = ["run", "step", "depth", "layer", "operator_norm", "model"]
         for batch in rows.to_batches(columns=columns, filter=pyarrow.dataset.field("operator_norm").is_valid()):
             yield from map(Norm._make, zip(*(batch[name].to_pylist() for name in columns), strict=True))
 

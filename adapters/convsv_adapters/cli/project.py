@@ -10,15 +10,13 @@ from pathlib import Path
 import click
 
 from convsv_adapters.cli.options import ModelOptions, model_options, number, output_file
-from convsv_adapters.cli.output import GEOMETRY_FIELDS
 from convsv_adapters.cli.request import Request
-from convsv_adapters.cli.table import projection_view
-from convsv_core.reports import project_layers
+from convsv_core.reports import project_layers, projection_view
 from convsv_core.training import METHODS, ProjectionMethod
 
 __all__ = ["FIELDS", "command"]
 
-FIELDS = (*GEOMETRY_FIELDS, "norm_before", "norm_after", "distance", "iterations", "converged", "note")
+FIELDS = projection_view(1.0, "dykstra").fields
 """The fields of a layer in the JSON."""
 
 
@@ -109,7 +107,7 @@ def command(
     if not failed:
         request.write(reports, output)
     about = {"output": None if failed else str(output), "bound": bound, "method": method}
-    request.publish(reports, FIELDS, projection_view(bound, method), sort, json_path, about=about)
+    request.publish(request.report(reports, projection_view(bound, method), about), sort, json_path)
     if failed:
         shown = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
         raise click.ClickException(f"{output} was not written: no norm of at most {bound:g} for {shown}; see the notes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,12 @@ import numpy as np
 
 from convsv_adapters.cli.files import replacing
 from convsv_adapters.cli.options import ModelOptions
-from convsv_adapters.cli.output import figures_of, one_line_errors, write_results
+from convsv_adapters.cli.output import one_line_errors, write_results
 from convsv_adapters.cli.progress import tracked
-from convsv_adapters.cli.table import View, show
+from convsv_adapters.cli.table import show
 from convsv_core.backend import Backend
 from convsv_core.layers import Layer, ModelError
-from convsv_core.reports import ProjectionReport, Row, read_model, write_model
+from convsv_core.reports import ProjectionReport, Report, Row, View, read_model, write_model
 
 __all__ = ["BUNDLED", "Request"]
 
@@ -103,29 +103,24 @@ class Request:
                         f"{path}: {layer.name} would change with the weights of others: project these by --only"
                     )
 
-    def publish(
-        self,
-        reports: Sequence[Row],
-        fields: Sequence[str],
-        view: View,
-        sort: str,
-        json_path: Path | None,
-        *,
-        files: Mapping[Path, Callable[[], bytes]] | None = None,
-        about: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write the JSON with these fields of each report, or print the table, and write other files.
+    def report(self, rows: Iterable[R], view: View, about: Mapping[str, Any] | None = None) -> Report[R]:
+        """Return the report of the network.
 
         `about` holds what the JSON says of the whole network besides the model and the backend.
         """
-        document = {
-            "model": str(self.model) if self.model is not None else BUNDLED,
-            "backend": self.backend.name,
-            **(about or {}),
-            "layers": figures_of(reports, fields),
-        }
-        title = f"{self.label}, with {self.backend.name}"
-        write_results(document, json_path, lambda: show(reports, title, view, sort), files)
+        model = str(self.model) if self.model is not None else BUNDLED
+        facts = {"model": model, "backend": self.backend.name, **(about or {})}
+        return Report(rows, view=view, title=f"{self.label}, with {self.backend.name}", about=facts)
+
+    def publish(
+        self,
+        report: Report[Any],
+        sort: str,
+        json_path: Path | None,
+        files: Mapping[Path, Callable[[], bytes]] | None = None,
+    ) -> None:
+        """Write the JSON or print the table, and write other files."""
+        write_results(report.document(), json_path, lambda: show(report, sort), files)
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[Path]:

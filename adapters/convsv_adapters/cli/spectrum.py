@@ -9,26 +9,14 @@ from pathlib import Path
 import click
 
 from convsv_adapters.cli.many_options import LOCAL, ManyOptions, many_options
-from convsv_adapters.cli.options import MODEL, PLOT_FORMATS, ModelOptions, model_options, output_file
-from convsv_adapters.cli.output import GEOMETRY_FIELDS, exit_without_figures, import_for_option
+from convsv_adapters.cli.options import MODEL, ModelOptions, Scale, html_option, model_options, plot_options
+from convsv_adapters.cli.output import exit_without_figures, files_of, import_for_option
 from convsv_adapters.cli.request import Request
-from convsv_adapters.cli.table import SPECTRUM, spectrum_view
-from convsv_core.reports import BOUNDS, Bounds, layer_reports
+from convsv_core.reports import BOUNDS, SPECTRUM, Bounds, layer_reports, spectrum_view
 
 __all__ = ["FIELDS", "command"]
 
-FIELDS = (
-    *GEOMETRY_FIELDS,
-    "input_shape",
-    "operator_norm",
-    "smallest_singular_value",
-    "condition_number",
-    "stable_rank",
-    "norm_lower",
-    "norm_upper",
-    "reshaped_norm",
-    "note",
-)
+FIELDS = SPECTRUM.fields
 """The fields of a layer in the JSON."""
 
 
@@ -42,13 +30,8 @@ FIELDS = (
     help="Certified bounds of the norm with the layer's own padding. upper: an upper bound from the supremum over all "
     "frequencies. both: the exact norm too, which takes seconds for each layer.",
 )
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    callback=output_file(*PLOT_FORMATS),
-    help=f"Draw the singular values, or the norms of many models over the steps, in a file of this name "
-    f"({', '.join(PLOT_FORMATS)}).",
-)
+@plot_options
+@html_option
 @many_options
 def command(
     models: Sequence[str],
@@ -57,6 +40,8 @@ def command(
     json_path: Path | None,
     sort: str,
     plot: Path | None,
+    scale: Scale | None,
+    html: Path | None,
     bounds: Bounds,
 ) -> None:
     """Compute the singular values of every convolution.
@@ -86,22 +71,23 @@ def command(
     The exit status is 0 if some layer has figures, and for many models if some layer of each model has. It is 1 if no
     layer has figures or something failed, and 2 if the call was wrong.
     """
-    plots = None if plot is None else import_for_option("plot", "--plot", "cli")
+    if plot is not None:
+        import_for_option("plot", "--plot", "cli")  # a library that is missing is reported before minutes of work
     if many is not None:
         if sort != "depth":
             raise click.UsageError("--sort is for the table of one model")
+        if html is not None:
+            raise click.UsageError("--html is for one model")
         if many.scheduler == LOCAL:
             options.backend()  # the workers of another cluster may have libraries and devices that this machine lacks
         engine = import_for_option("many", "--scheduler", "many")
-        engine.ManyRequest(models, many, options, bounds).run(json_path, plot)
+        engine.ManyRequest(models, many, options, bounds).run(json_path, plot, scale)
         return
     request = Request.of(_only(models), options)
-    reports = request.reports(layer_reports, bounds=bounds)
-    files = {}
-    if plot is not None and plots is not None:
-        files[plot] = lambda: plots.draw(reports, request.label, plot.suffix[1:].lower())
-    request.publish(reports, FIELDS, spectrum_view(bounds), sort, json_path, files=files)
-    exit_without_figures(reports)
+    rows = request.reports(layer_reports, bounds=bounds, images=html is not None)
+    report = request.report(rows, spectrum_view(bounds))
+    request.publish(report, sort, json_path, files_of(report, plot, html, scale))
+    exit_without_figures(report)
 
 
 def _only(models: Sequence[str]) -> Path | None:

@@ -1,0 +1,106 @@
+"""Write figures as text. Tables in a terminal, in a notebook and in a page have these texts."""
+
+from __future__ import annotations
+
+import decimal
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+__all__ = [
+    "Text",
+    "count",
+    "extents",
+    "figure",
+    "kernel",
+    "rounded_down",
+    "rounded_up",
+    "times",
+    "with_digits",
+    "yes_or_no",
+]
+
+Text: TypeAlias = Callable[[Any], str]
+"""A function that writes a value, which may be None, as text."""
+
+DIGITS = 4
+"""The number of significant digits of a figure. A guess: enough to compare layers."""
+
+
+def figure(value: float | None, digits: int = DIGITS) -> str:
+    """Return a figure with this number of significant digits, or "-" for None.
+
+    Examples
+    --------
+    >>> figure(123.456), figure(1.5e-7), figure(float("inf")), figure(None)
+    ('123.5', '1.5e-7', 'inf', '-')
+    """
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return "inf"
+    mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def with_digits(digits: int, text: Callable[..., str] = figure) -> Text:
+    """Return a function that writes values with this number of significant digits; it can be pickled."""
+    return functools.partial(text, digits=digits)
+
+
+def rounded_down(value: float | None, digits: int = DIGITS) -> str:
+    """Return the digits of a lower bound, rounded so that they are a lower bound too."""
+    return _rounded(value, decimal.ROUND_FLOOR, digits)
+
+
+def rounded_up(value: float | None, digits: int = DIGITS) -> str:
+    """Return the digits of an upper bound, rounded so that they are an upper bound too.
+
+    Examples
+    --------
+    >>> rounded_up(1.00001), rounded_down(1.00001)
+    ('1.001', '1')
+    """
+    return _rounded(value, decimal.ROUND_CEILING, digits)
+
+
+def count(value: int | None) -> str:
+    """Return a number of things, or "-" for None."""
+    return "-" if value is None else str(value)
+
+
+def times(value: float | None) -> str:
+    """Return a ratio, as "2.47x"."""
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def yes_or_no(value: bool | None) -> str:
+    """Return "yes", "no", or "-" for None."""
+    return {True: "yes", False: "no", None: "-"}[value]
+
+
+def extents(value: Sequence[int] | None) -> str:
+    """Return extents as "32x32"."""
+    return "-" if value is None else "x".join(map(str, value))
+
+
+def kernel(row: Any) -> str:
+    """Return the shape of a row's kernel, with the stride, the dilation, the groups and T where it has them."""
+    parts = [extents(row.kernel_shape)]
+    if row.transposed:
+        parts.append("T")
+    for letter, values in (("s", row.stride), ("d", row.dilation)):
+        if values and max(values) > 1:
+            parts.append(letter + (str(values[0]) if len(set(values)) == 1 else ",".join(map(str, values))))
+    if row.groups and row.groups > 1:
+        parts.append(f"g{row.groups}")
+    return " ".join(parts)
+
+
+def _rounded(value: float | None, rounding: str, digits: int) -> str:
+    """Return `digits` digits of a bound, rounded to the side on which it stays a bound."""
+    if value is None:
+        return "-"
+    context = decimal.Context(prec=digits, rounding=rounding)
+    return figure(float(context.create_decimal_from_float(value)), digits)

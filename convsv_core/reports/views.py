@@ -1,0 +1,334 @@
+"""The columns of every table of layers: what they are called, what they hold, and how each figure is computed.
+
+A table in a terminal, in a notebook and in a page, and the JSON of a command, are all made from a `View`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from convsv_core.reports import sentences, texts
+from convsv_core.reports.report import Bounds, Row
+
+__all__ = [
+    "ANY_SORT_KEYS",
+    "GEOMETRY_FIELDS",
+    "NORM",
+    "SPECTRUM",
+    "Column",
+    "Origin",
+    "SortKey",
+    "View",
+    "descending",
+    "projection_view",
+    "spectrum_view",
+]
+
+Origin: TypeAlias = Literal["", "exact", "certified", "estimated"]
+"""How a figure is computed.
+
+"exact": to the rounding of the arithmetic. "certified": a bound that is proved, with its rounding. "estimated": without
+an error bound. "" is for what is no figure of the operator, such as a number of iterations.
+"""
+
+SortKey: TypeAlias = Callable[[Any], float | str | None]
+"""The key by which a row is sorted, or None for the end of the table."""
+
+GEOMETRY_FIELDS = ("name", "kernel_shape", "layout", "stride", "dilation", "groups")
+"""The fields with which the JSON of every command describes a layer."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of layers.
+
+    Attributes
+    ----------
+    heading : str
+        Of one line or several.
+    field : str
+        The attribute of the rows that the column shows.
+    text : callable
+        Writes the value of the attribute, which may be None.
+    origin : Origin
+    meaning : str
+        A sentence that says what the figure is, for people who see it for the first time.
+    figure : bool
+        Whether the values are numbers, which are aligned at the right.
+    """
+
+    heading: str
+    field: str
+    text: texts.Text = texts.figure
+    origin: Origin = "exact"
+    meaning: str = ""
+    figure: bool = True
+
+    def cell(self, row: Any) -> str:
+        """Return the text of a row in this column."""
+        return self.text(getattr(row, self.field))
+
+
+@dataclass(frozen=True)
+class View:
+    """The parts of a report that differ between commands.
+
+    Attributes
+    ----------
+    subtitle : str
+        The line above the table, which says what operator the figures belong to.
+    legend : str
+        The text below the table, which explains the headings.
+    columns : tuple of Column
+        The columns after layer and kernel. The first column of figures is left out last where a terminal is narrow.
+    fields : tuple of str
+        The attributes of the rows that the JSON has.
+    sort_keys : mapping from name to callable
+        The orders of the rows, ascending, with None last.
+    summary : callable
+        Makes a line about all rows, or "".
+    rows_key : str
+        The key of the rows in the JSON.
+    sentences : callable, optional
+        Makes the sentences at the top of a page about all rows. Without it they are the line of `summary`.
+    """
+
+    subtitle: str
+    legend: str
+    columns: tuple[Column, ...]
+    fields: tuple[str, ...]
+    sort_keys: Mapping[str, SortKey]
+    summary: Callable[[Sequence[Any]], str]
+    rows_key: str = field(default="layers", kw_only=True)
+    sentences: Callable[[Sequence[Any]], list[str]] | None = field(default=None, kw_only=True)
+
+
+def descending(value: float | None) -> float | None:
+    """Return the key that sorts figures from the largest one on, with None last."""
+    return None if value is None else -value
+
+
+def _off_by(rows: Sequence[Row]) -> str:
+    """Return a line that says how far off the reshaped norm is."""
+    known = [row for row in rows if row.norm is not None and row.factor is not None]
+    if not known:
+        return ""
+    largest = max(known, key=lambda row: row.norm or 0.0)
+    factors = [row.factor or 0.0 for row in known]
+    return (
+        f"{len(rows)} convolutions. Largest norm: {texts.figure(largest.norm)}, {largest.name}. "
+        f"The reshaped norm is off by factors of {min(factors):.2f} to {max(factors):.2f}."
+    )
+
+
+def _moved(rows: Sequence[Any]) -> str:
+    """Return a line that says how many layers have changed, and how far."""
+    changed = [row for row in rows if row.kernel is not None]
+    if not changed:
+        return f"None of {len(rows)} convolutions changed."
+    total = math.hypot(*(row.distance for row in changed))
+    return f"{len(changed)} of {len(rows)} convolutions changed, by {texts.figure(total)} in all."
+
+
+# ---- the orders of the rows: functions with names, so that a report can be pickled ---------------------------------
+
+
+def _by_depth(row: Row) -> float:
+    return 0.0
+
+
+def _by_name(row: Row) -> str:
+    return row.name
+
+
+def _by_norm(row: Row) -> float | None:
+    return descending(row.norm)
+
+
+def _by_factor(row: Row) -> float | None:
+    return -abs(math.log(row.factor)) if row.factor else None
+
+
+def _by_smallest(row: Any) -> float | None:
+    return row.smallest_singular_value
+
+
+def _by_condition(row: Any) -> float | None:
+    return descending(row.condition_number)
+
+
+def _by_rank(row: Any) -> float | None:
+    return row.stable_rank
+
+
+def _by_norm_before(row: Any) -> float | None:
+    return descending(row.norm_before)
+
+
+def _by_distance(row: Any) -> float | None:
+    return descending(row.distance)
+
+
+ANY_SORT_KEYS: Mapping[str, SortKey] = {"depth": _by_depth, "name": _by_name, "norm": _by_norm}
+"""The orders that the rows of every report have."""
+
+_FACTOR_SORT_KEYS: Mapping[str, SortKey] = {**ANY_SORT_KEYS, "factor": _by_factor}
+
+
+# ---- the views ------------------------------------------------------------------------------------------------------
+
+BOUND_DIGITS = 5
+"""The number of digits of a bound in a table of bounds, enough to show a gap of 1e-3 (a guess)."""
+
+_RESHAPED = (
+    Column(
+        "reshaped\nnorm",
+        "reshaped_norm",
+        meaning="The norm of the kernel as a matrix, which frameworks call spectral_norm. It is not the layer's norm.",
+    ),
+    Column("factor", "factor", texts.times, meaning="The norm divided by the reshaped norm."),
+)
+_RESHAPED_LEGEND = (
+    " reshaped norm: the norm of the kernel as a matrix, which frameworks call spectral_norm. factor: norm / reshaped "
+    "norm."
+)
+
+SPECTRUM = View(
+    "figures of the circular convolution at each layer's extents",
+    "min: the smallest singular value. cond.: norm / min." + _RESHAPED_LEGEND,
+    (
+        Column(
+            "extents",
+            "input_shape",
+            texts.extents,
+            "",
+            "The spatial extents of the layer's input, in pixels or samples.",
+            figure=False,
+        ),
+        Column(
+            "norm",
+            "operator_norm",
+            meaning="The largest singular value of the circular convolution: the largest factor by which it stretches "
+            "an input.",
+        ),
+        Column(
+            "min",
+            "smallest_singular_value",
+            texts.with_digits(2),
+            meaning="The smallest singular value of the circular convolution.",
+        ),
+        Column(
+            "cond.",
+            "condition_number",
+            texts.with_digits(2),
+            meaning="The condition number: the norm divided by the smallest singular value.",
+        ),
+        Column(
+            "stable\nrank",
+            "stable_rank",
+            texts.with_digits(3),
+            meaning="The sum of the squared singular values, divided by the largest square.",
+        ),
+        Column(
+            "lower",
+            "norm_lower",
+            texts.rounded_down,
+            "certified",
+            "A lower bound of the norm with the layer's own padding.",
+        ),
+        Column(
+            "upper",
+            "norm_upper",
+            texts.rounded_up,
+            "certified",
+            "An upper bound of the norm with the layer's own padding.",
+        ),
+        *_RESHAPED,
+    ),
+    (
+        *GEOMETRY_FIELDS,
+        "input_shape",
+        "operator_norm",
+        "smallest_singular_value",
+        "condition_number",
+        "stable_rank",
+        "norm_lower",
+        "norm_upper",
+        "reshaped_norm",
+        "note",
+    ),
+    {**_FACTOR_SORT_KEYS, "smallest": _by_smallest, "condition": _by_condition, "rank": _by_rank},
+    _off_by,
+    sentences=sentences.of_spectrum,
+)
+"""The report of `convsv spectrum`, whose rows are a `LayerReport` each, with both bounds."""
+
+_LEGEND_OF_BOUNDS = {
+    "none": "",
+    "upper": " upper: a certified bound of the norm with the layer's own padding.",
+    "both": " lower, upper: certified bounds of the norm with the layer's own padding.",
+}
+
+
+def spectrum_view(bounds: Bounds) -> View:
+    """Return `SPECTRUM` with the bounds that were asked for, and without the columns of the others."""
+    left_out = {"none": ("norm_lower", "norm_upper"), "upper": ("norm_lower",), "both": ()}[bounds]
+    columns = tuple(column for column in SPECTRUM.columns if column.field not in left_out)
+    return replace(SPECTRUM, legend=SPECTRUM.legend + _LEGEND_OF_BOUNDS[bounds], columns=columns)
+
+
+NORM = View(
+    "certified bounds of the norm, for every input size",
+    "lower, upper: bounds of the largest factor by which the layer stretches an input, over all extents, with zero or "
+    "valid padding, or with circular padding where the stride divides the extents. evals: number of matrices whose "
+    "norm was computed. met: whether the requested gap was reached." + _RESHAPED_LEGEND,
+    (
+        Column(
+            "lower",
+            "lower",
+            texts.with_digits(BOUND_DIGITS, texts.rounded_down),
+            "certified",
+            "A lower bound of the largest factor by which the layer stretches an input, over all extents.",
+        ),
+        Column(
+            "upper",
+            "upper",
+            texts.with_digits(BOUND_DIGITS, texts.rounded_up),
+            "certified",
+            "An upper bound of the largest factor by which the layer stretches an input, over all extents.",
+        ),
+        Column("evals", "evaluations", texts.count, "", "The number of matrices whose norm was computed."),
+        Column("met", "converged", texts.yes_or_no, "", "Whether the requested gap between the bounds was reached."),
+        _RESHAPED[0],
+        replace(_RESHAPED[1], meaning="The lower bound divided by the reshaped norm."),
+    ),
+    (*GEOMETRY_FIELDS, "lower", "upper", "frequency", "evaluations", "converged", "reshaped_norm", "note"),
+    _FACTOR_SORT_KEYS,
+    _off_by,
+    sentences=sentences.of_bounds,
+)
+"""The report of `convsv norm`, whose rows are a `BoundsReport` each."""
+
+
+def projection_view(bound: float, method: str) -> View:
+    """Return the view of `convsv project`, whose rows are a `ProjectionReport` each."""
+    bound_text = texts.with_digits(BOUND_DIGITS, texts.rounded_up)
+    return View(
+        f"projected to norms of at most {bound:g} by {method}",
+        "before, after: certified norms with the layer's own padding, which under zero padding hold for every input "
+        "size. after belongs to the weights as they are stored. distance: Frobenius norm of the change of the weights. "
+        "iter.: number of iterations. conv.: whether the method converged.",
+        (
+            Column("before", "norm_before", bound_text, "certified", "An upper bound of the norm before."),
+            Column("after", "norm_after", bound_text, "certified", "An upper bound of the norm of the stored weights."),
+            Column("distance", "distance", meaning="The Frobenius norm of the change of the weights."),
+            Column("iter.", "iterations", texts.count, "", "The number of iterations."),
+            Column("conv.", "converged", texts.yes_or_no, "", "Whether the method converged."),
+        ),
+        (*GEOMETRY_FIELDS, "norm_before", "norm_after", "distance", "iterations", "converged", "note"),
+        {**ANY_SORT_KEYS, "before": _by_norm_before, "distance": _by_distance},
+        _moved,
+    )
