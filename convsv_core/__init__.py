@@ -11,6 +11,8 @@ Results are arrays of the caller's library, on the caller's device.
 """
 
 from convsv_core import penalties
+from convsv_core._network.constant import lipschitz
+from convsv_core._network.result import Lipschitz
 from convsv_core._norm.bounds import NormBounds, norm_bounds
 from convsv_core._norm.fixed_grid import norm_upper_bound
 from convsv_core._projection.clipping import clip
@@ -33,6 +35,7 @@ __all__ = [
     "Backend",
     "BackendInfo",
     "Conv",
+    "Lipschitz",
     "ModelReport",
     "NearestOrthogonal",
     "NormBounds",
@@ -47,6 +50,7 @@ __all__ = [
     "frequency_singular_values",
     "frobenius_norm",
     "hookimpl",
+    "lipschitz",
     "log_abs_det",
     "nearest_orthogonal",
     "norm_bounds",

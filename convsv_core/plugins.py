@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pluggy
 
     from convsv_core.layers import Layer, ReadOptions
+    from convsv_core.networks import Graph, Kind, KindRule
 
 __all__ = [
     "ENTRY_POINT_GROUPS",
@@ -32,7 +33,7 @@ __all__ = [
     "plugins",
 ]
 
-ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models")
+ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models", "convsv.networks")
 """The groups of entry points in which plugins are looked for, in this order."""
 
 P = ParamSpec("P")
@@ -75,6 +76,23 @@ class Hooks:
         The layers are in the order of the model. Kernels may be arrays of any library that has a backend.
         Import the framework only after it is clear that `model` is of that framework.
         """
+
+    def convsv_read_graph(self, path: Path, options: ReadOptions) -> Graph | None:
+        """Return the network in the file at `path` as a graph, or None if the file has another format.
+
+        Raise `ModelError` for a file of this format that cannot be read, or that holds no graph.
+        """
+
+    def convsv_model_graph(self, model: object, example_input: object) -> Graph | None:
+        """Return a model object as a graph at inference, or None if the model is of another framework.
+
+        `example_input` has the form that `convsv_model_layers` of the framework takes; trace a batch of one example.
+        Import the framework only after it is clear that `model` is of that framework. Raise ValueError or TypeError
+        where the call is wrong, such as for a model in training mode.
+        """
+
+    def convsv_network_rules(self) -> Mapping[type[Kind], KindRule]:  # type: ignore[empty-body]
+        """Return the rules of further kinds of maps, which are subclasses of `convsv_core.networks.Kind`."""
 
     def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
         """Write the model at `path` to `target` with other kernels and return True, or None for another format.
@@ -138,7 +156,14 @@ def _load() -> Plugins:
 
     specify = pluggy.HookspecMarker("convsv")
     specify(Hooks.convsv_backend)
-    for hook in (Hooks.convsv_read_model, Hooks.convsv_model_layers, Hooks.convsv_write_model):
+    specify(Hooks.convsv_network_rules)
+    for hook in (
+        Hooks.convsv_read_model,
+        Hooks.convsv_read_graph,
+        Hooks.convsv_model_layers,
+        Hooks.convsv_model_graph,
+        Hooks.convsv_write_model,
+    ):
         specify(hook, firstresult=True)
     manager = pluggy.PluginManager("convsv")
     manager.add_hookspecs(Hooks)

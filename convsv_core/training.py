@@ -5,6 +5,14 @@ from __future__ import annotations
 from convsv_core._norm.tap_bounds import frobenius_bound
 from convsv_core._projection.certificate import CERTIFICATE_RTOL
 from convsv_core._projection.projection import METHODS, ProjectionMethod
-from convsv_core._projection.rescale import rescale_together
+from convsv_core._projection.rescale import Rescaling, rescale_together, rescaling_factors
 
-__all__ = ["CERTIFICATE_RTOL", "METHODS", "ProjectionMethod", "frobenius_bound", "rescale_together"]
+__all__ = [
+    "CERTIFICATE_RTOL",
+    "METHODS",
+    "ProjectionMethod",
+    "Rescaling",
+    "frobenius_bound",
+    "rescale_together",
+    "rescaling_factors",
+]

@@ -70,6 +70,13 @@ class ConvLayer:
         True if the forward pass computes the kernel anew from other parameters, so that a new kernel cannot be stored.
     unknown_forward : bool
         True for a user's class, whose forward pass may do more to kernel and padding than the framework's class does.
+    linear : bool
+        True for a linear layer. It is a convolution with one tap, on an extent of one pixel: `kernel` is its weight
+        with one more axis, of extent 1.
+    normalisation : torch.nn.Module or keras.layers.Layer or None
+        The batch normalisation that follows the layer directly. `kernel` is then the one of both in evaluation mode:
+        the layer's, with each output channel multiplied by the normalisation's scale. `module` may be the normalisation
+        itself, which stands alone then, and acts on each channel by itself.
     """
 
     name: str
@@ -84,6 +91,8 @@ class ConvLayer:
     reached: bool = True
     computed_in_forward: bool = False
     unknown_forward: bool = False
+    linear: bool = False
+    normalisation: Any = None
     read: Callable[[ConvLayer], Any] | None = field(default=None, compare=False, repr=False)
     """The framework's function that returns the layer's kernel."""
 
@@ -96,6 +105,14 @@ class ConvLayer:
     def largest_input_shape(self) -> Extents | None:
         """The one of `input_shapes` with the most pixels, or None."""
         return max(self.input_shapes, key=math.prod, default=None)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the stored weight: `kernel_shape`, without the axis of the one tap for a linear layer."""
+        if not self.linear or self.conv is None:
+            return self.kernel_shape
+        axis = self.conv.layout.index("W")
+        return (*self.kernel_shape[:axis], *self.kernel_shape[axis + 1 :])
 
     @property
     def kernel(self) -> Any:
@@ -179,12 +196,12 @@ def needs_extents(name: str, reason: str) -> str:
     return f"the extents of the layer {name!r} are not known: {reason}; wanted an example_input that reaches it"
 
 
-def check_bound(bound: object, *, positive: bool) -> float:
+def check_bound(bound: object, *, positive: bool, name: str = "bound") -> float:
     """Return a bound as a float; raise ValueError unless it is finite and not negative, and positive if `positive`."""
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 <= bound < math.inf:
-        raise ValueError(f"bound={bound!r}: wanted a finite number that is not negative")
+        raise ValueError(f"{name}={bound!r}: wanted a finite number that is not negative")
     if positive and not bound:
-        raise ValueError(f"bound={bound!r}: wanted a positive number")
+        raise ValueError(f"{name}={bound!r}: wanted a positive number")
     return float(bound)
 
 
@@ -206,6 +223,8 @@ def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str
 
     The operator is the circular one at the largest of the layer's extents. Without extents, "norm_hinge" and
     "squared_norm" are of the upper bound for every input size, and "orthogonality" is of the infinite lattice.
+    "log_lipschitz" is always of a certified upper bound of the norm of the layer with its own padding. It holds for
+    every input size, or for the layer's extents where the padding repeats pixels.
 
     Parameters
     ----------
@@ -225,6 +244,11 @@ def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str
         `options` are not the arguments of the penalty.
     """
     conv = geometry_of(layer)
+    if kind == "log_lipschitz":
+        # Operators of a layer with its own padding differ in the norm of the padding alone.
+        operators = operators_of(layer, circular=False)
+        padding = math.log(max(operator.padding_norm for operator in operators))
+        return penalties.log_lipschitz(kernel, None, operators[0].conv, **options) + padding
     if (largest := layer.largest_input_shape) is not None:
         extents, circular = circular_geometry(conv, largest)
         return getattr(penalties, kind)(kernel, extents, circular, **options)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from convsv_adapters._jax.geometry import FoundConv, make_conv, make_traced_layer, make_transposed_conv
+from convsv_adapters._jax.geometry import FoundConv, linear_conv, make_conv, make_traced_layer, make_transposed_conv
 from convsv_adapters._jax.tracing import trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import Conv, analyze
@@ -34,7 +34,7 @@ MODES = {"ZEROS": "zeros", "CIRCULAR": "circular", "REFLECT": "reflect", "REPLIC
 """The padding modes of `Conv`, by their names in equinox."""
 
 
-def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLayer]:
+def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool = False) -> list[ConvLayer]:
     """Find every convolution of an equinox model, with its geometry and the true extents of its inputs.
 
     Parameters
@@ -43,6 +43,8 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
     example_input : array, jax.ShapeDtypeStruct, tuple, list or mapping, optional
         The argument of the model, its positional arguments or its keyword arguments; as a rule one example without the
         axis of a batch. The model is not run: its shapes are traced, in inference mode.
+    linear : bool, default False
+        List `Linear` modules too, as convolutions with one tap on an extent of one pixel.
 
     Returns
     -------
@@ -70,12 +72,13 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
     """
     if not isinstance(model, eqx.Module):
         raise TypeError(f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted an equinox.Module")
-    modules = _modules(model)
+    kinds = (*CONVOLUTIONS, eqx.nn.Linear) if linear else CONVOLUTIONS
+    modules = _modules(model, kinds)
     seen: dict[str, dict[Extents, None]] = {name: {} for name in modules}
     if example_input is not None:
 
         def call(model: eqx.Module, *args: object, **kwargs: object) -> None:
-            _noting(eqx.nn.inference_mode(model), seen)(*args, **kwargs)
+            _noting(eqx.nn.inference_mode(model), seen, kinds)(*args, **kwargs)
 
         trace(call, model, example_input)
     return [
@@ -85,10 +88,11 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
             _geometry(found, tuple(seen[name])),
             name=name,
             path="weight" if name == "." else f"{name}/weight",
-            kernel_shape=tuple(found.module.weight.shape),
+            kernel_shape=_kernel_shape(found.module),
             input_shapes=tuple(seen[name]),
             traced=example_input is not None,
             computed=bool(found.computed_by),
+            linear=isinstance(found.module, eqx.nn.Linear),
         )
         for name, found in modules.items()
     ]
@@ -96,33 +100,34 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
 
 def model_layers(model: eqx.Module, example_input: object) -> list[Layer]:
     """Return the convolutions with their weights, as a report of the core takes them."""
-    modules = _modules(model)
+    modules = _modules(model, CONVOLUTIONS)
     return [model_layer(layer, modules[layer.name].module.weight) for layer in conv_layers(model, example_input)]
 
 
-def _is_convolution(node: object) -> bool:
-    return isinstance(node, CONVOLUTIONS)
+def _kernel_shape(module: Any) -> tuple[int, ...]:
+    shape = tuple(module.weight.shape)
+    return (*shape, 1) if isinstance(module, eqx.nn.Linear) else shape
 
 
 class Found(NamedTuple):
-    """A convolution of a model, and the class of the module that computes its weight in the forward pass, or ""."""
+    """A layer of a model, and the class of the module that computes its weight in the forward pass, or ""."""
 
     module: Any
     computed_by: str
 
 
-def _modules(model: eqx.Module) -> dict[str, Found]:
-    """Return every convolution of a model by its path."""
+def _modules(model: eqx.Module, kinds: tuple[type, ...]) -> dict[str, Found]:
+    """Return every layer of the given classes in a model, by its path."""
 
     def find(root: object, above: str, computed_by: str) -> dict[str, Found]:
         found: dict[str, Found] = {}
-        inner = (*REPARAMETRISED, *CONVOLUTIONS)
+        inner = (*REPARAMETRISED, *kinds)
         nodes = jax.tree_util.tree_flatten_with_path(
-            root, is_leaf=lambda node: isinstance(node, inner) and (node is not root or _is_convolution(node))
+            root, is_leaf=lambda node: isinstance(node, inner) and (node is not root or isinstance(node, kinds))
         )[0]
         for keys, node in nodes:
             path = "/".join(filter(None, [above, jax.tree_util.keystr(keys, simple=True, separator="/")]))
-            if _is_convolution(node):
+            if isinstance(node, kinds):
                 found[path or "."] = Found(node, computed_by)
             elif isinstance(node, REPARAMETRISED):
                 found |= find(node, path, type(node).__name__)
@@ -131,21 +136,21 @@ def _modules(model: eqx.Module) -> dict[str, Found]:
     return find(model, "", type(model).__name__ if isinstance(model, REPARAMETRISED) else "")
 
 
-def _noting(model: eqx.Module, seen: dict[str, dict[Extents, None]]) -> Any:
-    """Return a copy of a model whose convolutions add the extents of their inputs to `seen` when they are called."""
+def _noting(model: eqx.Module, seen: dict[str, dict[Extents, None]], kinds: tuple[type, ...]) -> Any:
+    """Return a copy of a model whose layers add the extents of their inputs to `seen` when they are called."""
 
     def replaced(keys: Any, node: Any) -> Any:
         name = jax.tree_util.keystr(keys, simple=True, separator="/") or "."
-        return _noting_copy(node, seen[name]) if _is_convolution(node) else node
+        return _noting_copy(node, seen[name]) if isinstance(node, kinds) else node
 
-    return jax.tree_util.tree_map_with_path(replaced, model, is_leaf=_is_convolution)
+    return jax.tree_util.tree_map_with_path(replaced, model, is_leaf=lambda node: isinstance(node, kinds))
 
 
 def _noting_copy(module: Any, seen: dict[Extents, None]) -> Any:
     own = type(module)
 
     def noting(self: Any, x: jax.Array, **kwargs: object) -> jax.Array:
-        seen[tuple(x.shape[1:])] = None
+        seen[tuple(x.shape[1:])] = None  # of a linear layer it says only that there was a call
         return own.__call__(self, x, **kwargs)
 
     copy: Any = object.__new__(type(own.__name__, (own,), {"__call__": noting}))
@@ -158,6 +163,8 @@ def _geometry(found: Found, extents: tuple[Extents, ...]) -> FoundConv:
     module = found.module
     if found.computed_by:
         return FoundConv(None, f"its weight is computed in the forward pass by {found.computed_by}")
+    if isinstance(module, eqx.nn.Linear):
+        return linear_conv("OIW")
     taps, ndim = module.kernel_size, module.num_spatial_dims
     if ndim not in SPATIAL_LETTERS:
         return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")

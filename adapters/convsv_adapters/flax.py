@@ -15,12 +15,19 @@ variables: ``model.bind(variables)``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from flax import linen, nnx
 
-from convsv_adapters._jax.geometry import FoundConv, make_conv, make_traced_layer, make_transposed_conv, per_axis
+from convsv_adapters._jax.geometry import (
+    FoundConv,
+    linear_conv,
+    make_conv,
+    make_traced_layer,
+    make_transposed_conv,
+    per_axis,
+)
 from convsv_adapters._jax.tracing import trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import Conv, analyze
@@ -29,11 +36,19 @@ from convsv_core.layers import Extents, Layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
 
+Kinds: TypeAlias = tuple[type[Any], ...]
+"""Classes of layers."""
+
 NNX_CONVOLUTIONS = (nnx.Conv, nnx.ConvTranspose)
 LINEN_CONVOLUTIONS = (linen.Conv, linen.ConvTranspose, linen.ConvLocal)
+NNX_LINEAR = (nnx.Linear, nnx.LinearGeneral)
+LINEN_LINEAR = (linen.Dense, linen.DenseGeneral)
+LINEAR = (*NNX_LINEAR, *LINEN_LINEAR)
 
 
-def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) -> list[ConvLayer]:
+def conv_layers(
+    model: nnx.Module | linen.Module, example_input: object = None, *, linear: bool = False
+) -> list[ConvLayer]:
     """Find every convolution of a flax model, with its geometry and the true extents of its inputs.
 
     Parameters
@@ -44,6 +59,9 @@ def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) 
     example_input : array, jax.ShapeDtypeStruct, tuple, list or mapping, optional
         The argument of the model, its positional arguments or its keyword arguments. The model is not run: its shapes
         are traced, an nnx model's in evaluation mode. A linen module needs it, since its layers are made in the call.
+    linear : bool, default False
+        List linear layers too, as convolutions with one tap on an extent of one pixel. Those with several axes of
+        inputs or outputs (`LinearGeneral`, `DenseGeneral`) have no geometry.
 
     Returns
     -------
@@ -73,9 +91,11 @@ def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) 
     ('kernel', (2, 2), (32, 32))
     """
     if isinstance(model, nnx.Module):
-        return _nnx_layers(model, example_input)
+        return _nnx_layers(model, example_input, (*NNX_CONVOLUTIONS, *NNX_LINEAR) if linear else NNX_CONVOLUTIONS)
     if isinstance(model, linen.Module):
-        return _linen_layers(model, example_input)
+        return _linen_layers(
+            model, example_input, (*LINEN_CONVOLUTIONS, *LINEN_LINEAR) if linear else LINEN_CONVOLUTIONS
+        )
     raise TypeError(
         f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a flax.nnx.Module or flax.linen.Module"
     )
@@ -98,7 +118,7 @@ def model_layers(model: nnx.Module | linen.Module, example_input: object) -> lis
 # ---- nnx ---------------------------------------------------------------------------------------------------
 
 
-def _nnx_layers(model: nnx.Module, example_input: object) -> list[ConvLayer]:
+def _nnx_layers(model: nnx.Module, example_input: object, kinds: Kinds) -> list[ConvLayer]:
     seen: dict[str, dict[Extents, None]] = {}
     if example_input is not None:
         graph, state = nnx.split(model)
@@ -107,14 +127,14 @@ def _nnx_layers(model: nnx.Module, example_input: object) -> list[ConvLayer]:
             copy = nnx.merge(graph, state)
             copy.eval()
             for path, node in list(nnx.iter_graph(copy)):
-                if isinstance(node, NNX_CONVOLUTIONS):
+                if isinstance(node, kinds):
                     _note_extents(node, seen.setdefault(_name(path), {}))
             copy(*args, **kwargs)
 
         trace(call, state, example_input)
     found = []
     for path, node in nnx.iter_graph(model):
-        if isinstance(node, NNX_CONVOLUTIONS):
+        if isinstance(node, kinds):
             name = _name(path)
             extents = tuple(seen.get(name, ()))
             kernel_path = "/".join([*map(str, path), "kernel"])
@@ -127,10 +147,9 @@ def _nnx_layers(model: nnx.Module, example_input: object) -> list[ConvLayer]:
 def _note_extents(module: nnx.Module, seen: dict[Extents, None]) -> None:
     """Let a copy of a user's module add the extents of its inputs to `seen` when it is called."""
     own = type(module)
-    ndim = len(module.kernel_size)
 
     def noting(self: nnx.Module, inputs: jax.Array, *args: object, **kwargs: object) -> jax.Array:
-        seen[tuple(inputs.shape[-ndim - 1 : -1])] = None
+        seen[_extents(self, inputs)] = None
         return own.__call__(self, inputs, *args, **kwargs)
 
     object.__setattr__(module, "__class__", type(own.__name__, (own,), {"__call__": noting}))
@@ -143,7 +162,7 @@ def _name(path: tuple[object, ...]) -> str:
 # ---- linen -------------------------------------------------------------------------------------------------
 
 
-def _linen_layers(model: linen.Module, example_input: object) -> list[ConvLayer]:
+def _linen_layers(model: linen.Module, example_input: object, kinds: Kinds) -> list[ConvLayer]:
     if example_input is None:
         raise ValueError(
             "example_input is None: wanted the arguments of the model, since the layers of a linen module are made in "
@@ -154,11 +173,10 @@ def _linen_layers(model: linen.Module, example_input: object) -> list[ConvLayer]
 
     def note(following: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> object:
         module = context.module
-        if isinstance(module, LINEN_CONVOLUTIONS) and context.method_name == "__call__":
+        if isinstance(module, kinds) and context.method_name == "__call__":
             inputs = args[0] if args else kwargs["inputs"]
-            ndim = len(_kernel_size(module))
             modules.setdefault(module.path, module)
-            seen.setdefault(module.path, {})[tuple(inputs.shape[-ndim - 1 : -1])] = None
+            seen.setdefault(module.path, {})[_extents(module, inputs)] = None
         return following(*args, **kwargs)
 
     unbound, variables = (model, None) if model.scope is None else model.unbind()
@@ -194,13 +212,36 @@ def _kernel_size(module: Any) -> Extents:
     return per_axis(module.kernel_size, 1) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
 
 
+def _extents(module: Any, inputs: jax.Array) -> Extents:
+    """Return the extents of a layer's input: one pixel for a linear layer."""
+    return (1,) if isinstance(module, LINEAR) else tuple(inputs.shape[-len(_kernel_size(module)) - 1 : -1])
+
+
 def _conv_layer(
     name: str, path: str, module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...], traced: bool
 ) -> ConvLayer:
-    found = _geometry(module, shape, extents)
+    linear = isinstance(module, LINEAR)
+    found = _linear_geometry(module, shape) if linear else _geometry(module, shape, extents)
     return make_traced_layer(
-        module, "flax", found, name=name, path=path, kernel_shape=shape, input_shapes=extents, traced=traced
+        module,
+        "flax",
+        found,
+        name=name,
+        path=path,
+        kernel_shape=(1, *shape) if linear else shape,
+        input_shapes=extents,
+        traced=traced,
+        linear=linear,
     )
+
+
+def _linear_geometry(module: Any, shape: tuple[int, ...]) -> FoundConv:
+    if isinstance(module, nnx.LinearGeneral | linen.DenseGeneral) or len(shape) != 2:
+        return FoundConv(None, f"its kernel has the shape {shape}, and may map several axes: wanted a matrix")
+    own = getattr(module, "dot_general", None)
+    if own not in (None, jax.lax.dot_general) or getattr(module, "dot_general_cls", None):
+        return FoundConv(None, "its product is a function of the user's")
+    return linear_conv("WIO")
 
 
 def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...]) -> FoundConv:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
 
-__all__ = ["rescale_together"]
+__all__ = ["Rescaling", "rescale_together", "rescaling_factors"]
 
 TESTED_BYTES = 1 << 25
 """Budget, in bytes of working memory, for the matrices computed at one time.
@@ -34,6 +35,20 @@ TESTED_BYTES = 1 << 25
 Measured: 32 MiB took 235 ms for ResNet-32 on one core, and 256 MiB took 330 ms. The operating system takes freed
 large blocks back, and it is slow to give them out again.
 """
+
+
+class Rescaling(NamedTuple):
+    """A number by which a kernel is multiplied, and a certified upper bound of the norm afterwards.
+
+    Attributes
+    ----------
+    factor : float
+        At most 1. It is 1 if the kernel is shown to be within the bound.
+    upper : float
+    """
+
+    factor: float
+    upper: float
 
 
 def rescale_together(
@@ -88,6 +103,34 @@ def rescale_together(
     >>> bool(0.999 < norm <= 1.0), second is kernels[1]
     (True, True)
     """
+    found = rescaling_factors(kernels, input_shape, conv, bound, rtol=rtol, headroom=headroom)
+    return [
+        (kernel if one.factor == 1 else kernel * one.factor, one.upper)
+        for kernel, one in zip(kernels, found, strict=True)
+    ]
+
+
+def rescaling_factors(
+    kernels: Sequence[Array],
+    input_shape: tuple[int, ...] | None,
+    conv: Conv,
+    bound: float,
+    *,
+    rtol: float = 0.01,
+    headroom: float = 0.0,
+) -> list[Rescaling]:
+    """Return the number by which `rescale_together` multiplies each kernel, and the norm that it certifies.
+
+    The arguments and errors are those of `rescale_together`. The upper bound includes the rounding error of the product
+    of kernel and factor in the kernel's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> (found,) = rescaling_factors([np.full((1, 1, 3, 3), 0.5)], (8, 8), Conv("OIHW"), 1.0)
+    >>> round(found.factor, 6)
+    0.222222
+    """
     backend = backend_of(kernels[0])
     xp = backend.namespace(kernels[0])
     axis = conv.layout.index("I" if conv.transposed else "O")
@@ -104,13 +147,13 @@ def rescale_together(
         sizes = sums_of_norms(symbol, len(kernels))
     eps = operand.answer_eps
     results = []
-    for kernel, share, size in zip(kernels, (uppers / limit).tolist(), (sizes / limit).tolist(), strict=True):
+    for share, size in zip((uppers / limit).tolist(), (sizes / limit).tolist(), strict=True):
         if share > 1:
             # The rounding error of the product is at most eps times the size of each tap.
             factor = (1 - headroom) * (1 - 4 * eps) / (share + 2 * eps * size)
-            results.append((kernel * factor, bound * (1 - headroom)))
+            results.append(Rescaling(factor, bound * (1 - headroom)))
         else:
-            results.append((kernel, min(share, 1.0) * bound))
+            results.append(Rescaling(1.0, min(share, 1.0) * bound))
     return results
 
 

@@ -20,12 +20,13 @@ the square. So it vanishes for kernels below about 1e-19 in float32.
 True
 """
 
-from convsv_core.penalties._logarithms import log_condition_number, negative_log_abs_det
+from convsv_core.penalties._logarithms import log_condition_number, log_lipschitz, negative_log_abs_det
 from convsv_core.penalties._norms import norm_hinge, squared_norm, stable_rank
 from convsv_core.penalties._sums import orthogonality, schatten, spectrum_hinge
 
 __all__ = [
     "log_condition_number",
+    "log_lipschitz",
     "negative_log_abs_det",
     "norm_hinge",
     "orthogonality",

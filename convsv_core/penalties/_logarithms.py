@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 from convsv_core._geometry.plan import check_square
+from convsv_core._norm.fixed_grid import norm_upper_bound
+from convsv_core._spectrum.numbers import operator_norm
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
-from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
 
-__all__ = ["log_condition_number", "negative_log_abs_det"]
+__all__ = ["log_condition_number", "log_lipschitz", "negative_log_abs_det"]
 
 FLOOR = 32
 """Default floor of a logarithm, in units of eps times the largest singular value.
@@ -59,6 +61,47 @@ def log_condition_number(
     """
     operand = make_spectral_operand(kernel, input_shape, conv, "auto")
     return operand.run(_log_condition_number, _check_floor(operand, floor))
+
+
+def log_lipschitz(kernel: Array, input_shape: tuple[int, ...] | None, conv: Conv, *, rtol: float = 0.1) -> Array:
+    """Penalise the logarithm of the operator norm, which is the Lipschitz constant of the layer.
+
+    The sum over the layers of a network without branches is the logarithm of a bound of its Lipschitz constant.
+
+    Parameters
+    ----------
+    kernel, conv
+        As for `convsv_core.operator_norm`, which also says what is raised. Any padding is allowed.
+    input_shape : tuple of int or None
+        Spatial extents of the layer's input. None: the certified upper bound of `convsv_core.norm_upper_bound` for
+        every input size takes the place of the norm.
+    rtol : float, default 0.1
+        Without an `input_shape`, as for `convsv_core.norm_upper_bound`.
+
+    Returns
+    -------
+    0-d array, real
+        Norms below the smallest normal number of the result's dtype count as this number. float32 for kernels of 32
+        bits or fewer, else float64.
+
+    Notes
+    -----
+    Differentiable and traceable with `rtol` static. Where several singular values are the largest, the gradient is a
+    subgradient. At the zero kernel it is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(float(log_lipschitz(np.ones((1, 1, 3)), (8,), Conv("OIW"))) / math.log(3), 9)
+    1.0
+    >>> bool(log_lipschitz(np.ones((1, 1, 3)), None, Conv("OIW")) >= math.log(3))
+    True
+    """
+    if input_shape is None:
+        norm = norm_upper_bound(kernel, conv, rtol=rtol)
+    else:
+        norm = operator_norm(kernel, input_shape, conv)
+    return make_operand(kernel, None, conv).run(_floored_log, arrays=(norm,))
 
 
 def negative_log_abs_det(
@@ -125,6 +168,13 @@ def _negative_log_abs_det(operand: Operand, floor: float) -> Array:
     scale = plan.groups * plan.values_per_block * xp.log(operand.scale)
     total = mean_over_frequencies(operand, logs) + plan.unread_values * xp.log(least) + scale
     return operand.answer(-total, scaled=False)
+
+
+def _floored_log(operand: Operand, norm: Array) -> Array:
+    """Return the logarithm of a norm, or of the smallest normal number if the norm is below it; NaN stays NaN."""
+    xp = operand.xp
+    least = xp.full_like(norm, float(xp.finfo(norm.dtype).smallest_normal))
+    return xp.log(xp.where(norm <= least, least, norm))
 
 
 def _check_floor(operand: Operand, floor: float | None) -> float:

@@ -113,13 +113,25 @@ def test_many_taps_are_not_paired() -> None:
     assert got == pytest.approx(float(np.sum((sigma**2 - 1) ** 2)) / 1600, rel=1000 * EPS)
 
 
+def test_the_log_of_the_norm_without_extents_is_that_of_the_certified_bound() -> None:
+    for conv in (CONV, Conv("OIHW", stride=2, padding_mode="zeros"), Conv("IOHW", stride=2, transposed=True)):
+        kernel = random_kernel(4, 3, 3, 3)
+        for rtol in (0.1, 0.01):
+            value = float(penalties.log_lipschitz(kernel, None, conv, rtol=rtol))
+            upper = float(convsv.norm_upper_bound(kernel, conv, rtol=rtol))
+            assert value == pytest.approx(math.log(upper), abs=4 * EPS)
+            lower = math.log(float(convsv.norm_bounds(kernel, conv).lower))
+            assert lower <= value <= lower + math.log1p(1.1 * rtol)
+
+
 # ---- values at the edges --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_zero(name: str) -> None:
     value = float(CALLS[name](HARD["zero"], (4, 5), CONV))
-    expected = {"orthogonality": 4.0, "negative_log_abs_det": -4 * math.log(np.finfo(np.float64).smallest_normal)}
+    least = math.log(np.finfo(np.float64).smallest_normal)
+    expected = {"orthogonality": 4.0, "negative_log_abs_det": -4 * least, "log_lipschitz": least}
     assert value == pytest.approx(expected.get(name, 0.0))
 
 
@@ -162,7 +174,8 @@ def test_padding_that_is_not_circular() -> None:
     norm = float(convsv.operator_norm(kernel, (8, 8), conv))
     assert float(penalties.squared_norm(kernel, (8, 8), conv)) == norm**2
     assert float(penalties.norm_hinge(kernel, (8, 8), conv, 2.0)) == pytest.approx((norm - 2) ** 2, rel=4 * EPS)
-    for name in sorted(set(CALLS) - {"norm_hinge", "squared_norm"}):
+    assert float(penalties.log_lipschitz(kernel, (8, 8), conv)) == pytest.approx(math.log(norm), rel=4 * EPS)
+    for name in sorted(set(CALLS) - {"log_lipschitz", "norm_hinge", "squared_norm"}):
         with pytest.raises(NotImplementedError, match="padding_mode='zeros'"):
             CALLS[name](kernel, (8, 8), conv)
 

@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "schatten-4": lambda *layer: penalties.schatten(*layer, 4),
     "schatten-6": lambda *layer: penalties.schatten(*layer, 6),
     "log_condition_number": penalties.log_condition_number,
+    "log_lipschitz": penalties.log_lipschitz,
     "negative_log_abs_det": penalties.negative_log_abs_det,
     "stable_rank": penalties.stable_rank,
 }

@@ -14,7 +14,15 @@ from convsv_core import Conv
 from convsv_core.conv import transposed_conv
 from convsv_core.layers import Extents
 
-__all__ = ["FoundConv", "Sides", "make_conv", "make_traced_layer", "make_transposed_conv", "per_axis"]
+__all__ = [
+    "FoundConv",
+    "Sides",
+    "linear_conv",
+    "make_conv",
+    "make_traced_layer",
+    "make_transposed_conv",
+    "per_axis",
+]
 
 Sides: TypeAlias = tuple[tuple[int, int], ...]
 """The numbers of elements added before and after each spatial axis."""
@@ -38,6 +46,7 @@ def make_traced_layer(
     input_shapes: tuple[Extents, ...],
     traced: bool,
     computed: bool = False,
+    linear: bool = False,
 ) -> ConvLayer:
     """Return the layer of a module of a framework, whose own classes alone have a forward pass that is known.
 
@@ -53,6 +62,8 @@ def make_traced_layer(
         Whether a call of the model was traced.
     computed : bool, default False
         Whether the forward pass computes the kernel.
+    linear : bool, default False
+        Whether the layer is linear. Its extents are those of one pixel then.
     """
     return make_layer(
         found.note,
@@ -62,9 +73,15 @@ def make_traced_layer(
         path=path,
         kernel_shape=kernel_shape,
         conv=found.conv,
-        input_shapes=input_shapes,
+        input_shapes=((1,),) if linear else input_shapes,
         computed_in_forward=computed,
+        linear=linear,
     )
+
+
+def linear_conv(layout: str) -> FoundConv:
+    """Return the geometry of a linear layer, whose kernel has one more axis, W, with the layer's weight as its tap."""
+    return FoundConv(Conv(layout, padding=0, padding_mode="zeros"))
 
 
 def make_conv(

@@ -13,7 +13,6 @@ from torch import distributed, nn
 __all__ = [
     "Exchange",
     "GroupExchange",
-    "gathered",
     "is_sharded",
     "make_exchange",
     "process_rank",
@@ -70,6 +69,10 @@ class Exchange:
         """Return every kernel, from the rank that owns it."""
         return [kernel for kernel in kernels if kernel is not None]
 
+    def smallest(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the smallest value among the ranks of each entry of some tensors."""
+        return [tensor.detach() for tensor in tensors]
+
 
 class GroupExchange(Exchange):
     """Exchange of one rank of a process group."""
@@ -115,6 +118,20 @@ class GroupExchange(Exchange):
                 found[index] = piece.reshape(like[index].shape)
         return [found[index] for index in range(len(like))]
 
+    def smallest(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the smallest value among the ranks of each entry of some tensors, by one message for each device."""
+        found: dict[int, torch.Tensor] = {}
+        parts: dict[torch.device, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            parts.setdefault(tensor.device, []).append(index)
+        for members in parts.values():
+            flat = torch.cat([tensors[index].detach().to(torch.float64).reshape(-1) for index in members])
+            distributed.all_reduce(flat, distributed.ReduceOp.MIN, group=self.group)
+            sizes = [tensors[index].numel() for index in members]
+            for index, piece in zip(members, flat.split(sizes), strict=True):
+                found[index] = piece.reshape(tensors[index].shape)
+        return [found[index] for index in range(len(tensors))]
+
 
 def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) -> Exchange:
     """Return the exchange of the ranks that hold the same weights: of `group`, or else of the group of the model."""
@@ -141,11 +158,6 @@ def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) ->
 def process_rank() -> int:
     """Return the rank of this process among all; 0 if there is one."""
     return distributed.get_rank() if _is_distributed() else 0
-
-
-def gathered(weight: torch.Tensor) -> torch.Tensor:
-    """Return a weight without its graph, with the parts of all ranks if it is sharded."""
-    return weight.full_tensor() if is_sharded(weight) else weight.detach()
 
 
 def is_sharded(weight: torch.Tensor) -> bool:

@@ -1,39 +1,53 @@
-"""The convolutions of a PyTorch module: their geometry, and the extents of their inputs in one forward pass."""
+"""The layers of a PyTorch module: their geometry, and the extents of their inputs in one forward pass."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from convsv_adapters._layers import ConvLayer, call_arguments, make_layer, model_layer
+from convsv_adapters._layers import ConvLayer, make_layer, model_layer
+from convsv_adapters.torch._folding import Following, FollowingWatch, is_batch_norm, scale_of, scaled_kernel
+from convsv_adapters.torch._forward import run_forward
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents, Layer
+from convsv_core.layers import Extents, Layer, join_notes
 
 __all__ = [
     "COMPUTED_IN_FORWARD",
     "CONVOLUTIONS",
+    "BatchNormMode",
     "conv_layers",
     "convolutions",
+    "listed_modules",
     "model_layers",
-    "restored",
+    "renewed_layers",
+    "unwrapped",
     "without_autocast",
 ]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The modules that are found, and their subclasses."""
 
+ONE_TAP: dict[str, Any] = {"padding": 0, "padding_mode": "zeros"}
+"""Arguments of the `Conv` of a linear layer and of a normalisation, which act on an extent of one pixel."""
+
+BatchNormMode = Literal["fold"]
+"""What `conv_layers` does with batch normalisations, where it lists them."""
+
 COMPUTED_IN_FORWARD = "its weight is computed by a hook before each forward pass"
 """The words for `ConvLayer.computed_in_forward` in notes and errors."""
 
 
-def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLayer]:
+def conv_layers(
+    model: nn.Module, example_input: object = None, *, linear: bool = False, batch_norm: BatchNormMode | None = None
+) -> list[ConvLayer]:
     """Find every convolution of a model, with its geometry and the true extents of its inputs.
 
     Parameters
@@ -46,18 +60,34 @@ def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLaye
         The argument of the model, its positional arguments or its keyword arguments. The model is called once, in
         evaluation mode and without gradients. Training modes, buffers and PyTorch's random state are restored, and
         no hook is left behind. The call initialises lazy modules.
+    linear : bool, default False
+        List `Linear` modules too, as convolutions with one tap on an extent of one pixel.
+    batch_norm : "fold", optional
+        List batch normalisations too, as what they do in evaluation mode: they multiply each channel by its scale, from
+        their weight and their running variance. A layer whose output a normalisation takes directly is listed with its
+        `normalisation`, and its `kernel` is the one of both. It is listed without one too if anything else uses its
+        output. A normalisation that takes anything else than a layer's output stands alone: its own kernel has one tap,
+        and a group for each channel. Needs an `example_input`.
 
     Returns
     -------
     list of ConvLayer
-        In the order of `named_modules`. A module that is used at several places is one layer.
+        In the order of `named_modules`. A module that is used at several places is one layer; with several
+        normalisations behind it, it is one for each of them.
 
     Raises
     ------
     TypeError
         `model` is not a module.
     ValueError
-        A lazy module has no weight yet, and there is no `example_input` to give it one.
+        A lazy module has no weight yet, and there is no `example_input` to give it one. Or `batch_norm` has another
+        value, there is no `example_input`, the call does not reach a normalisation, a normalisation keeps no running
+        statistics, or the model normalises by a function with tensors that are not those of one module.
+
+    Notes
+    -----
+    Which layer a normalisation follows is found in the call, from the tensors that the functions of PyTorch take and
+    return. So the call has to take the path that training takes.
 
     Examples
     --------
@@ -66,21 +96,102 @@ def conv_layers(model: nn.Module, example_input: object = None) -> list[ConvLaye
     ...     print(layer.name, tuple(layer.weight.shape), layer.conv.stride, layer.input_shape)
     0 (8, 3, 3, 3) (2, 2) (32, 32)
     2 (8, 8, 3, 3) (1, 1) (16, 16)
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+    >>> for layer in conv_layers(model, torch.zeros(1, 3, 3, 3), linear=True, batch_norm="fold"):
+    ...     print(layer.name, layer.kernel_shape, layer.normalisation is model[1])
+    0 (8, 3, 3, 3) True
+    3 (2, 8, 1) False
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a torch.nn.Module")
+    if batch_norm not in (None, "fold"):
+        raise ValueError(f"batch_norm={batch_norm!r}: wanted 'fold' or None")
+    found = listed_modules(model, linear=linear, batch_norm=batch_norm)
+    watch = None if batch_norm is None else FollowingWatch([one for one in found.values() if is_batch_norm(one)])
+    if watch is not None:
+        _check_statistics(found, example_input)
     seen: dict[nn.Module, dict[Extents, Extents]] = {}
     if example_input is not None:
-        _run(_unwrapped(model), example_input, seen)
-    return [
-        _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
-        for name, module in convolutions(model).items()
-    ]
+        run_forward(
+            unwrapped(model), example_input, {one for one in found.values() if not is_batch_norm(one)}, seen, watch
+        )
+    layers = {
+        module: _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
+        for name, module in found.items()
+        if not is_batch_norm(module)
+    }
+    if watch is None:
+        return list(layers.values())
+    return list(_with_normalisations(found, layers, watch.result()))
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model that are convolutions, by name, inside of wrappers."""
-    return {name: one for name, one in _unwrapped(model).named_modules() if isinstance(one, CONVOLUTIONS)}
+    return listed_modules(model, linear=False, batch_norm=None)
+
+
+def listed_modules(model: nn.Module, *, linear: bool, batch_norm: BatchNormMode | None) -> dict[str, nn.Module]:
+    """Return the modules of a model that `conv_layers` lists, by name, inside of wrappers."""
+    kinds = (*CONVOLUTIONS, nn.Linear) if linear else CONVOLUTIONS
+    return {
+        name: one
+        for name, one in unwrapped(model).named_modules()
+        if isinstance(one, kinds) or (batch_norm is not None and is_batch_norm(one))
+    }
+
+
+def renewed_layers(
+    model: nn.Module,
+    layers: list[ConvLayer],
+    before: dict[str, nn.Module],
+    *,
+    every: bool,
+    linear: bool,
+    batch_norm: BatchNormMode | None,
+) -> list[ConvLayer]:
+    """Return the layers of a model some of whose modules have been replaced, with what was known of them by name.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    layers : list of ConvLayer
+        The layers that were known.
+    before : dict of str to torch.nn.Module
+        The modules of the model, by `listed_modules`, when the layers were found.
+    every : bool
+        Whether layers with new names are returned too.
+    linear, batch_norm
+        As for `conv_layers`.
+
+    Raises
+    ------
+    ValueError
+        `batch_norm` is "fold", and there are other names: it is not known which layers normalisations follow now.
+    """
+    plain = {layer.name: layer for layer in conv_layers(model, linear=linear)}
+    if batch_norm is None:
+        known = {layer.name: layer for layer in layers}
+        return [
+            dataclasses.replace(layer, input_shapes=known[name].input_shapes) if name in known else layer
+            for name, layer in plain.items()
+            if name in known or every
+        ]
+    modules = listed_modules(model, linear=linear, batch_norm=batch_norm)
+    if other := sorted(modules.keys() ^ before.keys()):
+        raise ValueError(
+            f"the layer {other[0]!r} is new or missing, and batch_norm='fold' finds the layers that normalisations "
+            f"follow from an example_input: wanted a new projection of the model"
+        )
+    names = {module: name for name, module in before.items()}
+    found = []
+    for layer in layers:
+        if layer.normalisation is layer.module and layer.module is not None:
+            found.append(_lone_normalisation(layer.name, modules[layer.name]))
+            continue
+        norm = None if layer.normalisation is None else modules[names[layer.normalisation]]
+        found.append(dataclasses.replace(plain[layer.name], input_shapes=layer.input_shapes, normalisation=norm))
+    return found
 
 
 def model_layers(model: nn.Module, example_input: object) -> list[Layer]:
@@ -96,7 +207,7 @@ def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
 # ---- the geometry ------------------------------------------------------------------------------------------
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside of wrappers that replicate it over devices or compile it."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -120,8 +231,9 @@ def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], *, r
         name=name,
         kernel_shape=_kernel_shape(module),
         conv=_conv(module, seen),
-        input_shapes=tuple(seen),
+        input_shapes=((1,),) if isinstance(module, nn.Linear) else tuple(seen),
         module=module,
+        linear=isinstance(module, nn.Linear),
         reached=reached,
         computed_in_forward=computed,
         unknown_forward=not _has_torch_forward(module),
@@ -130,6 +242,8 @@ def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], *, r
 
 
 def _conv(module: nn.Module, seen: dict[Extents, Extents]) -> Conv:
+    if isinstance(module, nn.Linear):
+        return Conv("OIW", **ONE_TAP)
     letters = SPATIAL_LETTERS[len(module.kernel_size)]
     options: dict[str, Any] = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
     if not module.transposed:
@@ -139,13 +253,87 @@ def _conv(module: nn.Module, seen: dict[Extents, Extents]) -> Conv:
 
 
 def _weight(layer: ConvLayer) -> torch.Tensor:
-    return layer.module.weight
+    """Return the kernel of a layer, or of a layer and its normalisation."""
+    weight = layer.module.weight
+    if layer.normalisation is None:
+        return weight.unsqueeze(-1) if layer.linear else weight
+    scale = scale_of(layer.normalisation)
+    if layer.module is layer.normalisation:
+        dtype = torch.float32 if weight is None else torch.promote_types(weight.dtype, torch.float32)
+        return scale.to(dtype)[:, None, None]
+    assert layer.conv is not None
+    return scaled_kernel(weight.unsqueeze(-1) if layer.linear else weight, scale, layer.conv)
+
+
+def _with_normalisations(
+    found: dict[str, nn.Module], layers: dict[nn.Module, ConvLayer], following: Following
+) -> Iterator[ConvLayer]:
+    """Yield the layers of a model and its normalisations, each layer once for each normalisation that follows it."""
+    if following.strange:
+        raise ValueError(
+            "model calls batch_norm with tensors that are not those of one torch.nn.BatchNorm module: wanted such a "
+            "module, or batch_norm=None"
+        )
+    for name, module in found.items():
+        if is_batch_norm(module):
+            if module not in following.reached:
+                raise ValueError(
+                    f"the normalisation {name!r} was not reached by the forward pass, so it is not known which layer "
+                    f"it follows: wanted an example_input that reaches it, or batch_norm=None"
+                )
+            if module in following.alone:
+                yield _lone_normalisation(name, module)
+            continue
+        if module in following.bare or not any(layer is module for layer, _ in following.pairs):
+            yield layers[module]
+        yield from (_normalised(layers[module], norm) for norm in found.values() if (module, norm) in following.pairs)
+
+
+def _normalised(layer: ConvLayer, norm: nn.Module) -> ConvLayer:
+    """Return a layer with the normalisation that follows it."""
+    if _has_torch_forward(norm):
+        return dataclasses.replace(layer, normalisation=norm)
+    note = join_notes(layer.note, "followed by a normalisation of a subclass with a forward pass of its own")
+    return dataclasses.replace(layer, normalisation=norm, unknown_forward=True, note=note)
+
+
+def _lone_normalisation(name: str, module: nn.Module) -> ConvLayer:
+    """Return a normalisation that follows no layer, as a convolution of each channel by itself."""
+    return make_layer(
+        name=name,
+        kernel_shape=(module.num_features, 1, 1),
+        conv=Conv("OIW", groups=module.num_features, **ONE_TAP),
+        input_shapes=((1,),),
+        module=module,
+        normalisation=module,
+        unknown_forward=not _has_torch_forward(module),
+        read=_weight,
+    )
+
+
+def _check_statistics(found: dict[str, nn.Module], example_input: object) -> None:
+    """Raise ValueError unless every normalisation keeps running statistics, and there is an input to find its layer."""
+    for name, module in found.items():
+        if not is_batch_norm(module):
+            continue
+        if module.running_var is None:
+            raise ValueError(
+                f"the normalisation {name!r} keeps no running statistics, so its scale depends on the batch in "
+                f"evaluation mode too: wanted track_running_stats=True, or batch_norm=None"
+            )
+        if example_input is None:
+            raise ValueError(
+                f"batch_norm='fold' needs an example_input, to find the layer that {name!r} and other normalisations "
+                f"follow"
+            )
 
 
 def _kernel_shape(module: nn.Module) -> tuple[int, ...]:
     """Return the shape of a module's weight, without computing a parametrised weight."""
     if (parameter := module._parameters.get("weight")) is not None:
-        return tuple(parameter.shape)
+        return (*parameter.shape, 1) if isinstance(module, nn.Linear) else tuple(parameter.shape)
+    if isinstance(module, nn.Linear):
+        return (module.out_features, module.in_features, 1)
     whole, grouped = module.out_channels, module.in_channels
     if module.transposed:
         whole, grouped = grouped, whole
@@ -154,7 +342,9 @@ def _kernel_shape(module: nn.Module) -> tuple[int, ...]:
 
 def _has_torch_forward(module: nn.Module) -> bool:
     """Return whether the module uses weight and padding as PyTorch's own class does."""
-    kind = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
+    if is_batch_norm(module):
+        return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    kind = next(kind for kind in (*CONVOLUTIONS, nn.Linear) if isinstance(module, kind))
     own = type(module)
     return own.forward is kind.forward and getattr(own, "_conv_forward", None) is getattr(kind, "_conv_forward", None)
 
@@ -172,59 +362,3 @@ def _output_padding(module: nn.Module, seen: dict[Extents, Extents]) -> tuple[in
         )
         return tuple(out - ((n - 1) * s - 2 * p + d * (k - 1) + 1) for n, out, s, p, d, k in geometry)
     return tuple(module.output_padding)
-
-
-# ---- the forward pass --------------------------------------------------------------------------------------
-
-
-def _run(model: nn.Module, example_input: object, seen: dict[nn.Module, dict[Extents, Extents]]) -> None:
-    """Call the model, and add for each convolution the extents of its inputs and outputs to `seen`."""
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
-        ndim = len(module.kernel_size)
-        image = args[0] if args else kwargs["input"]
-        seen.setdefault(module, {}).setdefault(tuple(image.shape[-ndim:]), tuple(output.shape[-ndim:]))
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(restored(model))
-        for module in model.modules():
-            if isinstance(module, CONVOLUTIONS):
-                stack.enter_context(_removed(module.register_forward_hook(note, with_kwargs=True)))
-        stack.enter_context(torch.no_grad())
-        model.eval()
-        args, kwargs = call_arguments(example_input)
-        model(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Return a context manager that removes a hook at its end."""
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Return a context manager that restores training modes, buffers and random states."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and not is_lazy(buffer)
-    ]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type not in ("cpu", "meta")}
-    kind = next((device.type for device in devices), "cuda")
-    try:
-        with torch.random.fork_rng([device for device in devices if device.type == kind], device_type=kind):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)

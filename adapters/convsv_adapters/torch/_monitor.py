@@ -10,8 +10,10 @@ from torch import nn
 
 from convsv_adapters._layers import ConvLayer
 from convsv_adapters._monitor import Log, Monitor
-from convsv_adapters.torch._exchange import gathered, process_rank, refuse_flat_parameters
-from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD, conv_layers, restored, without_autocast
+from convsv_adapters.torch._exchange import process_rank, refuse_flat_parameters
+from convsv_adapters.torch._forward import restored
+from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD, conv_layers, without_autocast
+from convsv_adapters.torch._targets import gathered
 
 __all__ = ["SpectrumMonitor"]
 

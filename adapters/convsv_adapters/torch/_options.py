@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from convsv_adapters._layers import ConvLayer, check_bound, check_method
-from convsv_adapters.torch._layers import conv_layers
+from convsv_adapters.torch._layers import BatchNormMode, conv_layers
 from convsv_core.conv import as_int
 from convsv_core.layers import Extents
 from convsv_core.training import ProjectionMethod
@@ -28,6 +28,12 @@ class StepOptions:
         Largest operator norm, finite and not negative.
     every : int, default 1
         Project after every `every`-th step.
+    linear : bool, default False
+        Bound linear layers too.
+    batch_norm : "fold", optional
+        Bound batch normalisations too, as they are in evaluation mode: with the layer that they follow directly, whose
+        own norm is then free, or alone. A composition above the bound gets a smaller weight of its normalisation,
+        whatever the `method`. Needs an `example_input`.
     method : {"rescale", "dykstra", "alternating", "newton-schulz"}, default "rescale"
         As for `convsv_core.project`. "rescale" multiplies a layer above the bound by one number, and costs a few per
         cent of a training step. "dykstra" moves the layer to the nearest kernel within the bound, from the dual
@@ -48,7 +54,7 @@ class StepOptions:
     input_shapes : mapping from str to tuple of int, optional
         Extents by the layer's name, in place of the extents of the forward pass.
     layers : iterable of ConvLayer, optional
-        The layers to project: a part of the result of `conv_layers`.
+        The layers to project: a part of the result of `conv_layers`, which has options `linear` and `batch_norm` too.
     process_group : torch.distributed.ProcessGroup, optional
         Ranks that hold the same weights, to share the work. By default the group of the model if it is a
         `DistributedDataParallel`; without either, each process projects all layers.
@@ -69,6 +75,8 @@ class StepOptions:
     bound: float
     every: int = 1
     _: KW_ONLY
+    linear: bool = False
+    batch_norm: BatchNormMode | None = None
     method: ProjectionMethod = "rescale"
     headroom: float = 0.01
     circular: bool = False
@@ -85,6 +93,10 @@ class StepOptions:
         if isinstance(headroom, bool) or not isinstance(headroom, int | float) or not 0 <= headroom < 1:
             raise ValueError(f"headroom={headroom!r}: wanted a number from 0 to less than 1, a share of the bound")
         check_method(self.method)
+        if self.layers is not None and (self.linear or self.batch_norm):
+            raise ValueError(
+                "layers are given beside linear or batch_norm: wanted these options for conv_layers, which lists layers"
+            )
         set_field = object.__setattr__  # the dataclass is frozen; numbers are normalised once, here
         set_field(self, "bound", check_bound(self.bound, positive=False))
         set_field(self, "every", as_int("every", self.every, least=1))
@@ -98,9 +110,12 @@ class StepOptions:
 
     def find_layers(self, model: nn.Module) -> list[ConvLayer]:
         """Return the layers of a model that are to be projected, with the extents of `input_shapes`."""
-        layers = conv_layers(model, self.example_input) if self.layers is None else list(self.layers)
+        if self.layers is None:
+            layers = conv_layers(model, self.example_input, linear=self.linear, batch_norm=self.batch_norm)
+        else:
+            layers = list(self.layers)
         if not layers:
-            raise ValueError("model has no convolution to project")
+            raise ValueError(f"model has no convolution{' or linear layer' if self.linear else ''} to project")
         given = self.input_shapes or {}
         names = {layer.name for layer in layers}
         if unknown := sorted(set(given) - names):

@@ -25,7 +25,11 @@ def penalty(
 ) -> torch.Tensor:
     """Sum a penalty on the singular values over a model's convolutions, to add to a loss.
 
-    The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has.
+    The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has. But
+    "log_lipschitz" is the logarithm of the product of certified upper bounds. Its factors are every convolution with
+    its own padding, every linear layer, and every batch normalisation as it is in evaluation mode, together with the
+    layer that it follows. In a network without branches, whose other layers enlarge nothing, the product bounds the
+    Lipschitz constant.
 
     Parameters
     ----------
@@ -34,9 +38,10 @@ def penalty(
         A function of `convsv_core.penalties`.
     example_input : tensor, tuple, list or mapping, optional
         As for `conv_layers`, which each call of the penalty then calls. In a training loop, call `conv_layers` once and
-        pass its result as `layers`.
+        pass its result as `layers`. "log_lipschitz" needs one of both if the model has batch normalisations.
     layers : iterable of ConvLayer, optional
-        The result of `conv_layers`, or a part of it.
+        The result of `conv_layers`, or a part of it. "log_lipschitz" is of these layers alone: list them with
+        ``linear=True, batch_norm="fold"``.
     **options
         Arguments of the penalty, such as ``bound=1.0``.
 
@@ -57,9 +62,14 @@ def penalty(
     >>> layers = conv_layers(model, torch.zeros(1, 3, 16, 16))
     >>> loss = penalty(model, "norm_hinge", layers=layers, bound=0.1)
     >>> loss.backward()
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    >>> layers = conv_layers(model, torch.zeros(1, 3, 3, 3), linear=True, batch_norm="fold")
+    >>> penalty(model, "log_lipschitz", layers=layers).backward()
     """
     check_penalty(kind)
-    chosen = conv_layers(model, example_input) if layers is None else list(layers)
+    kinds: dict[str, Any] = {"linear": True, "batch_norm": "fold"} if kind == "log_lipschitz" else {}
+    chosen = conv_layers(model, example_input, **kinds) if layers is None else list(layers)
     if not chosen:
         raise ValueError("model has no convolution")
     parts = []

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from convsv_adapters._layers import ConvLayer
-from convsv_adapters.torch._exchange import gathered, is_sharded, make_exchange, refuse_flat_parameters, write_shard
-from convsv_adapters.torch._layers import conv_layers, convolutions, without_autocast
+from convsv_adapters.torch._exchange import make_exchange, refuse_flat_parameters
+from convsv_adapters.torch._layers import listed_modules, renewed_layers, without_autocast
 from convsv_adapters.torch._options import StepOptions
+from convsv_adapters.torch._scales import PartFactor, make_parts, multiply, part_factors
 from convsv_adapters.torch._targets import (
     ProjectedWeight,
     Target,
@@ -23,16 +24,8 @@ from convsv_adapters.torch._targets import (
     still_certified,
     together,
 )
-from convsv_core.training import CERTIFICATE_RTOL
 
 __all__ = ["StepProjection", "project_after_step"]
-
-
-STORED_EPS = 64
-"""Largest relative change of a weight by its parametrization's rounding, in eps of its dtype.
-
-Weight norm divides by a norm and multiplies by it again: a few eps. The rest is a guess.
-"""
 
 
 class StepProjection:
@@ -51,7 +44,7 @@ class StepProjection:
     Attributes
     ----------
     layers : list of ConvLayer
-        The layers that are projected.
+        The layers that are projected; with ``batch_norm="fold"`` normalisations too, as `conv_layers` lists them.
     bound : float
     headroom : float
     every : int
@@ -68,17 +61,29 @@ class StepProjection:
         self._process_group, self._selected = chosen.process_group, chosen.layers is not None
         self._norms: dict[str, float] = {}
         self._handle: Any = None
-        self._set_up(model, chosen.find_layers(model))
+        layers = chosen.find_layers(model)
+        folds = any(layer.normalisation is not None for layer in layers)
+        self._kinds: dict[str, Any] = {
+            "linear": any(layer.linear for layer in layers),
+            "batch_norm": "fold" if folds else None,
+        }
+        self._set_up(model, layers)
 
     def _set_up(self, model: nn.Module, layers: list[ConvLayer]) -> None:
         """Make the targets of a model's layers, and share them out over the ranks."""
         refuse_flat_parameters(model)
-        self._model, self._convolutions = model, convolutions(model)
+        self._model, self._modules = model, listed_modules(model, **self._kinds)
         self.layers = layers
-        self._targets = make_targets(self.layers, self._circular)
-        self._exchange = make_exchange(model, self._process_group, [target.module for target in self._targets])
+        plain = [layer for layer in layers if layer.normalisation is None]
+        normalised = [layer for layer in layers if layer.normalisation is not None]
+        self._targets = make_targets(plain, self._circular, [self.bound] * len(plain))
+        self._parts = make_parts(normalised, self._circular, [self.bound] * len(normalised))
+        every = [*self._targets, *self._parts]
+        self._exchange = make_exchange(model, self._process_group, [target.module for target in every])
         calls = self._calls(list(range(len(self._targets))), [target.weight for target in self._targets])
         self._owners = self._exchange.share_out([target.cost() for target in self._targets], calls)
+        groups = together(dict(enumerate(self._parts)), {i: part.weight for i, part in enumerate(self._parts)})
+        self._part_owners = self._exchange.share_out([part.cost() for part in self._parts], groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: not the hook, which belongs to the optimizer."""
@@ -88,7 +93,9 @@ class StepProjection:
     def norms(self) -> dict[str, float]:
         """Certified upper bound of each layer's norm at the last projection, by name; empty before the first.
 
-        The norm is of the operator that was bounded: the layer with its own padding, or the circular convolution.
+        The norm is of the operator that was bounded: the layer with its own padding, or the circular convolution. Where
+        a normalisation follows the layer, it is the norm of both in evaluation mode, with the running variance at that
+        time. The next forward pass in training mode moves this variance: call `project` for a new certificate.
         """
         return dict(self._norms)
 
@@ -137,34 +144,80 @@ class StepProjection:
     def project(self) -> dict[str, float]:
         """Project every layer now and return `norms`; with several ranks, all of them have to call it."""
         self._follow(self._model)
-        exchange = self._exchange
+        with torch.no_grad():
+            norms = self._project_kernels()
+            for name, norm in self._bound_parts().items():
+                norms[name] = max(norms.get(name, 0.0), norm)
+        names = dict.fromkeys(layer.name for layer in self.layers)
+        self._norms = {name: norms[name] for name in names}
+        return self.norms
+
+    def _project_kernels(self) -> dict[str, float]:
+        """Project the kernels of the layers without normalisations, and return their norms."""
+        exchange, weights = self._exchange, [target.gathered() for target in self._targets]
+        if not weights:
+            return {}
         kernels: list[torch.Tensor | None] = [None] * len(self._targets)
         norms: dict[str, float] = {}
+        mine = [index for index, owner in enumerate(self._owners) if owner == exchange.rank]
+
+        def work(chosen: list[int]) -> None:
+            for index, found in zip(chosen, self._projected(chosen, weights), strict=True):
+                kernels[index] = found.kernel
+                norms.update(found.norms)
+
+        self._do(work, self._calls(mine, weights), self._targets, weights)
+        names = [name for target in self._targets for name in target.names]
+        norms = exchange.collect(norms, names, weights[0].device)
+        whole = exchange.broadcast(kernels, weights, self._owners)
+        for target, kernel, weight in zip(self._targets, whole, weights, strict=True):
+            if not torch.equal(kernel, weight):
+                target.store(kernel)
+        return norms
+
+    def _bound_parts(self) -> dict[str, float]:
+        """Bound normalisations, with the layers that they follow as these are now, and return the norms."""
+        exchange, parts = self._exchange, self._parts
+        if not parts:
+            return {}
+        # In training each rank has running variances of its own. Smaller ones give larger norms.
+        variances = exchange.smallest([part.normalisation.running_var for part in parts])
+        measured = [part.measure(variance) for part, variance in zip(parts, variances, strict=True)]
+        kernels = [one.kernel for one in measured]
+        mine = [index for index, owner in enumerate(self._part_owners) if owner == exchange.rank]
+        groups = together({index: parts[index] for index in mine}, {index: kernels[index] for index in mine})
+        numbers: dict[str, float] = {}
+
+        def work(chosen: list[int]) -> None:
+            some = {index: parts[index] for index in chosen}
+            for index, found in part_factors(some, {index: measured[index] for index in chosen}, self.headroom):
+                numbers[f"factor {index}"], numbers[f"norm {index}"] = found
+
+        self._do(work, groups, parts, kernels)
+        names = [f"{what} {index}" for index in range(len(parts)) for what in ("factor", "norm")]
+        numbers = exchange.collect(numbers, names, kernels[0].device)
+        found = [PartFactor(numbers[f"factor {i}"], numbers[f"norm {i}"]) for i in range(len(parts))]
+        return multiply(parts, found)
+
+    def _do(
+        self,
+        work: Callable[[list[int]], None],
+        calls: list[list[int]],
+        targets: Sequence[Target],
+        weights: Sequence[torch.Tensor],
+    ) -> None:
+        """Do this rank's calls of a piece of work; if one fails, on any rank, raise an error on every rank."""
         failure: Exception | None = None
-        with torch.no_grad():
-            weights = [gathered(target.weight) for target in self._targets]
-            mine = [index for index, owner in enumerate(self._owners) if owner == exchange.rank]
-            for chosen in self._calls(mine, weights):
-                try:
-                    with without_autocast(weights[chosen[0]]):
-                        for index, found in zip(chosen, self._projected(chosen, weights), strict=True):
-                            kernels[index] = found.kernel
-                            norms |= found.norms
-                except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-                    layers = ", ".join(repr(self._targets[index].names[0]) for index in chosen)
-                    error.add_note(f"in the projection of {'the layer' if len(chosen) == 1 else 'a layer of'} {layers}")
-                    failure = error  # raised below, once the other ranks know: they would wait for this one
-                    break
-            exchange.raise_together(failure, weights[0].device)
-            names = [name for target in self._targets for name in target.names]
-            norms = exchange.collect(norms, names, weights[0].device)
-            for target, kernel, weight in zip(
-                self._targets, exchange.broadcast(kernels, weights, self._owners), weights, strict=True
-            ):
-                if not torch.equal(kernel, weight):
-                    _store(target, kernel)
-        self._norms = norms
-        return self.norms
+        for chosen in calls:
+            try:
+                with without_autocast(weights[chosen[0]]):
+                    work(chosen)
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                layers = ", ".join(repr(targets[index].names[0]) for index in chosen)
+                error.add_note(f"in the projection of {'the layer' if len(chosen) == 1 else 'a layer of'} {layers}")
+                failure = error  # raised below, once the other ranks know: they would wait for this one
+                break
+        self._exchange.raise_together(failure, weights[0].device)
 
     def _calls(self, chosen: list[int], weights: list[torch.Tensor]) -> list[list[int]]:
         """Return the chosen targets in groups that are projected by one call each."""
@@ -174,15 +227,14 @@ class StepProjection:
 
     def _projected(self, chosen: list[int], weights: list[torch.Tensor]) -> list[ProjectedWeight]:
         """Return the projected weights of one group of targets."""
-        bound = self.bound / (1 + CERTIFICATE_RTOL)
-        found = {index: still_certified(self._targets[index], weights[index], bound) for index in chosen}
+        found = {index: still_certified(self._targets[index], weights[index]) for index in chosen}
         left = [index for index in chosen if found[index] is None]
         if left and self._arguments["method"] == "rescale" and is_simple(self._targets[left[0]], weights[left[0]]):
             targets = [self._targets[index] for index in left]
-            found |= zip(left, rescaled(targets, [weights[index] for index in left], bound, self.headroom), strict=True)
+            found |= zip(left, rescaled(targets, [weights[index] for index in left], self.headroom), strict=True)
         else:
             for index in left:
-                found[index] = projected(self._targets[index], weights[index], bound, self.headroom, self._arguments)
+                found[index] = projected(self._targets[index], weights[index], self.headroom, self._arguments)
         return [one for index in chosen if (one := found[index]) is not None]
 
     def _follow(self, model: nn.Module) -> None:
@@ -190,26 +242,27 @@ class StepProjection:
 
         Extents are known by a layer's name. Dual variables stay with the layers that stay.
         """
-        if model is self._model and convolutions(model) == self._convolutions:
+        modules = listed_modules(model, **self._kinds)
+        if model is self._model and modules == self._modules:
             return
         refuse_flat_parameters(model)
-        known = {layer.name: layer for layer in self.layers}
+        known = {layer.name for layer in self.layers}
         moved = model is not self._model
-        if moved and (missing := known.keys() - convolutions(model).keys()):
+        if moved and (missing := known - modules.keys()):
             raise ValueError(f"model has no convolution of the name {min(missing)!r}: wanted a copy of the model")
-        if not convolutions(model):
+        if not modules:
             raise ValueError("model has no convolution left to project: wanted one, or `remove()` the projection")
-        before = {target.names[0]: target for target in self._targets}
-        found = [
-            dataclasses.replace(layer, input_shapes=known[layer.name].input_shapes) if layer.name in known else layer
-            for layer in conv_layers(model)
-            if layer.name in known or not self._selected
-        ]
-        self._set_up(model, found)
-        for target in self._targets:
-            old = before.get(target.names[0])
+        before = {_identity(target): target for target in [*self._targets, *self._parts]}
+        self._set_up(model, renewed_layers(model, self.layers, self._modules, every=not self._selected, **self._kinds))
+        for target in [*self._targets, *self._parts]:
+            old = before.get(_identity(target))
             if old is not None and (moved or old.module is target.module):
                 target.state = old.state
+
+
+def _identity(target: Target) -> tuple[str, bool]:
+    """Return by what a target is known when modules are replaced: its first layer, and whether it is normalised."""
+    return target.names[0], target.layer.normalisation is not None
 
 
 def project_after_step(
@@ -222,14 +275,15 @@ def project_after_step(
     optimizer : torch.optim.Optimizer
         A projection follows each of its steps. A step that a gradient scaler skips is none.
     model : torch.nn.Module
-        Every convolution in it is projected, whether the optimizer knows its weight or not.
+        Every convolution in it is projected, whether the optimizer knows its weight or not. With ``linear=True`` this
+        holds for every linear layer too, and with ``batch_norm="fold"`` for every batch normalisation.
     bound : float
         Largest operator norm, finite and not negative.
     every : int, default 1
         Project after every `every`-th step.
     **options
-        `method`, `headroom`, `circular`, `example_input`, `input_shapes`, `layers`, `process_group`, `rtol`,
-        `max_iterations` and `steps`: see `StepOptions`.
+        `linear`, `batch_norm`, `method`, `headroom`, `circular`, `example_input`, `input_shapes`, `layers`,
+        `process_group`, `rtol`, `max_iterations` and `steps`: see `StepOptions`.
 
     Returns
     -------
@@ -242,7 +296,8 @@ def project_after_step(
     TypeError
         `model` holds flat parameters of FSDP1 or weights that another library has sharded, or there is no such option.
     ValueError
-        An argument is impossible; a layer's weight is computed in its forward pass; or extents are missing.
+        An argument is impossible; a layer's weight is computed in its forward pass; or extents are missing. With
+        ``batch_norm="fold"``, for the reasons of `conv_layers`, or a normalisation has no weight.
 
     Notes
     -----
@@ -254,6 +309,14 @@ def project_after_step(
     A parametrised weight is assigned: its parametrizations need a `right_inverse` that returns the weight, and their
     rounding comes on top. A weight that several modules share is brought within the bound for each of them, by a
     rescaling after the first.
+
+    With ``batch_norm="fold"``, a layer and the normalisation behind it are bounded as one map, as they are in
+    evaluation mode. The weight of the normalisation is multiplied by a number, and the layer's own weight is left
+    alone: in training a smaller kernel soon has a smaller running variance, and the map would be as large as before.
+    The bound holds with the running variance at the time of the projection, which the next forward pass in training
+    mode moves. So call ``projection.project()`` before an evaluation, or before weights are saved: the network in
+    evaluation mode is then within the bounds. In training, each rank has running variances of its own. The bound then
+    holds for each of them.
 
     Ranks share the layers by their cost, broadcast the results, and have the same bits afterwards. Weights that FSDP2
     shards are gathered, projected and written back. The constraint is that of Sedghi, Gupta and Long, ICLR 2019;
@@ -282,25 +345,3 @@ def _explicit_signature() -> inspect.Signature:
 
 
 project_after_step.__signature__ = _explicit_signature()  # type: ignore[attr-defined]
-
-
-# ---- weights ---------------------------------------------------------------------------------------------
-
-
-def _store(target: Target, kernel: torch.Tensor) -> None:
-    """Give a module another weight; raise ValueError if its parametrization stores a different one."""
-    module, parameter = target.module, target.module._parameters.get("weight")
-    if parameter is None:
-        module.weight = kernel.clone()
-        change, size = (float(torch.linalg.vector_norm(one)) for one in (module.weight - kernel, kernel))
-        if not change <= STORED_EPS * torch.finfo(kernel.dtype).eps * size:
-            target.reference = None
-            kinds = ", ".join(type(one).__qualname__ for one in module.parametrizations["weight"])
-            raise ValueError(
-                f"the layer {target.names[0]!r} cannot be projected: its parametrization ({kinds}) gives another "
-                f"weight than the one that was assigned; wanted a right_inverse that gives it back, or the plain layer"
-            )
-    elif is_sharded(parameter):
-        write_shard(parameter, kernel)
-    else:
-        parameter.copy_(kernel)

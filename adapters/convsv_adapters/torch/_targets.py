@@ -12,18 +12,21 @@ import torch
 from torch import nn
 
 from convsv_adapters._layers import ConvLayer, operators_of
-from convsv_adapters.torch._exchange import is_sharded
+from convsv_adapters.torch._exchange import is_sharded, write_shard
 from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD
 from convsv_core import ProjectionState, project
 from convsv_core.layers import Operator
-from convsv_core.training import frobenius_bound, rescale_together
+from convsv_core.training import CERTIFICATE_RTOL, frobenius_bound, rescale_together
 
 __all__ = [
+    "DRIFT_ROUNDING",
     "ProjectedWeight",
     "Target",
+    "gathered",
     "is_simple",
     "make_targets",
     "projected",
+    "refuse_layer",
     "rescaled",
     "still_certified",
     "together",
@@ -34,6 +37,12 @@ ROUNDINGS = 16
 
 Each attempt makes the kernel smaller by twice as much as the one before, and the last attempts halve it. A guess: one
 or two attempts are enough in the tests.
+"""
+
+STORED_EPS = 64
+"""Largest relative change of a weight by its parametrization's rounding, in eps of its dtype.
+
+Weight norm divides by a norm and multiplies by it again: a few eps. The rest is a guess.
 """
 
 DRIFT_ROUNDING = 1e-6
@@ -70,12 +79,14 @@ class Certified:
 
 @dataclass(eq=False)
 class Target:
-    """One weight and its operators: several where modules share the weight, or where inputs differ in their extents.
+    """One kernel and its operators: several where modules share the weight, or where inputs differ in their extents.
 
     Attributes
     ----------
-    module : torch.nn.Module
-        The first module that has the weight.
+    layer : ConvLayer
+        The first layer that has the kernel.
+    bound : float
+        Largest norm of each layer.
     operators : list of NamedOperator
     state : ProjectionState or None
         State of the last projection, from which the next one begins.
@@ -83,10 +94,16 @@ class Target:
         The last certificate.
     """
 
-    module: nn.Module
+    layer: ConvLayer
+    bound: float
     operators: list[NamedOperator] = field(default_factory=list)
     state: ProjectionState | None = None
     reference: Certified | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The module of the layer."""
+        return self.layer.module
 
     @property
     def names(self) -> list[str]:
@@ -94,13 +111,48 @@ class Target:
         return [name for name, _ in self.operators]
 
     @property
+    def limit(self) -> float:
+        """The norm up to which a kernel is left as it is, so that `norm_bounds` finds it within the bound too."""
+        return self.bound / (1 + CERTIFICATE_RTOL)
+
+    @property
     def weight(self) -> torch.Tensor:
-        """The module's weight."""
-        return self.module.weight
+        """The module's weight, with the axes of the kernel."""
+        weight = self.module.weight
+        return weight.unsqueeze(-1) if self.layer.linear else weight
+
+    def gathered(self) -> torch.Tensor:
+        """Return the kernel without its graph, with the parts of all ranks if it is sharded."""
+        return gathered(self.module.weight).reshape(self.layer.kernel_shape)
+
+    def store(self, kernel: torch.Tensor) -> None:
+        """Give the module another kernel; raise ValueError if its parametrization stores a different one."""
+        module, parameter = self.module, self.module._parameters.get("weight")
+        weight = kernel.squeeze(-1) if self.layer.linear else kernel
+        if parameter is None:
+            module.weight = weight.clone()
+            change, size = (float(torch.linalg.vector_norm(one)) for one in (module.weight - weight, weight))
+            if not change <= STORED_EPS * torch.finfo(weight.dtype).eps * size:
+                self.reference = None
+                kinds = ", ".join(type(one).__qualname__ for one in module.parametrizations["weight"])
+                raise ValueError(
+                    f"the layer {self.names[0]!r} cannot be projected: its parametrization ({kinds}) gives another "
+                    f"weight than the one that was assigned; wanted a right_inverse that gives it back, or the plain "
+                    f"layer"
+                )
+        elif is_sharded(parameter):
+            write_shard(parameter, weight)
+        else:
+            parameter.copy_(weight)
+
+    def add(self, layer: ConvLayer, circular: bool) -> None:
+        """Add the operators of a layer that has the kernel."""
+        named = [NamedOperator(layer.name, operator) for operator in operators_of(layer, circular)]
+        self.operators += [one for one in named if one not in self.operators]
 
     def cost(self) -> float:
         """Return a rough estimate of the operations of a projection, from decompositions at the visited frequencies."""
-        operator, shape = self.operators[0].operator, tuple(self.weight.shape)
+        operator, shape = self.operators[0].operator, self.layer.kernel_shape
         conv, taps = operator.conv, shape[2:]
         if operator.input_shape is None:
             grid = [max(1, POINTS * (-(-k // s) - 1)) for k, s in zip(taps, conv.strides, strict=True)]
@@ -129,8 +181,8 @@ class Target:
         return self.result(kernel, uppers)
 
 
-def make_targets(layers: Sequence[ConvLayer], circular: bool) -> list[Target]:
-    """Return the targets of layers: one for each weight.
+def make_targets(layers: Sequence[ConvLayer], circular: bool, bounds: Sequence[float]) -> list[Target]:
+    """Return the targets of layers without normalisations, each with its bound: one for each weight.
 
     Raises
     ------
@@ -138,30 +190,40 @@ def make_targets(layers: Sequence[ConvLayer], circular: bool) -> list[Target]:
         A weight cannot be projected, or extents are needed that are not known.
     """
     found: dict[int, Target] = {}
-    for layer in layers:
-        if layer.computed_in_forward:
-            raise ValueError(
-                f"the layer {layer.name!r} cannot be projected: {COMPUTED_IN_FORWARD}; wanted a weight that is a "
-                f"parameter or parametrised, as by torch.nn.utils.parametrizations.weight_norm, or layers without it"
-            )
-        if layer.unknown_forward:
-            warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=4)
+    for layer, bound in zip(layers, bounds, strict=True):
+        refuse_layer(layer)
         parameter = layer.module._parameters.get("weight")
         if parameter is None and is_sharded(layer.weight):
             raise TypeError(f"the layer {layer.name!r} has a weight that is both parametrised and sharded: wanted one")
-        target = found.setdefault(id(layer.module if parameter is None else parameter), Target(layer.module))
-        named = [NamedOperator(layer.name, operator) for operator in operators_of(layer, circular)]
-        target.operators += [one for one in named if one not in target.operators]
+        target = found.setdefault(id(layer.module if parameter is None else parameter), Target(layer, bound))
+        target.bound = min(target.bound, bound)
+        target.add(layer, circular)
     return list(found.values())
 
 
-def still_certified(target: Target, weight: torch.Tensor, bound: float) -> ProjectedWeight | None:
+def refuse_layer(layer: ConvLayer) -> None:
+    """Raise ValueError for a layer whose weight cannot be stored, and warn of one whose forward pass is not known."""
+    if layer.computed_in_forward:
+        raise ValueError(
+            f"the layer {layer.name!r} cannot be projected: {COMPUTED_IN_FORWARD}; wanted a weight that is a "
+            f"parameter or parametrised, as by torch.nn.utils.parametrizations.weight_norm, or layers without it"
+        )
+    if layer.unknown_forward:
+        warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=5)
+
+
+def gathered(weight: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without its graph, with the parts of all ranks if it is sharded."""
+    return weight.full_tensor() if is_sharded(weight) else weight.detach()
+
+
+def still_certified(target: Target, weight: torch.Tensor) -> ProjectedWeight | None:
     """Return the weight itself, if its last certificate and its change since then prove it to be within the bound.
 
     No operator's norm changes by more than `frobenius_bound` of the kernel's change, for any stride, dilation, grouping
     or input size.
     """
-    reference = target.reference
+    reference, bound = target.reference, target.limit
     if reference is None or reference.kernel.shape != weight.shape or reference.kernel.device != weight.device:
         return None
     least = float(torch.linalg.vector_norm(weight - reference.kernel))  # frobenius_bound of the change is no less
@@ -187,24 +249,20 @@ def together(targets: Mapping[int, Target], weights: Mapping[int, torch.Tensor])
         weight = weights[key]
         alike: Any = key
         if is_simple(target, weight):
-            alike = (tuple(weight.shape), weight.dtype, weight.device, target.operators[0].operator)
+            alike = (tuple(weight.shape), weight.dtype, weight.device, target.operators[0].operator, target.bound)
         found.setdefault(alike, []).append(key)
     return list(found.values())
 
 
-def rescaled(
-    targets: Sequence[Target], weights: Sequence[torch.Tensor], bound: float, headroom: float
-) -> list[ProjectedWeight]:
+def rescaled(targets: Sequence[Target], weights: Sequence[torch.Tensor], headroom: float) -> list[ProjectedWeight]:
     """Return the weights of a group of `together`, each multiplied by a number that brings it within the bound."""
     operator = targets[0].operators[0].operator
-    limit = operator.limit(bound)
+    limit = operator.limit(targets[0].limit)
     results = rescale_together(weights, operator.input_shape, operator.conv, limit, headroom=headroom)
     return [target.certify(kernel, [upper]) for target, (kernel, upper) in zip(targets, results, strict=True)]
 
 
-def projected(
-    target: Target, weight: torch.Tensor, bound: float, headroom: float, arguments: Mapping[str, Any]
-) -> ProjectedWeight:
+def projected(target: Target, weight: torch.Tensor, headroom: float, arguments: Mapping[str, Any]) -> ProjectedWeight:
     """Return the weight, in its own dtype, within the bound for each operator.
 
     Parameters
@@ -212,13 +270,13 @@ def projected(
     target : Target
         Its `state` and its `reference` are replaced.
     weight : tensor
-    bound : float
     headroom : float
         Share of the bound that a weight above it is left below it.
     arguments : mapping
         Further arguments of `convsv_core.project`.
     """
     (_, first), *others = target.operators
+    bound = target.limit
     found = project(weight, first.input_shape, first.conv, first.limit(bound), state=target.state, **arguments)
     target.state = found.state
     kernel, norm = found.kernel, found.norm

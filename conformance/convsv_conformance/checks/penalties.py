@@ -153,7 +153,7 @@ def _penalties(case: Case, truth: Truth, eps: float) -> list[Penalty]:
             smooth=False,
         )
     )
-    return [*found, *_logarithms(case, truth, of, eps)]
+    return [*found, _log_lipschitz(case, truth, of(penalties.log_lipschitz)), *_logarithms(case, truth, of, eps)]
 
 
 def _orthogonality(case: Case, truth: Truth, function: Callable[[Any], Any], eps: float) -> Penalty:
@@ -188,6 +188,23 @@ def _schatten(case: Case, truth: Truth, function: Callable[[Any], Any], p: float
 
 def _steepness(truth: Truth) -> float:
     return truth.norm / float(truth.singular_values[-1]) if truth.singular_values[-1] > 0 else 1.0
+
+
+def _log_lipschitz(case: Case, truth: Truth, function: Callable[[Any], Any]) -> Penalty:
+    first = np.zeros(case.count)
+    first[0] = 1.0
+    norm = truth.norm or 1.0
+    value = math.log(norm)
+    return Penalty(
+        "log_lipschitz",
+        function,
+        value,
+        1.0 + abs(value),
+        first / norm,
+        1 / norm,
+        smooth=False,
+        exact=truth.norm > 0,
+    )
 
 
 def _logarithms(case: Case, truth: Truth, of: Callable[..., Callable[[Any], Any]], eps: float) -> list[Penalty]:
