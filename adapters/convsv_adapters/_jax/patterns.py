@@ -76,7 +76,7 @@ USUAL = {
 def find_function(value: Value) -> Found | None:
     """Return the function of one array that computes `value`, or None if it is none of `FUNCTIONS`."""
     equation = value.equation
-    if equation is None or equation.primitive not in ENDS:
+    if equation is None or equation.primitive not in ENDS or not jnp.issubdtype(value.dtype, jnp.floating):
         return None
     for template in _templates(np.dtype(value.dtype).name):
         bound: dict[Value, Operand] = {}
