@@ -7,6 +7,7 @@ shapes and numbers are meant. `convsv_core.lipschitz` takes a `Graph` too.
 
 from __future__ import annotations
 
+from convsv_core._network.constant import network_graph, network_lipschitz
 from convsv_core._network.graph import Graph, Node, Shape
 from convsv_core._network.kinds import (
     AveragePool,
@@ -81,4 +82,6 @@ __all__ = [
     "Sum",
     "Tensor",
     "Unsupported",
+    "network_graph",
+    "network_lipschitz",
 ]

@@ -11,6 +11,7 @@ __all__ = ["COMMANDS", "convsv"]
 COMMANDS = {
     "backends": "List the array libraries, and say why one cannot be used.",
     "conformance": "Check backends against the dense matrix of the operator.",
+    "lipschitz": "Certify the Lipschitz constant of a whole network.",
     "norm": "Certify the norm of every convolution for every input size.",
     "project": "Project every convolution onto the kernels of bounded norm.",
     "spectrum": "Compute the singular values of every convolution.",
