@@ -16,6 +16,7 @@ from convsv_core._network.result import Lipschitz
 from convsv_core._norm.bounds import NormBounds, norm_bounds
 from convsv_core._norm.fixed_grid import norm_upper_bound
 from convsv_core._projection.clipping import clip
+from convsv_core._projection.direction import DirectionState, SteepestDirection, steepest_direction
 from convsv_core._projection.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
 from convsv_core._projection.projection import Projection, ProjectionState, project
 from convsv_core._spectrum.numbers import condition_number, frobenius_norm, log_abs_det, operator_norm, stable_rank
@@ -35,6 +36,7 @@ __all__ = [
     "Backend",
     "BackendInfo",
     "Conv",
+    "DirectionState",
     "Lipschitz",
     "ModelReport",
     "NearestOrthogonal",
@@ -42,6 +44,7 @@ __all__ = [
     "Projection",
     "ProjectionState",
     "Report",
+    "SteepestDirection",
     "analyze",
     "analyze_many",
     "backends",
@@ -61,6 +64,7 @@ __all__ = [
     "project",
     "singular_values",
     "stable_rank",
+    "steepest_direction",
     "svd",
     "symbol",
 ]

@@ -32,7 +32,7 @@ from convsv_core._symbol.small_matrices import real_and_complex, safe_sqrt
 from convsv_core._symbol.transform import is_long, symbol_error
 from convsv_core.backend import Array, BlockWork
 
-__all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid"]
+__all__ = ["GridNorm", "Largest", "largest_among", "largest_on_grid", "norm_on_grid", "norms_of_groups"]
 
 DOUBLE_EPS = 1e-15
 """Largest eps of an arithmetic in which a search is exact to the rounding of its answer. It separates the two dtypes.
@@ -117,18 +117,31 @@ def _norm_at(operand: Operand, place: int) -> Array:
 def _norm_of_all(operand: Operand) -> GridNorm:
     """Return the largest norm from the eigenvalues at all visited frequencies."""
     xp, backend = operand.xp, operand.backend
-    found: Array = backend.concatenate(
-        [
-            operand.map_blocks(_squares_of_block, frequencies, real, budget=BLOCK_BYTES)
-            for real, frequencies in real_and_complex(operand.plan)
-        ]
-    )
+    found = _squares_of_all(operand)
     squares = found[..., 0]
     norm = safe_sqrt(xp, _maximum(operand, squares))
     known = backend.stop_gradient(norm)
     nonzero = xp.where(known == 0, xp.ones_like(known), known)
     share = xp.max(backend.stop_gradient(found[..., 1])) / nonzero**2
     return GridNorm(norm, xp.sqrt(1 + xp.where(known == 0, xp.zeros_like(share), share)))
+
+
+def norms_of_groups(operand: Operand) -> Array:
+    """Return an upper bound of each group's norm at the visited frequencies, rounding included: shape (groups,)."""
+    xp = operand.xp
+    uppers = xp.max(xp.sum(_squares_of_all(operand), axis=-1), axis=0)
+    return safe_sqrt(xp, uppers) * (1 + 4 * operand.eps)
+
+
+def _squares_of_all(operand: Operand) -> Array:
+    """Return the squared norm of each matrix, and a bound of its rounding error: shape (visited, groups, 2)."""
+    found: Array = operand.backend.concatenate(
+        [
+            operand.map_blocks(_squares_of_block, frequencies, real, budget=BLOCK_BYTES)
+            for real, frequencies in real_and_complex(operand.plan)
+        ]
+    )
+    return found
 
 
 def _maximum(operand: Operand, values: Array) -> Array:

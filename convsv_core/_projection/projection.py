@@ -6,9 +6,7 @@ import dataclasses
 import math
 from typing import Literal, NamedTuple, TypeAlias
 
-from convsv_core._geometry.padding import check_repeats_no_pixel
-from convsv_core._geometry.shapes import check_input_shape
-from convsv_core._norm.fixed_grid import EverySizeGrid, every_size_grid, grid_upper_bound
+from convsv_core._norm.fixed_grid import grid_for, grid_upper_bound, operand_on
 from convsv_core._projection.certificate import (
     CERTIFICATE_RTOL,
     SLACK_EPS,
@@ -29,7 +27,7 @@ from convsv_core._projection.dykstra import (
 )
 from convsv_core._projection.excess import Method, Samples, clip_and_cut
 from convsv_core._projection.final_rescaling import rescaled
-from convsv_core._symbol.operand import Operand, check_bound, make_operand, shape_of
+from convsv_core._symbol.operand import Operand, check_bound, shape_of
 from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
@@ -191,17 +189,8 @@ def _make_problem(
     shape = shape_of(kernel, conv)
     backend = backend_of(kernel)
     kernel = backend.stop_gradient(kernel)
-    if input_shape is None:
-        check_repeats_no_pixel(shape, conv)
-        grid = every_size_grid(shape, conv, GRID_RTOL)
-    else:
-        grid = EverySizeGrid(check_input_shape(input_shape, conv), conv, 1.0)
-    try:
-        operand = make_operand(kernel, grid.input_shape, grid.conv)
-    except NotImplementedError as error:
-        raise NotImplementedError(
-            f"{error}; input_shape=None bounds circular, zero and 'valid' padding of every size"
-        ) from None
+    grid = grid_for(shape, input_shape, conv, GRID_RTOL)
+    operand = operand_on(kernel, grid)
     limit = check_bound(operand, bound) / operand.scale
     narrow, operand = operand, operand.widen()
     limit = operand.xp.astype(limit, operand.real_dtype)

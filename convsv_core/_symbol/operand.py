@@ -220,7 +220,9 @@ def _call(*arguments: Any) -> Any:
     return function(operand, *arrays[frame.arrays :], *static)
 
 
-def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues: bool = False) -> Operand:
+def make_operand(
+    kernel: Array, input_shape: object, conv: Conv, *, all_residues: bool = False, name: str = "kernel"
+) -> Operand:
     """Check the arguments of a call and return the operand.
 
     Parameters
@@ -233,6 +235,8 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
         The geometry.
     all_residues : bool, default False
         As for `make_plan`.
+    name : str, default "kernel"
+        The name of the user's argument in an error.
 
     Raises
     ------
@@ -253,7 +257,7 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     kernel = xp.astype(
         backend.in_one_piece(kernel), getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False
     )
-    kernel, finite = check_finite(backend, kernel)
+    kernel, finite = check_finite(backend, kernel, name)
     kernel, scale = backend.run(normalise, (kernel,), (backend,))
     return Operand(backend, xp, plan, kernel, computed_in, answered_in, scale, finite)
 
@@ -272,8 +276,8 @@ def check_conv(conv: object) -> None:
         raise TypeError(f"conv={conv!r}: wanted a convsv.Conv, not {type(conv).__name__}{hint}")
 
 
-def check_finite(backend: Backend, kernel: Array) -> tuple[Array, Array | None]:
-    """Raise ValueError if the kernel holds NaN or infinity.
+def check_finite(backend: Backend, kernel: Array, name: str = "kernel") -> tuple[Array, Array | None]:
+    """Raise ValueError, with the name of the argument, if the kernel holds NaN or infinity.
 
     Returns
     -------
@@ -288,7 +292,7 @@ def check_finite(backend: Backend, kernel: Array) -> tuple[Array, Array | None]:
     if known is None:
         return xp.where(finite, kernel, xp.zeros_like(kernel)), finite
     if not known:
-        raise ValueError("kernel holds NaN or infinity: wanted finite numbers (has training diverged?)")
+        raise ValueError(f"{name} holds NaN or infinity: wanted finite numbers (has training diverged?)")
     return kernel, None
 
 
