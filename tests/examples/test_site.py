@@ -14,6 +14,7 @@ MODULES = (
     "convsv_core.conv",
     "convsv_core.dtypes",
     "convsv_core.layers",
+    "convsv_core.networks",
     "convsv_core.penalties",
     "convsv_core.plugins",
     "convsv_core.reports",
