@@ -21,7 +21,7 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """The name of the language's version. Nothing is read from this address."""
 
 CURVE_POINTS = 256
-"""Largest number of singular values of a layer in a page. A guess: more than a screen has pixels for a curve."""
+"""Number of points of a curve in a page: a few pixels apart (a guess). Of more singular values, some are left out."""
 
 DIGITS = 5
 """Number of significant digits of the numbers in a chart. A guess: finer than a pixel of it."""
@@ -117,9 +117,8 @@ def _curves_spec(curves: Sequence[Curve], count: int, scale: str) -> Spec:
     """Return the chart of the curves among `count` layers."""
     data = []
     for curve in curves:
-        every = above_rounding(curve.values) if scale == "log" else curve.values
-        kept = np.linspace(0, len(every) - 1, min(len(every), CURVE_POINTS)).round().astype(int)
-        points = {"share": _numbers(shares(every)[kept]), "value": _numbers(every[kept])}
+        share, values = _points(curve.values, scale)
+        points = {"share": _numbers(share), "value": _numbers(values)}
         facts = {"layer": f"{curve.depth}  {curve.name}", "norm": figure(float(curve.values[0]))}
         data.append({"depth": curve.depth, **facts, "smallest": figure(float(curve.values[-1]), 2), **points})
     lines = {
@@ -134,7 +133,7 @@ def _curves_spec(curves: Sequence[Curve], count: int, scale: str) -> Spec:
     }
     return _interactive(
         {"values": data},
-        [{"flatten": ["share", "value"]}, {"filter": "isValid(datum.value)"}],
+        [{"flatten": ["share", "value"]}],
         [
             {
                 "mark": {"type": "line", "point": _lone(curves)},
@@ -182,12 +181,7 @@ def _norms_spec(data: Sequence[Spec], count: int, scale: str) -> Spec:
         "scale": {"domain": ["norm", "reshaped norm"], "range": ["circle", "diamond"]},
     }
     # Where the two are equal, the small circle is seen inside of the large diamond.
-    size = {
-        "field": "figure",
-        "type": "nominal",
-        "scale": {"domain": ["norm", "reshaped norm"], "range": [30, 130]},
-        "legend": None,
-    }
+    size = {"condition": {"test": "datum.figure == 'norm'", "value": 30}, "value": 130}
     y = _values_axis(scale, "value", "norm")
     positive = [{"filter": "datum.value > 0"}] if scale == "log" else [{"filter": "isValid(datum.value)"}]
     return _interactive(
@@ -210,6 +204,25 @@ def _norms_spec(data: Sequence[Spec], count: int, scale: str) -> Spec:
         ],
         260,
     )
+
+
+def _points(values: HostArray, scale: str) -> tuple[HostArray, HostArray]:
+    """Return the points of a curve that is drawn, as near to each other as the pointer needs them.
+
+    Vega finds a curve near its points, and not between them. A curve of few values has more points on its lines.
+    """
+    share = shares(values)
+    if scale == "log":
+        drawn = ~np.isnan(above_rounding(values))
+        share, values = share[drawn], values[drawn]
+    kept = np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int)
+    share, values = share[kept], values[kept].astype(float)
+    if not 1 < len(values) < CURVE_POINTS:
+        return share, values
+    every = np.union1d(share, np.linspace(share[0], share[-1], CURVE_POINTS))
+    if scale == "log":  # Lines between values are straight where the logarithms are.
+        return every, np.exp(np.interp(every, share, np.log(values)))
+    return every, np.interp(every, share, values)
 
 
 def _values_axis(scale: str, field: str, title: str) -> Spec:

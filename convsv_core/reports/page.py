@@ -36,7 +36,7 @@ OF_IMAGES = (
     (
         "by frequency",
         "The largest singular value of the layer's matrix at each frequency of the input. Where there are more than 64 "
-        "frequencies along an axis, a pixel shows the largest value of its neighbours.",
+        "frequencies along an axis, a pixel shows the largest value of its neighbours. Of three axes, it is the largest along the first one.",
         "exact",
     ),
     (
@@ -90,7 +90,8 @@ def _assets() -> dict[str, str]:
     tables = importlib.resources.files("itables") / "html"
     return {
         "style": (tables / "dt_bundle.css").read_text("utf-8").replace("</style", "<\\/style") + _asset("page.css"),
-        "charts_script": _script(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")),
+        # The bundle declares hundreds of short names, which a function keeps from the page's own names.
+        "charts_script": _script(f"(() => {{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}\n}})();"),
         # The bundle of the table is a module, which the page imports from its text.
         "table_script": _json((tables / "dt_bundle.js").read_text("utf-8")),
         "page_script": _script(_asset("page.js")),
@@ -206,7 +207,7 @@ def _images(row: Any) -> str:
     strides = (1,) * image.ndim if row.transposed else row.stride
     grid = [extent // stride for extent, stride in zip(row.input_shape, strides, strict=True)]
     drawn = pictures.frequency_svg(image, grid)
-    text = f"The largest singular value is {texts.figure(float(image.max()))} at every frequency."
+    text = f"The largest singular value is {texts.figure(float(image.max()))} at every frequency, to 0.1 %."
     frequency = f'<div class="frequency">{drawn}</div>' if drawn else f'<p class="frequency flat">{text}</p>'
     return f'<div class="images">{frequency}{_vectors(vectors)}</div>'
 
@@ -230,18 +231,19 @@ def _angle(angle: float) -> str:
 def _strip(side: str, images: Any, channels: Sequence[int]) -> str:
     """Return the images of some channels of one side."""
     limit = float(np.max(np.abs(images), initial=0.0))
-    pictures = []
+    shown = []
     for image, channel in zip(images, channels, strict=True):
         plane = image.reshape(-1, *image.shape[-2:])[0] if image.ndim > 1 else image[None]
         address = pictures.png(plane, "RdBu_r", -limit, limit)
-        rows, columns = plane.shape
-        pictures.append(
-            f'<figure><img src="{address}" alt="{side}, channel {channel}" style="aspect-ratio:{columns}/{rows}">'
+        # The samples of one axis are shown as upright bars.
+        shape = "{1}/{0}".format(*plane.shape) if images.ndim > 2 else "3/1"
+        shown.append(
+            f'<figure><img src="{address}" alt="{side}, channel {channel}" style="aspect-ratio:{shape}">'
             f"<figcaption>channel {channel}</figcaption></figure>"
         )
-    rows, columns = images.shape[-2:] if images.ndim > 2 else (1, images.shape[-1])
-    caption = f"{side}, {columns} x {rows} pixels, ±{texts.figure(limit, 2)}"
-    return f'<div class="strip"><p>{caption}</p><div>{"".join(pictures)}</div></div>'
+    extents = f"{images.shape[-1]} samples" if images.ndim == 2 else f"{images.shape[-1]} x {images.shape[-2]} pixels"
+    caption = f"{side}, {extents}, ±{texts.figure(limit, 2)}"
+    return f'<div class="strip"><p>{caption}</p><div>{"".join(shown)}</div></div>'
 
 
 def _origins(report: Report[Any]) -> str:

@@ -113,8 +113,20 @@ def test_a_logarithmic_axis_shows_no_rounding_errors() -> None:
     curve = np.asarray([1.0, 1e-3, 1e-17, 0.0])
     chart = charts.curves_chart([LayerReport("layer", curve=curve)])
     assert chart is not None
-    assert chart.log["data"]["values"][0]["value"] == [1.0, 1e-3, None, None]
-    assert chart.linear["data"]["values"][0]["value"] == [1.0, 1e-3, 1e-17, 0.0]
+    (log,), (linear,) = (spec["data"]["values"] for spec in (chart.log, chart.linear))
+    assert (max(log["value"]), min(log["value"]), max(log["share"])) == (1.0, 1e-3, pytest.approx(1 / 3, rel=1e-4))
+    assert (max(linear["value"]), min(linear["value"]), max(linear["share"])) == (1.0, 0.0, 1.0)
+
+
+def test_points_between_few_values_lie_on_the_lines_that_are_drawn() -> None:
+    curve = np.asarray([100.0, 1.0])
+    chart = charts.curves_chart([LayerReport("layer", curve=curve)])
+    assert chart is not None
+    for spec, scaled in ((chart.linear, np.asarray), (chart.log, np.log)):
+        (data,) = spec["data"]["values"]
+        line = scaled(100.0) + (scaled(1.0) - scaled(100.0)) * np.asarray(data["share"])
+        np.testing.assert_allclose(scaled(data["value"]), line, rtol=0, atol=2e-3)
+        assert len(data["value"]) >= 256
 
 
 def test_colours_of_layers_differ() -> None:

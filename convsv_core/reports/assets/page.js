@@ -6,7 +6,11 @@
   let picked = 0;
 
   const all = (selector) => document.querySelectorAll(selector);
-  const depthOf = (item) => (item && item.datum && item.datum.depth) || 0;
+  // Vega finds a curve near its points alone, and the element under the pointer finds it everywhere.
+  const depthOf = (event, item) => {
+    const found = item || event.target.__data__;
+    return (found && found.datum && found.datum.depth) || 0;
+  };
 
   function tell(signal, depth) {
     for (const view of Object.values(views)) view.signal(signal, depth).runAsync();
@@ -44,8 +48,8 @@
     const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
     const { view } = await vegaEmbed(`#${name}`, data[name][scale], options);
     views[name] = view;
-    view.addEventListener("click", (event, item) => { if (depthOf(item)) pick(depthOf(item)); });
-    view.addEventListener("pointermove", (event, item) => tell("pointed", depthOf(item)));
+    view.addEventListener("click", (event, item) => { if (depthOf(event, item)) pick(depthOf(event, item)); });
+    view.addEventListener("pointermove", (event, item) => tell("pointed", depthOf(event, item)));
     view.addEventListener("pointerout", () => tell("pointed", 0));
     tell("picked", picked);
   }
