@@ -86,7 +86,7 @@ class Constant(Kind):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Kind):
-    """A convolution or transposed convolution of one input, of shape (batch, channels, *extents) in `layout`'s order.
+    """A convolution, or transposed one, of an input of shape ``(batch, channels, *extents)`` in `layout`'s order.
 
     Parameters
     ----------

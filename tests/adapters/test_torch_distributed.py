@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from convsv_adapters.torch import ConvMuon, conv_layers, project_after_step
+from convsv_adapters.torch import ConvMuon, SpectrumMonitor, conv_layers, project_after_step
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -120,17 +120,20 @@ def _sharded(rank: int, folder: Path) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     projection = project_after_step(optimizer, model, 1.0, method="rescale")
     train(model, optimizer, 3, seed=rank)
-    return {name: value.full_tensor() for name, value in model.state_dict().items()}, projection.norms
+    numbers = SpectrumMonitor(model).measure()
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}, projection.norms, numbers
 
 
-def test_sharded_tensors_are_projected_whole() -> None:
-    (first, norms), (second, other_norms) = run_on_ranks(_sharded)
+def test_sharded_tensors_are_projected_and_measured_whole() -> None:
+    (first, norms, numbers), (second, other_norms, other_numbers) = run_on_ranks(_sharded)
     assert norms == other_norms
     assert all(torch.equal(first[name], second[name]) for name in first)
     model = network()
     model.load_state_dict(first)
     for layer in conv_layers(model):
         assert float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) <= SLACK
+    assert numbers == SpectrumMonitor(model).measure()
+    assert other_numbers == {}
 
 
 def _flat(rank: int, folder: Path) -> Any:
