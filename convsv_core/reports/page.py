@@ -36,7 +36,8 @@ OF_IMAGES = (
     (
         "by frequency",
         "The largest singular value of the layer's matrix at each frequency of the input. Where there are more than 64 "
-        "frequencies along an axis, a pixel shows the largest value of its neighbours. Of three axes, it is the largest along the first one.",
+        "frequencies along an axis, a pixel shows the largest value of its neighbours. Of three "
+        "axes, it is the largest along the first one.",
         "exact",
     ),
     (

@@ -119,7 +119,7 @@ def _off_by(rows: Sequence[Row]) -> str:
     largest = max(known, key=lambda row: row.norm or 0.0)
     factors = [row.factor or 0.0 for row in known]
     return (
-        f"{len(rows)} convolutions. Largest norm: {texts.figure(largest.norm)}, {largest.name}. "
+        f"{_convolutions(len(rows))}. Largest norm: {texts.figure(largest.norm)}, {largest.name}. "
         f"The reshaped norm is off by factors of {min(factors):.2f} to {max(factors):.2f}."
     )
 
@@ -128,9 +128,13 @@ def _moved(rows: Sequence[Any]) -> str:
     """Return a line that says how many layers have changed, and how far."""
     changed = [row for row in rows if row.kernel is not None]
     if not changed:
-        return f"None of {len(rows)} convolutions changed."
+        return f"None of {_convolutions(len(rows))} changed."
     total = math.hypot(*(row.distance for row in changed))
-    return f"{len(changed)} of {len(rows)} convolutions changed, by {texts.figure(total)} in all."
+    return f"{len(changed)} of {_convolutions(len(rows))} changed, by {texts.figure(total)} in all."
+
+
+def _convolutions(number: int) -> str:
+    return "1 convolution" if number == 1 else f"{number} convolutions"
 
 
 # ---- the orders of the rows: functions with names, so that a report can be pickled ---------------------------------

@@ -220,10 +220,10 @@ def test_hovering_over_a_curve_names_the_layer(page: Page, path: Path, report: R
     shown = page.browser.find_element("id", "vg-tooltip-element")
     assert "block.deep" in shown.text
     assert f"{report[2].operator_norm:.4g}" in shown.text
+    lines = "[...document.querySelectorAll('#curves path[opacity]')].filter((p) => p.__data__?.datum?.depth"
     opacities = (
-        "return [...document.querySelectorAll('#curves path')].filter((p) => p.__data__?.datum?.depth && p.hasAttribute('opacity') && "
-        "p.getAttribute('stroke-width') !== '9').map((p) => [p.__data__.datum.depth, "
-        "Number(p.getAttribute('opacity'))])"
+        f"return {lines} && p.getAttribute('stroke-width') !== '9')"
+        ".map((p) => [p.__data__.datum.depth, Number(p.getAttribute('opacity'))])"
     )
     page.until(lambda: {depth for depth, opacity in page.run(opacities) if opacity > 0.9} == {3})
     assert page.messages() == []
