@@ -231,7 +231,7 @@ def test_keras_gives_the_figure_of_the_same_network() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the process that has started this one runs the others")
-@pytest.mark.parametrize("other", ["jax", "numpy"])
+@pytest.mark.parametrize("other", [pytest.param("jax", marks=pytest.mark.thorough), "numpy"])
 def test_keras_on_another_backend(other: str) -> None:
     environment = os.environ | {"KERAS_BACKEND": other}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", "keras_gives", __file__]

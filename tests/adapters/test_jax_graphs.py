@@ -17,6 +17,7 @@ from jax_models import LinenCNN, NnxCNN, equinox_cnn
 from network_graphs import difference, unsupported
 
 import convsv_core as convsv
+from convsv_core.networks import Normalize
 
 TOLERANCE = 1e-10
 """Largest difference from JAX in double precision, in units of the largest element of the output."""
@@ -148,6 +149,23 @@ def test_models_of_equinox() -> None:
     check(eqx.nn.Sequential([*layers, eqx.nn.ConvTranspose2d(4, 2, 3, 2, key=key)]), normal(2, 8, 8), 1e-6)
 
 
+def test_layer_normalisation_is_recognised() -> None:
+    rngs, x = nnx.Rngs(0), normal(*IMAGE)
+    double = {"param_dtype": jnp.float64, "rngs": rngs}
+    models = [nnx.LayerNorm(4, **double), nnx.RMSNorm(4, **double), nnx.LayerNorm(4, use_fast_variance=False, **double)]
+    models += [eqx.nn.LayerNorm((8, 8, 4)), eqx.nn.GroupNorm(2, 8), jax.nn.standardize]
+    for model in models:
+        image = x[0] if isinstance(model, eqx.nn.LayerNorm | eqx.nn.GroupNorm) else x
+        graph = check(model, image)
+        assert sum(isinstance(node.kind, Normalize) for node in graph) == 1
+        assert not convsv.lipschitz(model, image).missing
+    # The variance of another array is none.
+    graph = model_graph(
+        lambda x: (x - x.mean(3, keepdims=True)) * lax.rsqrt(jnp.var(2 * x, 3, keepdims=True) + 1e-5), x
+    )
+    assert not any(isinstance(node.kind, Normalize) for node in graph)
+
+
 def test_batch_normalisation_in_evaluation_mode() -> None:
     class Net(linen.Module):
         @linen.compact
@@ -274,12 +292,12 @@ def check_sound(seed: int) -> None:
     assert found.lower <= attained[0] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_no_jacobian_is_above_the_bound(seed: int) -> None:
     check_sound(seed)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("seed", range(4, 24))
+@pytest.mark.parametrize("seed", range(3, 23))
 def test_no_jacobian_of_many_networks_is_above_the_bound(seed: int) -> None:
     check_sound(seed)

@@ -108,6 +108,7 @@ FUNCTIONS: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     ),
     "padding": lambda m, x: F.pad(x, (1, 2, 0, 1), value=0.5) + F.pad(x, (2, 1, 1, 0), mode="circular"),
     "stack": lambda m, x: torch.stack([x, x.square()], 1).cumsum(3) + torch.zeros(2, 1, 1, 1).double(),
+    "attention": lambda m, x: F.scaled_dot_product_attention(x, 2 * x, 1 - x, attn_mask=m.weight.repeat(2, 2)),
     "in place": lambda m, x: x.clone().add_(1).mul_(x).relu_(),
 }
 
@@ -221,7 +222,10 @@ def test_a_model_needs_an_input_of_floating_point_numbers() -> None:
     [
         (Function(lambda m, x: m.inner(x[0, 0])[0], nn.LSTM(8, 4)), "aten.lstm.input"),
         (Function(lambda m, x: torch.fft.fft(x).real), "aten.fft_fft.default"),
-        (Function(lambda m, x: F.scaled_dot_product_attention(x, x, x)), "aten.scaled_dot_product_attention.default"),
+        (
+            Function(lambda m, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
+            "aten.scaled_dot_product_attention.default",
+        ),
         (Function(lambda m, x: F.max_pool2d(x, 2, return_indices=True)[1].double()), "<built-in function getitem>"),
         (Function(lambda m, x: torch.round(x)), "aten.round.default"),
         (nn.Threshold(0.1, 0.0), "aten.threshold.default"),
@@ -268,13 +272,13 @@ def check_sound(seed: int) -> None:
     assert found.lower <= min(found.upper, torch_jacobian_norm(model, x) * (1 + 1e-9))
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_no_jacobian_is_above_the_bound(seed: int) -> None:
     check_sound(seed)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("seed", range(10, 60))
+@pytest.mark.parametrize("seed", range(5, 55))
 def test_no_jacobian_of_many_networks_is_above_the_bound(seed: int) -> None:
     check_sound(seed)
 
@@ -305,3 +309,18 @@ def test_a_resnet_of_transformers() -> None:
     assert len(found.blocks) == 5  # The other three have a convolution in their shortcut.
     assert found.lower <= found.upper
     assert found.log10_upper < found.log10_product
+
+
+def test_several_inputs_outputs_and_other_arguments() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor, *, twice: bool = False, mask: object = None) -> Any:
+            return {"sum": x + y, "both": (2 * x if twice else x, torch.ones(3))}
+
+    x, y = image(1, 3, seed=1), image(1, 3, seed=2)
+    graph = model_graph(Net().eval(), (x, y))
+    assert [node.name for node in graph.inputs] == ["x", "y"]
+    assert len(graph.outputs) == 2
+    found = convsv.lipschitz(torch.compile(Net().eval()), {"x": x, "y": y, "twice": True, "mask": None})
+    assert np.sqrt(5) <= found.upper <= np.sqrt(8) * (1 + 1e-9)
+    assert found.lower == pytest.approx(np.linalg.norm([[1, 1], [2, 0]], 2), rel=1e-3)
+    assert convsv.lipschitz(nn.DataParallel(Net().eval()), (x, y), output="add").upper == pytest.approx(2.0)

@@ -10,6 +10,7 @@ import numpy as np
 from convsv_adapters._jax.calls import Call, Result, Rule
 from convsv_adapters._jax.equations import Equation, Operand, Value
 from convsv_adapters._jax.graph_layers import average_of
+from convsv_adapters._jax.normalization import find_normalization
 from convsv_adapters._networks import Traced, Undescribed, as_number
 from convsv_core.networks import (
     Elementwise,
@@ -53,7 +54,10 @@ def _weighted_sum(call: Call, weight: float) -> Result:
 def _mul(call: Call) -> Result:
     x, y = call.operands
     if isinstance(x, Traced) and isinstance(y, Traced):
-        return call.result(Product(), x, y)
+        if (found := find_normalization(call.equation)) is None:
+            return call.result(Product(), x, y)
+        normal = call.step(found.kind, call.known[found.operand], shape=found.operand.shape)
+        return call.result(Scale(np.asarray(found.scale)), normal)
     if isinstance(x, Traced):
         return call.result(Scale(np.asarray(y)), x)
     assert isinstance(y, Traced)

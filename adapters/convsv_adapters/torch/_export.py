@@ -214,10 +214,10 @@ def _computed(node: Operator, values: dict[Operator, Any], native: dict[Operator
     own = node.target(*args, **kwargs)
     if not (isinstance(own, torch.Tensor) and own.is_floating_point()) or own.dtype is torch.float64:
         return own, own
-    wide_args, wide_kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda one: _wide(values[one]))
     try:
+        wide_args, wide_kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda one: _wide(values[one]))
         return _wide(node.target(*wide_args, **wide_kwargs)), own
-    except (RuntimeError, NotImplementedError):  # An operator without a form in float64.
+    except (RuntimeError, NotImplementedError, TypeError):  # A device or an operator without float64.
         return own, own
 
 

@@ -55,7 +55,7 @@ def model_graph(model: nn.Module, example_input: object) -> Graph:
     writer = GraphWriter()
     known: dict[Operator, Any] = dict(exported.values)
     for node, tensor in exported.inputs.items():
-        example = tensor.detach().double().cpu().numpy()
+        example = tensor.detach().cpu().double().numpy()
         known[node] = writer.add(node.name, Input(example), (), tuple(tensor.shape), "input")
     names = _names(exported.operators)
     for node in exported.operators:

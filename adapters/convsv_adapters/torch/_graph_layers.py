@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from convsv_adapters._networks import Traced, Undescribed
 from convsv_adapters.torch._calls import Call, Result, Rule, host
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, per_axis, transposed_conv
-from convsv_core.networks import BranchMatmul, Convolution, Matmul, Normalize, Reshape, Scale
+from convsv_core.networks import BranchMatmul, Convolution, Matmul, Normalize, Permute, Reshape, Scale, Softmax
 
 __all__ = ["LAYER_RULES"]
 
@@ -155,7 +156,7 @@ def _normalized(
     return call.result(Scale(scale, shift), normal)
 
 
-# ---- what has no rule ------------------------------------------------------------------------------------------
+# ---- attention and recurrent cells -------------------------------------------------------------------------
 
 
 def _recurrent(call: Call) -> Result:
@@ -163,7 +164,21 @@ def _recurrent(call: Call) -> Result:
 
 
 def _attention(call: Call) -> Result:
-    raise Undescribed("attention, which multiplies activations by activations")
+    """Describe ``softmax(scale * query @ key^T + mask) @ value``."""
+    if call["is_causal"] or call["enable_gqa"] or isinstance(call["attn_mask"], Traced):
+        raise Undescribed("attention with a causal mask, a mask that depends on the input, or shared heads")
+    query, key, value = (call.as_traced(call[name]) for name in ("query", "key", "value"))
+    mask = call.constant("attn_mask")
+    if mask is not None and not (mask.dtype.kind == "f" and np.all(np.isfinite(mask))):
+        raise Undescribed("attention with a mask that leaves elements out")
+    scale = call["scale"] if call["scale"] is not None else 1 / math.sqrt(query.shape[-1])
+    order = (*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2)
+    turned = call.step(Permute(order), key, shape=[key.shape[axis] for axis in order])
+    scores = call.step(BranchMatmul(), query, turned, shape=(*query.shape[:-1], key.shape[-2]))
+    shift = np.zeros(()) if mask is None else mask
+    scaled = call.step(Scale(np.asarray(float(scale)), shift), scores, shape=scores.shape)
+    weights = call.step(Softmax((len(scores.shape) - 1,)), scaled, shape=scores.shape)
+    return call.result(BranchMatmul(), weights, value)
 
 
 LAYER_RULES: dict[str, Rule] = {
