@@ -40,11 +40,13 @@ from convsv_core._network.kinds import (
     Sum,
     Unsupported,
 )
+from convsv_core._network.opaque import Bounded
 from convsv_core._network.rule_types import Evaluated, Factors, KindRule, LinearMap, NoRule, Range, Tensor
 
 __all__ = [
     "AveragePool",
     "AxisMaps",
+    "Bounded",
     "BranchMatmul",
     "Concatenate",
     "Constant",

@@ -15,6 +15,7 @@ from convsv_core._network.derivatives import evaluate
 from convsv_core._network.graph import Node, Shape
 from convsv_core._network.linear_maps import axis_matrices, axis_sources, stack_shapes
 from convsv_core._network.norms import EPS, kronecker_norm, matrix_norm, product_up, root_up, supremum_norm
+from convsv_core._network.opaque import Bounded
 from convsv_core._network.ranges import RANGES, largest_modulus
 from convsv_core._network.rule_types import Factors, Float64Array, KindRule, NoRule, Range, Tensor
 from convsv_core.plugins import plugins
@@ -286,6 +287,12 @@ def _branch_matmul(node: Node, inputs: Sequence[Tensor]) -> Factors:
     return _bounded(norms[1] * repeated[0], norms[0] * repeated[1])
 
 
+def _opaque(node: Node, inputs: Sequence[Tensor]) -> Factors:
+    kind = node.kind
+    assert isinstance(kind, Bounded)
+    return Factors((kind.bound,))
+
+
 def _unsupported(node: Node, inputs: Sequence[Tensor]) -> Factors:
     assert isinstance(node.kind, kinds.Unsupported)
     raise NoRule(node.kind.reason)
@@ -322,6 +329,7 @@ _FACTORS: dict[type[kinds.Kind], Rule] = {
 
 RULES: dict[type[kinds.Kind], KindRule] = {
     **{kind: KindRule(factors, evaluate, RANGES.get(kind)) for kind, factors in _FACTORS.items()},
+    Bounded: KindRule(_opaque),
     kinds.Unsupported: KindRule(_unsupported),
 }
 """The rules of the kinds of this package, by their classes."""

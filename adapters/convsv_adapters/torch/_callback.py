@@ -19,7 +19,7 @@ class CallbackProjection:
     No attribute is named `log`, which Lightning replaces by a method in every callback.
     """
 
-    def __init__(self, bound: float, every: int = 1, *, log: bool = True, **options: Any) -> None:
+    def __init__(self, bound: float | None = None, every: int = 1, *, log: bool = True, **options: Any) -> None:
         super().__init__()
         self.bound, self.every, self.logged, self.options = bound, every, log, options
         self.projection: StepProjection | None = None

@@ -11,7 +11,7 @@ from torch import nn
 from convsv_adapters._layers import ConvLayer
 from convsv_adapters._monitor import Log, Monitor
 from convsv_adapters.torch._exchange import process_rank, refuse_flat_parameters
-from convsv_adapters.torch._forward import restored
+from convsv_adapters.torch._forward import in_evaluation_mode
 from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD, conv_layers, without_autocast
 from convsv_adapters.torch._targets import gathered
 
@@ -130,6 +130,5 @@ def _current_kernel(layer: ConvLayer) -> torch.Tensor:
     """
     if not nn.utils.parametrize.is_parametrized(layer.module, "weight"):
         return gathered(layer.kernel)
-    with restored(layer.module.parametrizations):
-        layer.module.parametrizations.eval()
+    with in_evaluation_mode(layer.module.parametrizations):
         return gathered(layer.kernel)

@@ -7,7 +7,7 @@ outputs, so a smaller kernel soon comes with a smaller running variance, and the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -166,7 +166,7 @@ class Part(Target):
         self.tested = None
 
 
-def make_parts(layers: Sequence[ConvLayer], circular: bool, bounds: Sequence[float]) -> list[Part]:
+def make_parts(bounded: Iterable[tuple[ConvLayer, float]], circular: bool) -> list[Part]:
     """Return the parts of layers with normalisations, each with its bound.
 
     Raises
@@ -175,7 +175,7 @@ def make_parts(layers: Sequence[ConvLayer], circular: bool, bounds: Sequence[flo
         A part cannot be bounded, or extents are needed that are not known.
     """
     parts = []
-    for layer, bound in zip(layers, bounds, strict=True):
+    for layer, bound in bounded:
         norm = layer.normalisation
         refuse_layer(layer)
         if norm._parameters.get("weight") is None:
