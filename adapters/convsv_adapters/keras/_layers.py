@@ -129,7 +129,7 @@ def _by_layer(
     model: keras.layers.Layer, example_input: object, kinds: tuple[type[Any], ...]
 ) -> Iterator[tuple[keras.layers.Layer, list[ConvLayer]]]:
     """Yield each layer of a model, once, with its kernels, which are none unless it is of one of the given classes."""
-    layers = list(dict.fromkeys(_every_layer(model)))
+    layers = list(dict.fromkeys(every_layer(model)))
     traced = example_input is not None
     seen = _extents(model, [one for one in layers if isinstance(one, kinds)], example_input) if traced else {}
     for layer in layers:
@@ -160,11 +160,12 @@ def declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
     return example, f"keras.Input leaves axes free: the extents are those for {taken}; an example_input gives others"
 
 
-def _every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yield a model and every layer in it, one that is shared several times."""
     yield model
     for layer in getattr(model, "_layers", ()):
         if isinstance(layer, keras.layers.Layer):
-            yield from _every_layer(layer)
+            yield from every_layer(layer)
 
 
 def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, reached: bool) -> Iterator[ConvLayer]:
