@@ -239,7 +239,9 @@ def _multiply(second: Form, first: Form, mode: str) -> Form | None:
                 for axis in range(len(taps))
             )
             place: Any = (Ellipsis, *offsets)
-            kernel[place] += left[(Ellipsis, *late)] @ right[(Ellipsis, *early)]
+            after: Any = (Ellipsis, *late)
+            before: Any = (Ellipsis, *early)
+            kernel[place] += left[after] @ right[before]
     terms = middle * min(math.prod(first.taps), math.prod(second.taps)) + 2
     error = (
         second.error * first.moduli

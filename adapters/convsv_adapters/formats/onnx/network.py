@@ -28,6 +28,9 @@ __all__ = ["network_of"]
 FOLDED = 1 << 16
 """Entries of the largest constant that is put in place of its nodes. A guess: shapes are far smaller."""
 
+SHAPE_KEEPING = ("GroupNormalization",)
+"""Operators whose output has the shape of their first input, which shape inference does not know."""
+
 RECURRENT = ("RNN", "LSTM", "GRU")
 CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
@@ -130,7 +133,7 @@ def _with_known_shapes(model: Any, folder: Path, inputs: Types) -> tuple[Scope, 
     """Return the scope and the types of a model after all that follows from shapes alone became constants."""
     while True:
         scope = Scope(model.graph, model.opset_import, folder)
-        types = infer_types(scope, inputs)[scope]
+        types = _inferred(scope, inputs)
         found: dict[str, HostArray] = {}
         for node in scope.graph.node:
             names = [name for name in node.output if name]
@@ -146,6 +149,19 @@ def _with_known_shapes(model: Any, folder: Path, inputs: Types) -> tuple[Scope, 
         del model.graph.node[:]
         model.graph.node.extend(kept)
         model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in found.items())
+
+
+def _inferred(scope: Scope, inputs: Types) -> Types:
+    """Return the types of a graph's tensors; operators that onnx does not infer count as the identity meanwhile."""
+    hidden = [node for node in scope.graph.node if operator_name(node) in SHAPE_KEEPING]
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in hidden]
+    for node in hidden:
+        node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1]))
+    try:
+        return infer_types(scope, inputs)[scope]
+    finally:
+        for node, original in zip(hidden, kept, strict=True):
+            node.CopyFrom(original)
 
 
 def _small_constants(scope: Scope, names: list[str], types: Types) -> dict[str, HostArray]:
