@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from convsv_adapters.torch import StepProjection, _scales, conv_layers, penalty, project_after_step
+from convsv_adapters.torch import StepOptions, StepProjection, _scales, conv_layers, penalty, project_after_step
 from torch import nn
 from torch.nn import functional as F
 from torch_models import SLACK
@@ -398,6 +398,14 @@ def test_normalisations_that_cannot_be_bounded_are_named(change: Callable[[Any],
 
 def _normalises(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
     return F.batch_norm(output, torch.zeros(3), torch.ones(3))
+
+
+def test_options_can_be_copied() -> None:
+    options = StepOptions(1.0, linear=True, batch_norm="fold", example_input=images(1))
+    for other in (copy.deepcopy(options), pickle.loads(pickle.dumps(options))):
+        assert (other.bound, other.linear, other.batch_norm) == (1.0, True, "fold")
+        projection = StepProjection(network(), **{name: getattr(other, name) for name in vars(options) if name != "_"})
+        assert max(projection.project().values()) <= 1
 
 
 def test_wrong_options() -> None:
