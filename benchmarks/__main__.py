@@ -11,7 +11,9 @@ from benchmarks.norm import norm
 from benchmarks.project import project
 from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
+from benchmarks.steepest import steepest
 from benchmarks.training import training
+from benchmarks.training_jax import training_jax
 
 __all__ = ["benchmarks"]
 
@@ -21,6 +23,8 @@ COMMANDS: tuple[click.Command, ...] = (
     project,
     network_projection,
     training,
+    training_jax,
+    steepest,
     certify,
     scale,
     peak_memory,

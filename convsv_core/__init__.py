@@ -11,9 +11,12 @@ Results are arrays of the caller's library, on the caller's device.
 """
 
 from convsv_core import penalties
+from convsv_core._network.constant import lipschitz
+from convsv_core._network.result import Lipschitz
 from convsv_core._norm.bounds import NormBounds, norm_bounds
 from convsv_core._norm.fixed_grid import norm_upper_bound
 from convsv_core._projection.clipping import clip
+from convsv_core._projection.direction import DirectionState, SteepestDirection, steepest_direction
 from convsv_core._projection.orthogonal import NearestOrthogonal, nearest_orthogonal, orthogonal_kernel
 from convsv_core._projection.projection import Projection, ProjectionState, project
 from convsv_core._spectrum.numbers import condition_number, frobenius_norm, log_abs_det, operator_norm, stable_rank
@@ -35,12 +38,15 @@ __all__ = [
     "BackendInfo",
     "Comparison",
     "Conv",
+    "DirectionState",
+    "Lipschitz",
     "ModelReport",
     "NearestOrthogonal",
     "NormBounds",
     "Projection",
     "ProjectionState",
     "Report",
+    "SteepestDirection",
     "analyze",
     "analyze_many",
     "backends",
@@ -50,6 +56,7 @@ __all__ = [
     "frequency_singular_values",
     "frobenius_norm",
     "hookimpl",
+    "lipschitz",
     "log_abs_det",
     "nearest_orthogonal",
     "norm_bounds",
@@ -60,6 +67,7 @@ __all__ = [
     "project",
     "singular_values",
     "stable_rank",
+    "steepest_direction",
     "svd",
     "symbol",
 ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pluggy
 
     from convsv_core.layers import Layer, ReadOptions
+    from convsv_core.networks import Graph, Kind, KindRule
 
 __all__ = [
     "ENTRY_POINT_GROUPS",
@@ -27,12 +28,13 @@ __all__ = [
     "backends",
     "get_backend",
     "hookimpl",
+    "on_host",
     "on_values",
     "one_line",
     "plugins",
 ]
 
-ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models")
+ENTRY_POINT_GROUPS = ("convsv.backends", "convsv.readers", "convsv.models", "convsv.networks")
 """The groups of entry points in which plugins are looked for, in this order."""
 
 P = ParamSpec("P")
@@ -78,6 +80,23 @@ class Hooks:
         `linear` the dense layers are among them; an implementation without this argument leaves them out.
         Import the framework only after it is clear that `model` is of that framework.
         """
+
+    def convsv_read_graph(self, path: Path, options: ReadOptions) -> Graph | None:
+        """Return the network in the file at `path` as a graph, or None if the file has another format.
+
+        Raise `ModelError` for a file of this format that cannot be read, or that holds no graph.
+        """
+
+    def convsv_model_graph(self, model: object, example_input: object) -> Graph | None:
+        """Return a model object as a graph at inference, or None if the model is of another framework.
+
+        `example_input` has the form that `convsv_model_layers` of the framework takes; trace a batch of one example.
+        Import the framework only after it is clear that `model` is of that framework. Raise ValueError or TypeError
+        where the call is wrong, such as for a model in training mode.
+        """
+
+    def convsv_network_rules(self) -> Mapping[type[Kind], KindRule]:  # type: ignore[empty-body]
+        """Return the rules of further kinds of maps, which are subclasses of `convsv_core.networks.Kind`."""
 
     def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
         """Write the model at `path` to `target` with other kernels and return True, or None for another format.
@@ -142,7 +161,14 @@ def _load() -> Plugins:
 
     specify = pluggy.HookspecMarker("convsv")
     specify(Hooks.convsv_backend)
-    for hook in (Hooks.convsv_read_model, Hooks.convsv_model_layers, Hooks.convsv_write_model):
+    specify(Hooks.convsv_network_rules)
+    for hook in (
+        Hooks.convsv_read_model,
+        Hooks.convsv_read_graph,
+        Hooks.convsv_model_layers,
+        Hooks.convsv_model_graph,
+        Hooks.convsv_write_model,
+    ):
         specify(hook, firstresult=True)
     manager = pluggy.PluginManager("convsv")
     manager.add_hookspecs(Hooks)
@@ -214,15 +240,31 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
 def on_values(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: compute lazy arguments before calling a function whose control flow depends on array values.
 
-    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy.
+    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy. A library that
+    compiles hands arrays in the memory of the host over to NumPy.
     """
+    return _elsewhere(function, with_lazy=True)
+
+
+def on_host(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: call a function with NumPy arrays if its first argument is a kernel whose backend prefers that.
+
+    Lazy arguments stay lazy.
+    """
+    return _elsewhere(function, with_lazy=False)
+
+
+def _elsewhere(function: Callable[P, R], *, with_lazy: bool) -> Callable[P, R]:
+    """Return the function, called in another library where the backend of its first argument wants that."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         # A task on another machine imports the function by its name, and this name is bound to `call`.
         backend = backend_of(arguments[0] if arguments else options.get("kernel"))
-        if backend.lazy:
+        if backend.lazy and with_lazy:
             return backend.run_on_values(call, *arguments, **options)
+        if backend.prefers_host((arguments, options)):
+            return backend.run_on_host(call, *arguments, **options)
         return function(*arguments, **options)
 
     return call

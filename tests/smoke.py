@@ -13,6 +13,7 @@ from pathlib import Path
 
 FILES = (
     "convsv_core/py.typed",
+    "convsv_core/reports/assets/page.html",
     "convsv_backends/py.typed",
     "convsv_adapters/py.typed",
     "convsv_adapters/data/digits.onnx",

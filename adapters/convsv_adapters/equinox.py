@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,6 +19,7 @@ from convsv_adapters._jax.geometry import (
     COMPUTED_BY,
     FoundConv,
     computed_layer,
+    linear_conv,
     make_conv,
     make_traced_layer,
     make_transposed_conv,
@@ -28,7 +28,7 @@ from convsv_adapters._jax.tracing import evaluate, trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import Conv, analyze
 from convsv_core.conv import SPATIAL_LETTERS
-from convsv_core.layers import Extents, Layer, dense_layer
+from convsv_core.layers import Extents, Layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
 
@@ -42,7 +42,7 @@ MODES = {"ZEROS": "zeros", "CIRCULAR": "circular", "REFLECT": "reflect", "REPLIC
 """The padding modes of `Conv`, by their names in equinox."""
 
 
-def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLayer]:
+def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool = False) -> list[ConvLayer]:
     """Find every convolution of an equinox model, with its geometry and the true extents of its inputs.
 
     Parameters
@@ -51,6 +51,8 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
     example_input : array, jax.ShapeDtypeStruct, tuple, list or mapping, optional
         The argument of the model, its positional arguments or its keyword arguments; as a rule one example without the
         axis of a batch. The model is not run: its shapes are traced, in inference mode.
+    linear : bool, default False
+        List `Linear` modules too, as convolutions with one tap on an extent of one pixel.
 
     Returns
     -------
@@ -78,12 +80,13 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
     """
     if not isinstance(model, eqx.Module):
         raise TypeError(f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted an equinox.Module")
-    modules = _modules(model)
+    kinds = (*CONVOLUTIONS, eqx.nn.Linear) if linear else CONVOLUTIONS
+    modules = _modules(model, kinds)
     seen: dict[str, dict[Extents, None]] = {name: {} for name in modules}
     if example_input is not None:
 
         def call(model: eqx.Module, *args: object, **kwargs: object) -> None:
-            _noting(eqx.nn.inference_mode(model), seen)(*args, **kwargs)
+            _noting(eqx.nn.inference_mode(model), seen, kinds)(*args, **kwargs)
 
         trace(call, model, example_input)
     return [
@@ -93,10 +96,11 @@ def conv_layers(model: eqx.Module, example_input: object = None) -> list[ConvLay
             _geometry(found, tuple(seen[name])),
             name=name,
             path="weight" if name == "." else f"{name}/weight",
-            kernel_shape=tuple(found.module.weight.shape),
+            kernel_shape=_kernel_shape(found.module),
             input_shapes=tuple(seen[name]),
             traced=example_input is not None,
             computed=bool(found.computed_by),
+            linear=isinstance(found.module, eqx.nn.Linear),
         )
         for name, found in modules.items()
     ]
@@ -108,65 +112,55 @@ def model_layers(model: eqx.Module, example_input: object, linear: bool = False)
     A weight that `WeightNorm` or `SpectralNorm` computes is the one that the layer uses in the call, if there is an
     `example_input`. With `linear` the `Linear` layers are among the rows.
     """
-    modules = _modules(model)
-    layers = conv_layers(model, example_input)
+    kinds = (*CONVOLUTIONS, eqx.nn.Linear) if linear else CONVOLUTIONS
+    modules = _modules(model, kinds)
+    layers = conv_layers(model, example_input, linear=linear)
     used: dict[str, list[jax.Array]] = {}
-    if example_input is not None and any(layer.computed_in_forward for layer in layers):
+    if example_input is not None and any(layer.computed_in_forward and not layer.linear for layer in layers):
 
         def call(model: eqx.Module, *args: object, **kwargs: object) -> dict[str, list[jax.Array]]:
             kernels: dict[str, list[jax.Array]] = {name: [] for name in modules}
-            _noting(eqx.nn.inference_mode(model), {name: {} for name in modules}, kernels)(*args, **kwargs)
+            _noting(eqx.nn.inference_mode(model), {name: {} for name in modules}, kinds, kernels)(*args, **kwargs)
             return kernels
 
         used = evaluate(call, model, example_input)
     rows = []
     for layer in layers:
         found = modules[layer.name]
-        if layer.computed_in_forward:
+        if layer.linear:
+            rows.append(model_layer(layer, None if layer.conv is None else found.module.weight[..., None]))
+        elif layer.computed_in_forward:
             plain = _geometry(found._replace(computed_by=""), layer.input_shapes)
             rows.append(computed_layer(layer, plain, used.get(layer.name, []), found.computed_by))
         else:
             rows.append(model_layer(layer, found.module.weight))
-    return [*rows, *_dense_layers(model)] if linear else rows
+    return rows
 
 
-def _dense_layers(model: eqx.Module) -> Iterator[Layer]:
-    """Yield the `Linear` layers of a model; a weight that the call computes is not read."""
-
-    def stops(node: object) -> bool:
-        return isinstance(node, (eqx.nn.Linear, *REPARAMETRISED))
-
-    for keys, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=stops)[0]:
-        name = jax.tree_util.keystr(keys, simple=True, separator="/") or "."
-        if isinstance(node, eqx.nn.Linear):
-            yield dense_layer(name, node.weight, "OI")
-        elif isinstance(node, REPARAMETRISED) and isinstance(node.layer, eqx.nn.Linear):
-            yield Layer(f"{name}/layer", None, None, None, COMPUTED_BY.format(type(node).__name__), linear=True)
-
-
-def _is_convolution(node: object) -> bool:
-    return isinstance(node, CONVOLUTIONS)
+def _kernel_shape(module: Any) -> tuple[int, ...]:
+    shape = tuple(module.weight.shape)
+    return (*shape, 1) if isinstance(module, eqx.nn.Linear) else shape
 
 
 class Found(NamedTuple):
-    """A convolution of a model, and the class of the module that computes its weight in the forward pass, or ""."""
+    """A layer of a model, and the class of the module that computes its weight in the forward pass, or ""."""
 
     module: Any
     computed_by: str
 
 
-def _modules(model: eqx.Module) -> dict[str, Found]:
-    """Return every convolution of a model by its path."""
+def _modules(model: eqx.Module, kinds: tuple[type, ...]) -> dict[str, Found]:
+    """Return every layer of the given classes in a model, by its path."""
 
     def find(root: object, above: str, computed_by: str) -> dict[str, Found]:
         found: dict[str, Found] = {}
-        inner = (*REPARAMETRISED, *CONVOLUTIONS)
+        inner = (*REPARAMETRISED, *kinds)
         nodes = jax.tree_util.tree_flatten_with_path(
-            root, is_leaf=lambda node: isinstance(node, inner) and (node is not root or _is_convolution(node))
+            root, is_leaf=lambda node: isinstance(node, inner) and (node is not root or isinstance(node, kinds))
         )[0]
         for keys, node in nodes:
             path = "/".join(filter(None, [above, jax.tree_util.keystr(keys, simple=True, separator="/")]))
-            if _is_convolution(node):
+            if isinstance(node, kinds):
                 found[path or "."] = Found(node, computed_by)
             elif isinstance(node, REPARAMETRISED):
                 found |= find(node, path, type(node).__name__)
@@ -176,25 +170,28 @@ def _modules(model: eqx.Module) -> dict[str, Found]:
 
 
 def _noting(
-    model: eqx.Module, seen: dict[str, dict[Extents, None]], kernels: dict[str, list[jax.Array]] | None = None
+    model: eqx.Module,
+    seen: dict[str, dict[Extents, None]],
+    kinds: tuple[type, ...],
+    kernels: dict[str, list[jax.Array]] | None = None,
 ) -> Any:
-    """Return a copy of a model whose convolutions note their calls.
+    """Return a copy of a model whose layers note their calls.
 
     They add the extents of their inputs to `seen`, and their weights to `kernels`.
     """
 
     def replaced(keys: Any, node: Any) -> Any:
         name = jax.tree_util.keystr(keys, simple=True, separator="/") or "."
-        return _noting_copy(node, seen[name], (kernels or {}).get(name, [])) if _is_convolution(node) else node
+        return _noting_copy(node, seen[name], (kernels or {}).get(name, [])) if isinstance(node, kinds) else node
 
-    return jax.tree_util.tree_map_with_path(replaced, model, is_leaf=_is_convolution)
+    return jax.tree_util.tree_map_with_path(replaced, model, is_leaf=lambda node: isinstance(node, kinds))
 
 
 def _noting_copy(module: Any, seen: dict[Extents, None], kernels: list[jax.Array]) -> Any:
     own = type(module)
 
     def noting(self: Any, x: jax.Array, **kwargs: object) -> jax.Array:
-        seen[tuple(x.shape[1:])] = None
+        seen[tuple(x.shape[1:])] = None  # of a linear layer it says only that there was a call
         kernels.append(self.weight)
         return own.__call__(self, x, **kwargs)
 
@@ -208,6 +205,8 @@ def _geometry(found: Found, extents: tuple[Extents, ...]) -> FoundConv:
     module = found.module
     if found.computed_by:
         return FoundConv(None, COMPUTED_BY.format(found.computed_by))
+    if isinstance(module, eqx.nn.Linear):
+        return linear_conv("OIW")
     taps, ndim = module.kernel_size, module.num_spatial_dims
     if ndim not in SPATIAL_LETTERS:
         return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")

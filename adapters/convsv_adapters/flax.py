@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import linen, nnx
@@ -26,22 +26,31 @@ from convsv_adapters._jax.geometry import (
     COMPUTED_BY,
     FoundConv,
     computed_layer,
+    linear_conv,
     make_traced_layer,
 )
 from convsv_adapters._jax.tracing import evaluate, trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import analyze
-from convsv_core.layers import Extents, Layer, dense_layer
+from convsv_core.layers import Extents, Layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
+
+Kinds: TypeAlias = tuple[type[Any], ...]
+"""Classes of layers."""
 
 NNX_WRAPPERS = tuple(getattr(nnx, name) for name in ("WeightNorm", "SpectralNorm") if hasattr(nnx, name))
 LINEN_WRAPPERS = (linen.WeightNorm, linen.SpectralNorm)
 NNX_CONVOLUTIONS = (nnx.Conv, nnx.ConvTranspose)
 LINEN_CONVOLUTIONS = (linen.Conv, linen.ConvTranspose, linen.ConvLocal)
+NNX_LINEAR = (nnx.Linear, nnx.LinearGeneral)
+LINEN_LINEAR = (linen.Dense, linen.DenseGeneral)
+LINEAR = (*NNX_LINEAR, *LINEN_LINEAR)
 
 
-def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) -> list[ConvLayer]:
+def conv_layers(
+    model: nnx.Module | linen.Module, example_input: object = None, *, linear: bool = False
+) -> list[ConvLayer]:
     """Find every convolution of a flax model, with its geometry and the true extents of its inputs.
 
     Parameters
@@ -52,6 +61,9 @@ def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) 
     example_input : array, jax.ShapeDtypeStruct, tuple, list or mapping, optional
         The argument of the model, its positional arguments or its keyword arguments. The model is not run: its shapes
         are traced, an nnx model's in evaluation mode. A linen module needs it, since its layers are made in the call.
+    linear : bool, default False
+        List linear layers too, as convolutions with one tap on an extent of one pixel. Those with several axes of
+        inputs or outputs (`LinearGeneral`, `DenseGeneral`) have no geometry.
 
     Returns
     -------
@@ -81,9 +93,9 @@ def conv_layers(model: nnx.Module | linen.Module, example_input: object = None) 
     ('kernel', (2, 2), (32, 32))
     """
     if isinstance(model, nnx.Module):
-        return _nnx_layers(model, example_input)
+        return _nnx_layers(model, example_input, linear)
     if isinstance(model, linen.Module):
-        return _linen_layers(model, example_input)
+        return _linen_layers(model, example_input, linear)
     raise TypeError(
         f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a flax.nnx.Module or flax.linen.Module"
     )
@@ -105,7 +117,9 @@ def model_layers(model: nnx.Module | linen.Module, example_input: object, linear
 
 
 def _row(layer: ConvLayer, module: Any, kernel: Any, used: Sequence[jax.Array]) -> Layer:
-    """Return the row of a convolution, whose stored kernel is `kernel` and which used the kernels `used` in a call."""
+    """Return the row of a layer, whose stored kernel is `kernel` and which used the kernels `used` in a call."""
+    if layer.linear:
+        return model_layer(layer, None if layer.conv is None else kernel.reshape(layer.kernel_shape))
     if not layer.computed_in_forward:
         return model_layer(layer, kernel)
     plain = flax_geometry(module, layer.kernel_shape, layer.input_shapes)
@@ -115,18 +129,19 @@ def _row(layer: ConvLayer, module: Any, kernel: Any, used: Sequence[jax.Array]) 
 # ---- nnx ---------------------------------------------------------------------------------------------------
 
 
-def _nnx_layers(model: nnx.Module, example_input: object) -> list[ConvLayer]:
+def _nnx_layers(model: nnx.Module, example_input: object, linear: bool) -> list[ConvLayer]:
+    kinds = (*NNX_CONVOLUTIONS, *NNX_LINEAR) if linear else NNX_CONVOLUTIONS
     seen: dict[str, dict[Extents, None]] = {}
     if example_input is not None:
         graph, state = nnx.split(model)
 
         def call(state: object, *args: object, **kwargs: object) -> None:
-            _called(graph, state, args, kwargs, seen)
+            _called(graph, state, args, kwargs, kinds, seen)
 
         trace(call, state, example_input)
     found, wrapped = [], _wrapped(model)
     for path, node in nnx.iter_graph(model):
-        if isinstance(node, NNX_CONVOLUTIONS):
+        if isinstance(node, kinds):
             name = _name(path)
             extents = tuple(seen.get(name, ()))
             kernel_path = "/".join([*map(str, path), "kernel"])
@@ -137,23 +152,20 @@ def _nnx_layers(model: nnx.Module, example_input: object) -> list[ConvLayer]:
 
 
 def _nnx_rows(model: nnx.Module, example_input: object, linear: bool) -> list[Layer]:
-    layers = {layer.name: layer for layer in _nnx_layers(model, example_input)}
+    layers = {layer.name: layer for layer in _nnx_layers(model, example_input, linear)}
     used: dict[str, list[jax.Array]] = {}
     if example_input is not None and any(layer.computed_in_forward for layer in layers.values()):
         graph, state = nnx.split(model)
 
         def call(state: object, *args: object, **kwargs: object) -> dict[str, list[jax.Array]]:
-            return _called(graph, state, args, kwargs, {})
+            return _called(graph, state, args, kwargs, NNX_CONVOLUTIONS, {})
 
         used = evaluate(call, state, example_input)
-    rows, wrapped = [], _wrapped(model)
-    for path, node in nnx.iter_graph(model):
-        name = _name(path)
-        if isinstance(node, NNX_CONVOLUTIONS):
-            rows.append(_row(layers[name], node, node.kernel[...], used.get(name, ())))
-        elif linear and isinstance(node, nnx.Linear):
-            rows.append(_dense(name, node, node.kernel[...], wrapped.get(id(node), "")))
-    return rows
+    return [
+        _row(layers[name], node, node.kernel[...], used.get(name, ()))
+        for path, node in nnx.iter_graph(model)
+        if (name := _name(path)) in layers and isinstance(node, (*NNX_CONVOLUTIONS, *NNX_LINEAR))
+    ]
 
 
 def _wrapped(model: nnx.Module) -> dict[int, str]:
@@ -168,14 +180,19 @@ def _wrapped(model: nnx.Module) -> dict[int, str]:
 
 
 def _called(
-    graph: Any, state: object, args: tuple[Any, ...], kwargs: dict[str, Any], seen: dict[str, dict[Extents, None]]
+    graph: Any,
+    state: object,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    kinds: Kinds,
+    seen: dict[str, dict[Extents, None]],
 ) -> dict[str, list[jax.Array]]:
-    """Call a copy of a model in evaluation mode, note the extents of its convolutions, and return their kernels."""
+    """Call a copy of a model in evaluation mode, note the extents of its layers, and return their kernels."""
     copy = nnx.merge(graph, state)
     copy.eval()
     kernels: dict[str, list[jax.Array]] = {}
     for path, node in list(nnx.iter_graph(copy)):
-        if isinstance(node, NNX_CONVOLUTIONS):
+        if isinstance(node, kinds):
             name = _name(path)
             _note_calls(node, seen.setdefault(name, {}), kernels.setdefault(name, []))
     copy(*args, **kwargs)
@@ -185,10 +202,9 @@ def _called(
 def _note_calls(module: nnx.Module, seen: dict[Extents, None], kernels: list[jax.Array]) -> None:
     """Let a copy of a user's module note the extents of its inputs and its kernel when it is called."""
     own = type(module)
-    ndim = len(module.kernel_size)
 
     def noting(self: nnx.Module, inputs: jax.Array, *args: object, **kwargs: object) -> jax.Array:
-        seen[tuple(inputs.shape[-ndim - 1 : -1])] = None
+        seen[_extents(self, inputs)] = None
         kernels.append(self.kernel[...])
         return own.__call__(self, inputs, *args, **kwargs)
 
@@ -245,13 +261,10 @@ def _linen_call(model: Any, variables: Any, args: tuple[Any, ...], kwargs: dict[
                 return following(*args, **kwargs)
             finally:
                 wrappers.pop()
-        if isinstance(module, (*LINEN_CONVOLUTIONS, linen.Dense)):
+        if isinstance(module, (*LINEN_CONVOLUTIONS, *LINEN_LINEAR)):
             found = calls.setdefault(module.path, _Calls(module, ""))
             found.wrapper = wrappers[-1] if wrappers else found.wrapper
-            if not isinstance(module, linen.Dense):
-                inputs = args[0] if args else kwargs["inputs"]
-                ndim = len(kernel_size_of(module))
-                found.extents[tuple(inputs.shape[-ndim - 1 : -1])] = None
+            found.extents[_extents(module, args[0] if args else kwargs["inputs"])] = None
             if module.has_variable("params", "kernel"):
                 found.kernels.append(linen.meta.unbox(module.get_variable("params", "kernel")))
         return following(*args, **kwargs)
@@ -264,7 +277,8 @@ def _linen_call(model: Any, variables: Any, args: tuple[Any, ...], kwargs: dict[
     return _Called(calls, variables)
 
 
-def _linen_layers(model: linen.Module, example_input: object) -> list[ConvLayer]:
+def _linen_layers(model: linen.Module, example_input: object, linear: bool) -> list[ConvLayer]:
+    kinds = (*LINEN_CONVOLUTIONS, *LINEN_LINEAR) if linear else LINEN_CONVOLUTIONS
     if example_input is None:
         raise ValueError(
             "example_input is None: wanted the arguments of the model, since the layers of a linen module are made in "
@@ -276,7 +290,7 @@ def _linen_layers(model: linen.Module, example_input: object) -> list[ConvLayer]
 
     def call(variables: Any, *args: object, **kwargs: object) -> None:
         found = _linen_call(unbound, variables, args, kwargs)
-        calls.update({path: one for path, one in found.calls.items() if isinstance(one.module, LINEN_CONVOLUTIONS)})
+        calls.update({path: one for path, one in found.calls.items() if isinstance(one.module, kinds)})
         params = linen.meta.unbox(found.variables["params"])
         shapes.update({path: tuple(_at(params, [*path, "kernel"]).shape) for path in calls})
 
@@ -296,31 +310,24 @@ def _linen_layers(model: linen.Module, example_input: object) -> list[ConvLayer]
 
 
 def _linen_rows(model: linen.Module, example_input: object, linear: bool) -> list[Layer]:
-    layers = {layer.name: layer for layer in _linen_layers(model, example_input)}
+    layers = {layer.name: layer for layer in _linen_layers(model, example_input, linear)}
     unbound, variables = model.unbind()
     params = linen.meta.unbox(variables["params"])
     calls: dict[tuple[str, ...], _Calls] = {}
-    used: dict[str, list[jax.Array]] = {}
-    computed = any(layer.computed_in_forward for layer in layers.values())
 
     def call(variables: Any, *args: object, **kwargs: object) -> dict[str, list[jax.Array]]:
         calls.update(_linen_call(unbound, variables, args, kwargs).calls)
         return {_name(path): one.kernels for path, one in calls.items()}
 
-    if computed:
-        used = evaluate(call, variables, example_input)
-    elif linear:
-        trace(call, variables, example_input)
-    else:
-        return [model_layer(layer, _at(params, layer.path.split("/"))) for layer in layers.values()]
-    rows = []
-    for path, one in calls.items():
-        kernel, name = _at(params, [*path, "kernel"]), _name(path)
-        if name in layers:
-            rows.append(_row(layers[name], one.module, kernel, used.get(name, ())))
-        elif linear:
-            rows.append(_dense(name, one.module, kernel, one.wrapper))
-    return rows
+    if not any(layer.computed_in_forward and not layer.linear for layer in layers.values()):
+        kernels = ((layer, _at(params, layer.path.split("/"))) for layer in layers.values())
+        return [_row(layer, None, kernel, ()) for layer, kernel in kernels]
+    used = evaluate(call, variables, example_input)
+    return [
+        _row(layers[name], one.module, _at(params, [*path, "kernel"]), used.get(name, ()))
+        for path, one in calls.items()
+        if (name := _name(path)) in layers
+    ]
 
 
 def _at(tree: Any, path: Iterable[str]) -> Any:
@@ -329,15 +336,9 @@ def _at(tree: Any, path: Iterable[str]) -> Any:
     return tree
 
 
-def _dense(name: str, module: Any, kernel: Any, wrapper: str) -> Layer:
-    """Return a dense layer, or the reason why its matrix is not known."""
-    plain = type(module) in (nnx.Linear, linen.Dense) and kernel.ndim == 2
-    if wrapper or not plain or getattr(module, "dot_general", None) not in (None, jax.lax.dot_general):
-        reason = (
-            COMPUTED_BY.format(wrapper) if wrapper else "its product is one of the user's, or its kernel is stacked"
-        )
-        return Layer(name, None, None, None, reason, linear=True)
-    return dense_layer(name, kernel, "IO")
+def _extents(module: Any, inputs: jax.Array) -> Extents:
+    """Return the extents of a layer's input: one pixel for a linear layer."""
+    return (1,) if isinstance(module, LINEAR) else tuple(inputs.shape[-len(kernel_size_of(module)) - 1 : -1])
 
 
 def _conv_layer(
@@ -350,15 +351,29 @@ def _conv_layer(
     wrapper: str,
 ) -> ConvLayer:
     """Return a layer, without geometry if a wrapper of this class computes its kernel in the forward pass."""
-    found = FoundConv(None, COMPUTED_BY.format(wrapper)) if wrapper else flax_geometry(module, shape, extents)
+    linear = isinstance(module, LINEAR)
+    if wrapper:
+        found = FoundConv(None, COMPUTED_BY.format(wrapper))
+    else:
+        found = _linear_geometry(module, shape) if linear else flax_geometry(module, shape, extents)
     return make_traced_layer(
         module,
         "flax",
         found,
         name=name,
         path=path,
-        kernel_shape=shape,
+        kernel_shape=(1, *shape) if linear else shape,
         input_shapes=extents,
         traced=traced,
         computed=bool(wrapper),
+        linear=linear,
     )
+
+
+def _linear_geometry(module: Any, shape: tuple[int, ...]) -> FoundConv:
+    if isinstance(module, nnx.LinearGeneral | linen.DenseGeneral) or len(shape) != 2:
+        return FoundConv(None, f"its kernel has the shape {shape}, and may map several axes: wanted a matrix")
+    own = getattr(module, "dot_general", None)
+    if own not in (None, jax.lax.dot_general) or getattr(module, "dot_general_cls", None):
+        return FoundConv(None, "its product is a function of the user's")
+    return linear_conv("WIO")

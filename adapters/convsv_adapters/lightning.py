@@ -1,20 +1,21 @@
-"""Operator norms in Lightning's Trainer: a callback that projects after optimizer steps.
+"""Operator norms in Lightning's Trainer: callbacks that project, or measure, after optimizer steps.
 
 >>> projection = OperatorNormProjection(bound=1.0)    # Trainer(callbacks=[projection])
+>>> monitor = SpectrumMonitor(every=100, log="norms.csv")    # Trainer(callbacks=[monitor]); it changes nothing
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from convsv_adapters.torch._callback import CallbackProjection
+from convsv_adapters.torch._callback import CallbackMonitor, CallbackProjection
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ModuleNotFoundError:
     from pytorch_lightning import Callback, LightningModule, Trainer
 
-__all__ = ["OperatorNormProjection"]
+__all__ = ["OperatorNormProjection", "SpectrumMonitor"]
 
 
 class OperatorNormProjection(CallbackProjection, Callback):  # type: ignore[misc]
@@ -54,9 +55,53 @@ class OperatorNormProjection(CallbackProjection, Callback):  # type: ignore[misc
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        if self.running.step() and self.log:
+        if self.running.step() and self.logged:
             pl_module.log_dict(self.logged_norms())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Project the final weights, unless the last step did so."""
+        self.running.finish()
+
+
+class SpectrumMonitor(CallbackMonitor, Callback):  # type: ignore[misc]
+    """Measure a model's convolutions after every so many optimizer steps of Lightning, and change nothing.
+
+    Parameters
+    ----------
+    example_input, every, log, **options
+        As for `convsv_adapters.torch.SpectrumMonitor`. By default the example is the module's `example_input_array`.
+        There is one more measurement at the end of training. The numbers also go to the Trainer's logger, as
+        ``certified_norm/NAME`` and so on.
+
+    Attributes
+    ----------
+    monitor : convsv_adapters.torch.SpectrumMonitor or None
+        The monitor of the running or last training, with its `measurements` and its method `plot`.
+
+    Notes
+    -----
+    Optimizer steps are counted by `Trainer.global_step`, as `OperatorNormProjection` does. In a distributed training
+    rank 0 measures. `FSDPStrategy` gets a TypeError, as it makes flat parameters.
+    """
+
+    _step = 0
+    """`Trainer.global_step` after the last step that was counted."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers."""
+        self.begin(trainer.strategy.model or pl_module, pl_module.example_input_array)
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure if the batch ended in an optimizer step and a measurement is due."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if self.running.step() and trainer.is_global_zero:
+            pl_module.log_dict(self.running.numbers, rank_zero_only=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the final weights, unless the last step did so."""
         self.running.finish()

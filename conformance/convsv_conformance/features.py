@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from convsv_conformance.cases import make_case
-from convsv_conformance.checks import bounds, derivatives, drawn, errors, padded, penalties, projection, spectrum, traps
+from convsv_conformance.checks import (
+    bounds,
+    derivatives,
+    direction,
+    drawn,
+    errors,
+    padded,
+    penalties,
+    projection,
+    spectrum,
+    traps,
+)
 from convsv_conformance.table import TABLE, by_name
 from convsv_conformance.target import Ledger, Target
 
@@ -89,6 +100,10 @@ _PROJECTED = by_name(
 )  # fmt: skip
 _STEPPED = by_name("1d", "2d", "stride", "stride-beyond-taps", "dilation", "groups-3", "transposed-groups", "3d")
 _NEAREST = by_name("1d-even", "1d-stride", "1d-transposed", "1d-depthwise-dilated", "two-pixels", "stride-one-axis")
+_STEEPEST = by_name(
+    "1d-flax-layout", "rectangular", "kernel-larger-than-input", "one-tap", "stride", "depthwise", "transposed-groups",
+    "3d",
+)  # fmt: skip
 _ANY_SIZE = by_name("1d", "keras-layout", "stride-beyond-taps", "dilation", "depthwise", "transposed-stride", "3d")
 
 FEATURES: tuple[Feature, ...] = (
@@ -137,6 +152,19 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("norms, output padding", padded.norms, padded.OUTPUT_PADDED, costly=True),
     Feature("norms, long kernels", padded.norms, padded.LONG, costly=True),
+    Feature("direction", direction.of_one_size, _STEEPEST, ALL_DTYPES, costly=True),
+    Feature(
+        "direction, every size", direction.of_every_size, by_name("1d", "stride-beyond-taps", "depthwise"), costly=True
+    ),
+    Feature("direction, zero", direction.of_nothing, by_name("1d", "transposed-groups"), ALL_DTYPES, costly=True),
+    Feature(
+        "direction, compiled",
+        direction.compiled,
+        by_name("stride", "transposed-groups"),
+        ("float32",),
+        ("jit",),
+        costly=True,
+    ),
     Feature("bounds, flat", bounds.of_flat_symbols, _FLAT),
     Feature("bounds, peaks", bounds.of_peaks, bounds.PEAKS),
     Feature("traps", traps.norms, traps.TRAPS),

@@ -91,9 +91,13 @@ class Axis:
 
     def sharing(self) -> IntArray:
         """Return, for each tap, the number of taps at its place: more than 1 if the kernel wraps round."""
-        places = [(r, self.offsets[q] % self.period) for q, r in self.tap_slots()]
+        places = self.places()
         counts = Counter(places)
         return np.asarray([counts[place] for place in places])
+
+    def places(self) -> list[tuple[int, int]]:
+        """Return the place of each tap: its class, and its offset modulo the period."""
+        return [(r, self.offsets[q] % self.period) for q, r in self.tap_slots()]
 
     @functools.cached_property
     def tap_of_slot(self) -> IntArray | None:
@@ -198,6 +202,11 @@ class Plan:
     def sharing(self) -> HostArray:
         """Return, for each tap, the number of taps at its place; the shape is that of the kernel's spatial axes."""
         return np.asarray(functools.reduce(np.multiply.outer, [axis.sharing() for axis in self.axes]))
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether a tap acts at every place of one period, so that the taps are free to be any operator."""
+        return all(len(set(axis.places())) == len(axis.residues) * axis.period for axis in self.axes)
 
     def full_grid(self) -> tuple[IntArray, BoolArray]:
         """Return `visit` and `mirrored` for every frequency of the grid, in row-major order."""

@@ -8,14 +8,17 @@ from typing import NamedTuple
 
 from convsv_core._geometry.padding import check_repeats_no_pixel, lattice
 from convsv_core._geometry.plan import make_plan
+from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm.largest import norm_on_grid
 from convsv_core._symbol.operand import Operand, make_operand, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, check_positive
+from convsv_core.plugins import on_host
 
-__all__ = ["EverySizeGrid", "every_size_grid", "grid_upper_bound", "norm_upper_bound"]
+__all__ = ["EverySizeGrid", "every_size_grid", "grid_for", "grid_upper_bound", "norm_upper_bound", "operand_on"]
 
 
+@on_host
 def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     r"""Bound the operator norm of a convolution from above for every input size, traceably.
 
@@ -59,7 +62,8 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
 
     Traceable with `conv` and `rtol` static. Differentiable: the gradient is that of ``u v*`` at the grid's
     maximiser, times the constant factor. It is a subgradient where there are many maximisers, and 0 for the zero
-    kernel. The widening for rounding errors (see `norm_bounds`) is a constant factor to differentiation.
+    kernel. JAX kernels on one device of a CPU are bounded with NumPy, from compiled programs too. The widening for
+    rounding errors (see `norm_bounds`) is a constant factor to differentiation.
 
     Examples
     --------
@@ -72,7 +76,7 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     shape = shape_of(kernel, conv)
     check_repeats_no_pixel(shape, conv)
     grid = every_size_grid(shape, conv, rtol)
-    operand = make_operand(kernel, grid.input_shape, grid.conv).widen()
+    operand = make_operand(kernel, grid.input_shape, grid.conv)
     return operand.answer(grid_upper_bound(operand, grid.factor))
 
 
@@ -107,7 +111,40 @@ def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> E
     return EverySizeGrid(extents, lattice(conv), 1 / math.prod(cosines))
 
 
+def grid_for(kernel_shape: tuple[int, ...], input_shape: object, conv: Conv, rise: float) -> EverySizeGrid:
+    """Return the grid of a user's input shape or, for None, a grid that stands for every size.
+
+    Parameters
+    ----------
+    kernel_shape : tuple of int
+    input_shape : object
+        The user's argument.
+    conv : Conv
+    rise : float
+        The largest relative rise of a norm between the points of a grid that stands for every size.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        `input_shape` does not fit, or it is None and the padding repeats pixels.
+    """
+    if input_shape is None:
+        check_repeats_no_pixel(kernel_shape, conv)
+        return every_size_grid(kernel_shape, conv, rise)
+    return EverySizeGrid(check_input_shape(input_shape, conv), conv, 1.0)
+
+
+def operand_on(kernel: Array, grid: EverySizeGrid, name: str = "kernel") -> Operand:
+    """Return the operand of a kernel on a grid, with a hint in the error for padding that is not circular."""
+    try:
+        return make_operand(kernel, grid.input_shape, grid.conv, name=name)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"{error}; input_shape=None bounds circular, zero and 'valid' padding of every size"
+        ) from None
+
+
 def grid_upper_bound(operand: Operand, factor: float = 1.0) -> Array:
     """Return the largest norm on the operand's grid, at its scale, times a factor; all rounding is included."""
-    found = norm_on_grid(operand)
+    found = norm_on_grid(operand, exact=False)
     return found.norm * (found.widening * (factor * (1 + 4 * operand.answer_eps)))

@@ -28,8 +28,9 @@ from convsv_core._norm.padded_transform import (
     transforms_are_cheaper,
 )
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
-from convsv_core.backend import Array
+from convsv_core.backend import Array, ArraySpec
 from convsv_core.conv import Conv
+from convsv_core.dtypes import COMPLEX_OF
 
 __all__ = ["PaddedOperator", "make_padded_operator", "padded_operator_norm", "padded_rounding"]
 
@@ -138,7 +139,11 @@ def make_padded_operator(kernel: Array, input_shape: object, conv: Conv) -> Padd
     """
     check_conv(conv)
     extents = check_input_shape(input_shape, conv)
-    operand = _bare_operand(kernel, conv)
+    return _operator_of(_bare_operand(kernel, conv), extents, conv)
+
+
+def _operator_of(operand: Operand, extents: tuple[int, ...], conv: Conv) -> PaddedOperator | TransformedOperator:
+    """Return the operator of a kernel that has been checked."""
     taps = tuple(axis.taps for axis in operand.plan.axes)
     reads = tap_reads(taps, extents, conv)
     if transforms_are_cheaper(operand, reads):
@@ -217,9 +222,10 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     or after a fixed number of restarts. It can miss a larger singular value whose vector is orthogonal, up to about
     that residual, to a fixed pseudo-random vector and to the Krylov space that starts from it.
 
-    Traceable with `conv` and `input_shape` static. Under tracing the number of steps is fixed: 132 applications of
-    ``A* A``. The result is then below the norm. The relative error is rounding for small images and isolated maxima,
-    and about 1e-6 in a hard case, a Gaussian kernel of 64 channels on 56 x 56 pixels.
+    Traceable with `conv` and `input_shape` static. A traced program calls the host for the maximiser where it can (JAX
+    on a CPU). Otherwise the number of steps is fixed: 132 applications of ``A* A``. The result is then below the norm.
+    The relative error is rounding for small images and isolated maxima, and about 1e-6 in a hard case, a Gaussian
+    kernel of 64 channels on 56 x 56 pixels.
 
     Differentiable once: the value is ``Re <u, A(kernel) v>`` with u and v constant, so the gradient is that of
     ``u v*`` at the maximiser. Where the maximum is attained more than once it is a subgradient; at the zero
@@ -236,7 +242,7 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     """
     operator = make_padded_operator(kernel, input_shape, conv).narrowed()
     with operator.operand.backend.computation_context(operator.operand.kernel):
-        maximiser = _maximiser(operator.detached())
+        maximiser = _maximiser_or_host(operator.detached(), check_input_shape(input_shape, conv), conv)
         # An error of the maximiser enters its Rayleigh quotient squared, so only the quotient needs float64.
         operator = operator.widened()
         operand, xp = operator.operand, operator.operand.xp
@@ -245,6 +251,21 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
         right = operator.apply(maximiser)
     products = xp.conj(left) * right if xp.isdtype(right.dtype, "complex floating") else left * right
     return operand.answer(xp.sum(products if operand.plan.real else xp.real(products)))
+
+
+def _maximiser_or_host(operator: PaddedOperator | TransformedOperator, extents: tuple[int, ...], conv: Conv) -> Array:
+    """Return what `_maximiser` does, from the host where a traced program can call it."""
+    operand, backend = operator.operand, operator.operand.backend
+    if not backend.compiles or backend.has_values(operand.kernel):
+        return _maximiser(operator)
+    detached = dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel))
+    dtype = operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
+
+    def maximiser(operand: Operand) -> tuple[Array, ...]:
+        return (_maximiser(_operator_of(operand, extents, conv).narrowed()),)
+
+    (found,) = detached.call_host(maximiser, results=(ArraySpec(operator.input_shape, dtype),), otherwise=maximiser)
+    return found
 
 
 def _maximiser(operator: PaddedOperator | TransformedOperator) -> Array:

@@ -20,6 +20,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.leading import LEADING_ENTRIES, LEADING_SIDE, WIDE_SIDE, expected_share, leading_pairs
+from convsv_core._projection.polar import polar_by_products
 from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
@@ -27,23 +28,25 @@ from convsv_core._symbol.rows import GramRows, PowerRows, ProductRows, grid_rows
 from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
 from convsv_core.backend import Array, Backend
 
-__all__ = ["Excess", "Method", "Samples", "clip_and_cut", "clip_between", "dual_excess", "nearest_taps", "sharing"]
+__all__ = [
+    "BLOCK_COPIES",
+    "Excess",
+    "Method",
+    "Samples",
+    "clip_and_cut",
+    "clip_between",
+    "dual_excess",
+    "excess_by_eigenvectors",
+    "excess_by_products",
+    "nearest_taps",
+    "sharing",
+]
 
 Method: TypeAlias = Literal["svd", "gram", "products"]
 """How an excess is computed: by singular vectors, by eigenvectors of Gram matrices, or by matrix products alone."""
 
 BLOCK_COPIES = 4
 """Working memory of a row of `nearest_taps`, with its vectors and results, in units of the symbol's own. A guess."""
-
-FAST_STEPS, LAST_STEPS = 10, 4
-"""Steps of the polar iteration that raise small singular values, and then steps that converge to 1. Guesses."""
-
-FAST, LAST = (3.4445, -4.775, 2.0315), (15 / 8, -10 / 8, 3 / 8)
-"""Coefficients of the odd polynomials of degree 5 for the two kinds of steps of the polar iteration.
-
-The first polynomial has slope 3.4 at 0. It maps [0, 1.2] into itself, and values that have been raised into [0.68,
-1.14]. It is known from Muon, an optimiser. The second polynomial is Newton and Schulz's step, of third order at 1.
-"""
 
 PROBED = 32
 """Every `PROBED`-th matrix is decomposed, to tell whether leading pairs are enough. A guess.
@@ -249,7 +252,7 @@ def _excess_function(
     backend, side = operand.backend, min(operand.plan.block)
     if method == "gram" and _few_exceed(operand, matrices_at, rows, limit):
         return _ExcessFunction(functools.partial(_excess_leading, backend, limit=limit), backend.products_context(side))
-    functions = {"svd": _excess_svd, "gram": _excess_gram, "products": _excess_products}
+    functions = {"svd": _excess_svd, "gram": excess_by_eigenvectors, "products": excess_by_products}
     return _ExcessFunction(functools.partial(functions[method], backend, limit=limit), contextlib.nullcontext())
 
 
@@ -309,7 +312,7 @@ def _excess_svd(backend: Backend, matrices: Array, limit: Array, lower: Array | 
     return xp.matmul(u * xp.astype(excess, matrices.dtype)[..., None, :], vh), xp.sum(excess, axis=(-2, -1))
 
 
-def _excess_gram(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
+def excess_by_eigenvectors(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
     """Return the excesses and traces from eigenvectors of the smaller Gram matrix W W* or W* W.
 
     The excess is ``(I - c (W W*)^(-1/2)) W`` on the eigenvectors above the limit c. The error is about ``eps *
@@ -327,7 +330,7 @@ def _excess_leading(backend: Backend, matrices: Array, limit: Array) -> tuple[Ar
     left = np.flatnonzero(~sure)
     if len(left):
         xp = backend.namespace(matrices)
-        others = _excess_gram(backend, backend.take(matrices, left, 0), limit)
+        others = excess_by_eigenvectors(backend, backend.take(matrices, left, 0), limit)
         places = np.arange(len(sure))
         places[left] = len(sure) + np.arange(len(left))
         found, traces = (
@@ -368,7 +371,7 @@ def _excess_of_pairs(
     return found, xp.sum(excess, axis=(-2, -1))
 
 
-def _excess_products(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
+def excess_by_products(backend: Backend, matrices: Array, limit: Array) -> tuple[Array, Array]:
     """Return the excesses and traces by matrix products alone.
 
     With the polar decomposition ``W = Q H`` the excess is ``(W - c Q + Q |H - c I|) / 2``. The matrix ``|H - c I|``
@@ -378,23 +381,12 @@ def _excess_products(backend: Backend, matrices: Array, limit: Array) -> tuple[A
     xp = backend.namespace(matrices)
     wide = matrices.shape[-2] <= matrices.shape[-1]
     work = matrices if wide else backend.adjoint(matrices)
-    polar = polar_products(backend, work)
+    polar = polar_by_products(backend, work)
     hermitian = xp.matmul(work, backend.adjoint(polar))
     identity = xp.astype(backend.asarray_like(np.eye(work.shape[-2]), work), work.dtype, copy=False)
     shifted = (hermitian + backend.adjoint(hermitian)) / 2 - limit * identity
-    absolute = xp.matmul(shifted, polar_products(backend, shifted))
+    absolute = xp.matmul(shifted, polar_by_products(backend, shifted))
     halves = (shifted + absolute) / 2
     found = xp.matmul(halves, polar)
     trace = xp.sum(xp.real(xp.linalg.trace(halves)), axis=-1)
     return (found if wide else backend.adjoint(found)), trace
-
-
-def polar_products(backend: Backend, matrices: Array) -> Array:
-    """Return the polar factors of wide matrices by Newton and Schulz's iteration, which uses matrix products alone."""
-    xp = backend.namespace(matrices)
-    norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))[..., None, None]
-    x = matrices / xp.astype(xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)
-    for a, b, c in FAST_STEPS * [FAST] + LAST_STEPS * [LAST]:
-        gram = xp.matmul(x, backend.adjoint(x))
-        x = a * x + xp.matmul(b * gram + c * xp.matmul(gram, gram), x)
-    return x

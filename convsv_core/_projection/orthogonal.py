@@ -10,6 +10,7 @@ import numpy as np
 from convsv_core._geometry.shapes import check_input_shape, resolve_channels
 from convsv_core._projection.excess import Samples, nearest_taps
 from convsv_core._projection.momentum import next_momentum
+from convsv_core._projection.polar import polar_factors
 from convsv_core._spectrum.values import visited_values
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
@@ -18,7 +19,7 @@ from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.dtypes import dtype_name
 from convsv_core.plugins import backend_of, get_backend, on_values
 
-__all__ = ["NearestOrthogonal", "nearest_orthogonal", "orthogonal_kernel"]
+__all__ = ["NearestOrthogonal", "nearest_orthogonal", "orthogonal_kernel", "polar_and_cut"]
 
 OUTER = 0.1
 """Scale of the taps off the centre in the Gaussian kernel that `orthogonal_kernel` starts from. A guess.
@@ -203,20 +204,19 @@ class _State(NamedTuple):
 def _step(operand: Operand, *arrays: Array) -> _State:
     """Return the state after one projection of the point ahead of the kernel."""
     xp, state = operand.xp, _State(*arrays)
-    new = _polar_and_cut(operand, state.ahead)
+    new = polar_and_cut(operand, state.ahead)
     turned = xp.sum(xp.real(operand.backend.conj(new - state.ahead) * (new - state.kernel))) < 0
     momentum, beyond = next_momentum(xp, state.momentum, turned)
     return _State(new, new + xp.astype(beyond, new.dtype) * (new - state.kernel), momentum)
 
 
-def _polar_and_cut(operand: Operand, kernel: Array) -> Array:
+def polar_and_cut(operand: Operand, kernel: Array) -> Array:
     """Return the taps nearest to the polar factors of a kernel's symbol."""
     operand = dataclasses.replace(operand, kernel=kernel)
     symbol = symbol_polynomial(operand)
 
     def polar(phases: Array, _: Array) -> tuple[Array, ...]:
-        u, _, vh = operand.backend.svd(symbol.matrices(phases))
-        return (operand.xp.matmul(u, vh),)
+        return (polar_factors(operand.backend, symbol.matrices(phases)),)
 
     (cut,) = nearest_taps(symbol, Samples.at(operand), polar)
     return cut

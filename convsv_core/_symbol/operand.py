@@ -14,7 +14,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import IntArray, Plan, make_plan
 from convsv_core._geometry.shapes import check_input_shape
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array, ArraySpec, Backend
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
@@ -96,6 +96,34 @@ class Operand:
         own = (self.kernel, self.scale)
         return self.backend.map_prepared(_call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget)
 
+    def call_host(
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        *static: Any,
+        arrays: tuple[Array, ...] = (),
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Return ``function(operand, *arrays, *static)`` from the host, or the results of `otherwise` from the program.
+
+        See `Backend.call_host`. The operand that `function` and `gradient` get has NumPy arrays. No operand has
+        `finite`: its kernel is 0 where the user's is not finite.
+        """
+        own, frame = (self.kernel, self.scale), self._frame(2)
+
+        def with_operand(function: Callable[..., Any], frame: _Frame) -> Callable[..., Any]:
+            return lambda *arrays: _call(*arrays, function, frame, static)
+
+        bare = frame._replace(backend=None)
+        return self.backend.call_host(
+            with_operand(function, bare),
+            (*own, *arrays),
+            results,
+            with_operand(otherwise, frame),
+            gradient=None if gradient is None else with_operand(gradient, bare),
+        )
+
     def _frame(self, arrays: int) -> _Frame:
         """Return the static part of the operand; `arrays` is the number of its own arrays."""
         backend = None if self.backend.lazy else self.backend
@@ -127,11 +155,16 @@ class Operand:
         xp = self.xp
         if scaled:
             values = values * self.scale
-        if self.finite is not None:
-            values = xp.where(self.finite, values, xp.full_like(values, math.nan))
+        values = self.or_nan(values)
         is_complex = xp.isdtype(values.dtype, "complex floating")
         wanted = COMPLEX_OF[self.answered_in] if is_complex else self.answered_in
         return xp.astype(values, getattr(xp, wanted), copy=False)
+
+    def or_nan(self, values: Array) -> Array:
+        """Return `values`, or NaN if the kernel is traced and not finite."""
+        if self.finite is None:
+            return values
+        return self.xp.where(self.finite, values, self.xp.full_like(values, math.nan))
 
     def taps(self) -> Array:
         """Return the kernel as one matrix for each offset: shape (offsets, groups, rows, columns of a block)."""
@@ -220,7 +253,9 @@ def _call(*arguments: Any) -> Any:
     return function(operand, *arrays[frame.arrays :], *static)
 
 
-def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues: bool = False) -> Operand:
+def make_operand(
+    kernel: Array, input_shape: object, conv: Conv, *, all_residues: bool = False, name: str = "kernel"
+) -> Operand:
     """Check the arguments of a call and return the operand.
 
     Parameters
@@ -233,6 +268,8 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
         The geometry.
     all_residues : bool, default False
         As for `make_plan`.
+    name : str, default "kernel"
+        The name of the user's argument in an error.
 
     Raises
     ------
@@ -253,7 +290,7 @@ def make_operand(kernel: Array, input_shape: object, conv: Conv, *, all_residues
     kernel = xp.astype(
         backend.in_one_piece(kernel), getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False
     )
-    kernel, finite = check_finite(backend, kernel)
+    kernel, finite = check_finite(backend, kernel, name)
     kernel, scale = backend.run(normalise, (kernel,), (backend,))
     return Operand(backend, xp, plan, kernel, computed_in, answered_in, scale, finite)
 
@@ -272,8 +309,8 @@ def check_conv(conv: object) -> None:
         raise TypeError(f"conv={conv!r}: wanted a convsv.Conv, not {type(conv).__name__}{hint}")
 
 
-def check_finite(backend: Backend, kernel: Array) -> tuple[Array, Array | None]:
-    """Raise ValueError if the kernel holds NaN or infinity.
+def check_finite(backend: Backend, kernel: Array, name: str = "kernel") -> tuple[Array, Array | None]:
+    """Raise ValueError, with the name of the argument, if the kernel holds NaN or infinity.
 
     Returns
     -------
@@ -288,7 +325,7 @@ def check_finite(backend: Backend, kernel: Array) -> tuple[Array, Array | None]:
     if known is None:
         return xp.where(finite, kernel, xp.zeros_like(kernel)), finite
     if not known:
-        raise ValueError("kernel holds NaN or infinity: wanted finite numbers (has training diverged?)")
+        raise ValueError(f"{name} holds NaN or infinity: wanted finite numbers (has training diverged?)")
     return kernel, None
 
 

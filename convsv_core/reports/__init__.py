@@ -4,7 +4,7 @@
 """
 
 from convsv_core.reports import texts
-from convsv_core.reports.analysis import bounds_reports, layer_reports
+from convsv_core.reports.analysis import bounds_reports, layer_reports, reshaped_norm
 from convsv_core.reports.comparison import Comparison, difference_reports
 from convsv_core.reports.matching import Matching, Pair, Unmatched, match_layers
 from convsv_core.reports.model_files import read_model, write_model
@@ -72,6 +72,7 @@ __all__ = [
     "project_layers",
     "projection_view",
     "read_model",
+    "reshaped_norm",
     "spectrum_view",
     "texts",
     "write_model",

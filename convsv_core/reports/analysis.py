@@ -14,13 +14,14 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.bounds import norm_bounds
 from convsv_core._spectrum.numbers import frobenius_norm
-from convsv_core._spectrum.values import singular_values
+from convsv_core._spectrum.values import frequency_singular_values, singular_values
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
 from convsv_core.plugins import backend_of, get_backend, one_line, plugins
 from convsv_core.reports import texts
 from convsv_core.reports.certified import folded_upper
+from convsv_core.reports.images import by_frequency, top_vectors
 from convsv_core.reports.network_report import Report
 from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row
@@ -113,7 +114,7 @@ def analyze(
     layers = map(_asking_for_extents, model_layers(model, example_input, linear=linear))
     name = type(model).__name__
     return Report(
-        layer_reports(layers, computing, dtype=dtype, device=device),
+        layer_reports(layers, computing, dtype=dtype, device=device, images=True),
         view=spectrum_view("none"),
         title=f"{name}, with {computing.name}",
         about={"model": name, "backend": computing.name},
@@ -144,6 +145,7 @@ def layer_reports(
     bounds: Bounds = "none",
     dtype: str | None = None,
     device: str | None = None,
+    images: bool = False,
 ) -> Iterator[LayerReport]:
     """Yield the report of each layer, in turn.
 
@@ -160,12 +162,15 @@ def layer_reports(
         extents, "both" gives the upper one.
     dtype, device : str, optional
         See `Placement`.
+    images : bool, default False
+        Whether to keep the images of each layer that a page shows: `by_frequency` and `top_vectors`.
     """
     placement = Placement(backend, dtype, device)
+    measure = _spectrum_with_images if images else _spectrum
     for layer in layers:
         report = describe(layer)
         if report.input_shape is not None:
-            report = _measured(report, layer, _spectrum, placement)
+            report = _measured(report, layer, measure, placement)
         if bounds != "none" and not (report.input_shape is not None and report.operator_norm is None):
             report = with_bounds(report, layer, placement, bounds)
         yield with_folded(report, layer, placement, BOUNDS_RTOL)
@@ -353,6 +358,20 @@ def _spectrum(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) 
     values = backend.to_numpy(singular_values(kernel, report.input_shape, circular))
     frobenius = float(backend.to_numpy(frobenius_norm(kernel, report.input_shape, circular)))
     return with_spectrum(report, values, frobenius)
+
+
+def _spectrum_with_images(report: LayerReport, kernel: Array, conv: Conv, backend: Backend) -> LayerReport:
+    circular, extents = lattice(conv), report.input_shape
+    assert extents is not None
+    found = backend.to_numpy(frequency_singular_values(kernel, extents, circular))
+    frobenius = float(backend.to_numpy(frobenius_norm(kernel, extents, circular)))
+    largest = found[..., 0]
+    peak = tuple(int(j) for j in np.unravel_index(np.argmax(largest), largest.shape))
+    return replace(
+        with_spectrum(report, np.sort(found, axis=None)[::-1], frobenius),
+        by_frequency=by_frequency(largest),
+        top_vectors=top_vectors(backend.to_numpy(kernel), circular, extents, peak),
+    )
 
 
 def _declared(

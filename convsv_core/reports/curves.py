@@ -14,6 +14,7 @@ __all__ = [
     "Curve",
     "Plot",
     "above_rounding",
+    "better_scale",
     "curves_of",
     "name_beside",
     "plot_curves",
@@ -33,6 +34,9 @@ PANEL_SIZE = (6.2, 3.4)
 
 ALONE_SIZE = (8.0, 4.8)
 """The width and the height of the figure of one panel, in inches (a guess)."""
+
+LOG_RATIO = 10
+"""The ratio of the largest norm to the median from which a linear axis flattens most layers (a guess)."""
 
 LONGEST_NAME = 28
 """The largest number of characters of a layer's name that is shown (a guess)."""
@@ -111,6 +115,12 @@ def plot_curves(rows: Sequence[Any], figure: Any = None, scale: Literal["linear"
     if not curves:
         grid[0, 0].text(0.5, 0.5, "no layer has singular values", ha="center", transform=grid[0, 0].transAxes)
     return Plot(figure, grid[0, 0] if count == 1 else grid.reshape(-1)[:count])
+
+
+def better_scale(norms: Sequence[float]) -> Literal["linear", "log"]:
+    """Return the axis on which the largest norm does not flatten the others."""
+    positive = [norm for norm in norms if norm > 0]
+    return "log" if positive and max(positive) > LOG_RATIO * np.median(positive) else "linear"
 
 
 def set_scale(axes: Any, scale: Literal["linear", "log"], smallest: float) -> None:

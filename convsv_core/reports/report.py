@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core.layers import Layer, join_notes
+from convsv_core.reports.images import TopVectors
 
 __all__ = [
     "BOUNDS",
@@ -124,6 +125,11 @@ class LayerReport(Row):
     curve : numpy.ndarray or None
         The singular values, descending, at `convsv_core.reports.analysis.CURVE_POINTS` ranks that are equally spaced
         from the first to the last. If there are fewer values, the curve holds all of them.
+    by_frequency : numpy.ndarray or None
+        The largest singular value at each frequency, with frequency 0 in the middle of each axis: see
+        `convsv_core.reports.images.by_frequency`.
+    top_vectors : TopVectors or None
+        Singular vectors of the largest singular value.
     """
 
     input_shape: tuple[int, ...] | None = None
@@ -135,6 +141,8 @@ class LayerReport(Row):
     norm_upper: float | None = None
     quantiles: tuple[float, ...] | None = None
     curve: HostArray | None = None
+    by_frequency: HostArray | None = None
+    top_vectors: TopVectors | None = None
 
     @property
     def norm(self) -> float | None:

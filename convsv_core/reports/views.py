@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from convsv_core.reports import texts
+from convsv_core.reports import sentences, texts
 from convsv_core.reports.report import Bounds, Row
 
 __all__ = [
@@ -96,6 +96,8 @@ class View:
         Makes a line about all rows, or "".
     rows_key : str
         The key of the rows in the JSON.
+    sentences : callable, optional
+        Makes the sentences at the top of a page about all rows. Without it they are the line of `summary`.
     """
 
     subtitle: str
@@ -105,6 +107,7 @@ class View:
     sort_keys: Mapping[str, SortKey]
     summary: Callable[[Sequence[Any]], str]
     rows_key: str = field(default="layers", kw_only=True)
+    sentences: Callable[[Sequence[Any]], list[str]] | None = field(default=None, kw_only=True)
 
     def fitting(self, rows: Sequence[Any]) -> View:
         """Return the view without those of `FACTS_OF_SOME` of which no row knows anything."""
@@ -297,6 +300,7 @@ SPECTRUM = View(
     ),
     {**_FACTOR_SORT_KEYS, "smallest": _by_smallest, "condition": _by_condition, "rank": _by_rank},
     _off_by,
+    sentences=sentences.of_spectrum,
 )
 """The report of `convsv spectrum`, whose rows are a `LayerReport` each, with both bounds."""
 
@@ -337,7 +341,8 @@ NORM = View(
         Column("evals", "evaluations", texts.count, "", "The number of matrices whose norm was computed."),
         Column("met", "converged", texts.yes_or_no, "", "Whether the requested gap between the bounds was reached."),
         _FOLDED,
-        *_RESHAPED,
+        _RESHAPED[0],
+        replace(_RESHAPED[1], meaning="The lower bound divided by the reshaped norm."),
     ),
     (
         *GEOMETRY_FIELDS,
@@ -347,6 +352,7 @@ NORM = View(
     ),
     _FACTOR_SORT_KEYS,
     _off_by,
+    sentences=sentences.of_bounds,
 )
 """The report of `convsv norm`, whose rows are a `BoundsReport` each."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from convsv_adapters.torch import conv_layers, project_after_step
+from convsv_adapters.torch import ConvMuon, SpectrumMonitor, conv_layers, project_after_step
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -120,17 +120,20 @@ def _sharded(rank: int, folder: Path) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     projection = project_after_step(optimizer, model, 1.0, method="rescale")
     train(model, optimizer, 3, seed=rank)
-    return {name: value.full_tensor() for name, value in model.state_dict().items()}, projection.norms
+    numbers = SpectrumMonitor(model).measure()
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}, projection.norms, numbers
 
 
-def test_sharded_tensors_are_projected_whole() -> None:
-    (first, norms), (second, other_norms) = run_on_ranks(_sharded)
+def test_sharded_tensors_are_projected_and_measured_whole() -> None:
+    (first, norms, numbers), (second, other_norms, other_numbers) = run_on_ranks(_sharded)
     assert norms == other_norms
     assert all(torch.equal(first[name], second[name]) for name in first)
     model = network()
     model.load_state_dict(first)
     for layer in conv_layers(model):
         assert float(convsv.norm_bounds(layer.weight.detach(), layer.conv).upper) <= SLACK
+    assert numbers == SpectrumMonitor(model).measure()
+    assert other_numbers == {}
 
 
 def _flat(rank: int, folder: Path) -> Any:
@@ -150,3 +153,106 @@ def test_flat_parameters_are_refused() -> None:
     for found in run_on_ranks(_flat):
         assert "FullyShardedDataParallel" in found
         assert "fully_shard" in found
+
+
+def normalised_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(400, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Linear(6, 2),
+    )
+    with torch.no_grad():
+        for layer in conv_layers(model, linear=True):
+            layer.module.weight.mul_(5)
+    return model
+
+
+def _normalised(model: nn.Module, rank: int) -> Any:
+    """Train with every layer and normalisation within a bound, and return what each rank has afterwards."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    options: dict[str, Any] = {"linear": True, "batch_norm": "fold", "example_input": torch.zeros(1, 3, 10, 10)}
+    projection = project_after_step(optimizer, model, 1.0, **options)
+    train(model, optimizer, 5, seed=rank)
+    whole = {
+        name.removeprefix("module."): value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in model.state_dict().items()
+    }
+    return whole, projection.norms, projection._owners, projection._part_owners
+
+
+def _normalised_data_parallel(rank: int, folder: Path) -> Any:
+    return _normalised(DistributedDataParallel(normalised_network()), rank)
+
+
+def _normalised_sharded(rank: int, folder: Path) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = normalised_network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+    return _normalised(model, rank)
+
+
+@pytest.mark.parametrize(
+    "function", [_normalised_data_parallel, pytest.param(_normalised_sharded, marks=pytest.mark.thorough)]
+)
+def test_normalisations_are_bounded_with_the_running_variances_of_every_rank(
+    function: Callable[[int, Path], Any],
+) -> None:
+    (first, norms, owners, part_owners), (second, other_norms, *_) = run_on_ranks(function)
+    assert set(owners) == set(part_owners) == set(range(RANKS))
+    assert norms == other_norms
+    assert set(norms) == {"0", "1", "4", "6", "9"}
+    assert not torch.equal(first["2.running_var"], second["2.running_var"])
+    for name in first:
+        assert "running" in name or torch.equal(first[name], second[name])
+    for state in (first, second):
+        model = normalised_network()
+        model.load_state_dict(state)
+        for layer in conv_layers(model, torch.zeros(1, 3, 10, 10), linear=True, batch_norm="fold"):
+            found = convsv.norm_bounds(layer.kernel.detach(), layer.conv)
+            assert float(found.lower) <= norms[layer.name] <= SLACK
+            assert float(found.upper) <= SLACK
+
+
+def _muon(rank: int, folder: Path) -> Any:
+    model = DistributedDataParallel(network())
+    optimizer = ConvMuon(model, lr=0.05)
+    train(model, optimizer, 4, seed=rank)
+    own = sum("matrices" in state for state in optimizer.state.values())
+    return model.module.state_dict(), own
+
+
+def test_ranks_share_the_layers_of_muon_and_stay_bit_identical() -> None:
+    (first, own), (second, other) = run_on_ranks(_muon)
+    assert own >= 1
+    assert other >= 1
+    assert own + other == 3
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _sharded_muon(rank: int, folder: Path) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+    train(model, ConvMuon(model, lr=0.05), 3, seed=0)
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}
+
+
+def test_muon_steps_sharded_tensors_as_whole_ones() -> None:
+    first, second = run_on_ranks(_sharded_muon)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model = network()
+    train(model, ConvMuon(model, lr=0.05), 3, seed=0)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-3)

@@ -123,6 +123,9 @@ def lightning_module(pl: Any) -> Any:
             super().__init__()
             self.model = resnet()
 
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            return self.model(pixel_values)
+
         def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
             return self.model(**batch).loss
 
@@ -149,13 +152,16 @@ def lightning_trainer(pl: Any, folder: Path, callbacks: list[Any], **options: An
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.*:Warning:pytorch_lightning")
 @pytest.mark.parametrize(
-    ("accumulate", "every", "steps"), [pytest.param(1, 1, 4, marks=pytest.mark.thorough), (2, 1, 2), (1, 3, 4)]
+    ("accumulate", "every", "steps", "log"),
+    [pytest.param(1, 1, 4, True, marks=pytest.mark.thorough), (2, 1, 2, False), (1, 3, 4, True)],
 )
-def test_lightning_projects_after_optimizer_steps(tmp_path: Path, accumulate: int, every: int, steps: int) -> None:
+def test_lightning_projects_after_optimizer_steps(
+    tmp_path: Path, accumulate: int, every: int, steps: int, log: bool
+) -> None:
     pl = pytest.importorskip("pytorch_lightning")
     from convsv_adapters.lightning import OperatorNormProjection
 
-    callback = OperatorNormProjection(1.0, every, method="rescale")
+    callback = OperatorNormProjection(1.0, every, method="rescale", log=log)
     module = lightning_module(pl)
     data = torch.utils.data.DataLoader(batches(8), batch_size=2)
     trainer = lightning_trainer(pl, tmp_path, [callback], accumulate_grad_batches=accumulate)
@@ -164,22 +170,41 @@ def test_lightning_projects_after_optimizer_steps(tmp_path: Path, accumulate: in
     assert callback.projection.steps == trainer.global_step == steps
     assert max(norms(module).values()) <= SLACK
     logged = {name for name in trainer.callback_metrics if name.startswith("operator_norm/")}
-    assert logged == {f"operator_norm/{name}" for name in norms(module)}
+    assert logged == ({f"operator_norm/{name}" for name in norms(module)} if log else set())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.*:Warning:pytorch_lightning")
+def test_lightning_measures_and_changes_nothing(tmp_path: Path) -> None:
+    pl = pytest.importorskip("pytorch_lightning")
+    from convsv_adapters.lightning import SpectrumMonitor
+
+    weights = []
+    for callbacks in [], [SpectrumMonitor({"pixel_values": torch.zeros(1, 3, SIZE, SIZE)}, 2)]:
+        torch.manual_seed(0)
+        module = lightning_module(pl)
+        trainer = lightning_trainer(pl, tmp_path, callbacks)
+        trainer.fit(module, torch.utils.data.DataLoader(batches(10), batch_size=2))
+        weights.append(module.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    monitor = callbacks[0].monitor
+    assert monitor is not None
+    assert [one.step for one in monitor.measurements] == [2, 4, 5]
+    measured = {one.name: one.certified_norm for one in monitor.measurements[-1].layers}
+    for name, norm in norms(module).items():
+        assert norm <= measured[name] * SLACK <= 1.011 * norm
+    logged = {name for name in trainer.callback_metrics if name.startswith("stable_rank/")}
+    assert logged == {f"stable_rank/{name}" for name in measured}
 
 
 # ---- the Hugging Face Trainer ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.thorough), 2])
-def test_the_hugging_face_trainer_projects_and_logs(tmp_path: Path, every: int) -> None:
+def hugging_face_trainer(folder: Path, callback: Any) -> Any:
+    """Return a trainer of three steps of four images each."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    from convsv_adapters.transformers import OperatorNormProjection
-
-    callback = OperatorNormProjection(1.0, every, method="rescale")
-    model = resnet()
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
+        output_dir=str(folder),
         max_steps=3,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
@@ -189,7 +214,16 @@ def test_the_hugging_face_trainer_projects_and_logs(tmp_path: Path, every: int) 
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=batches(12), callbacks=[callback])
+    return transformers.Trainer(model=resnet(), args=arguments, train_dataset=batches(12), callbacks=[callback])
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.thorough), 2])
+def test_the_hugging_face_trainer_projects_and_logs(tmp_path: Path, every: int) -> None:
+    from convsv_adapters.transformers import OperatorNormProjection
+
+    callback = OperatorNormProjection(1.0, every, method="rescale")
+    trainer = hugging_face_trainer(tmp_path, callback)
+    model = trainer.model
     trainer.train()
     assert callback.projection is not None
     assert callback.projection.steps == 3
@@ -198,3 +232,17 @@ def test_the_hugging_face_trainer_projects_and_logs(tmp_path: Path, every: int) 
     found = [{name for name in entry if name.startswith("operator_norm/")} for entry in entries]
     wanted = {f"operator_norm/{name}" for name in norms(model)}
     assert found == [wanted if index + 1 >= every else set() for index in range(3)]
+
+
+def test_the_hugging_face_trainer_measures(tmp_path: Path) -> None:
+    from convsv_adapters.transformers import SpectrumMonitor
+
+    callback = SpectrumMonitor({"pixel_values": torch.zeros(1, 3, SIZE, SIZE)}, 2, tmp_path / "spectra.csv")
+    trainer = hugging_face_trainer(tmp_path, callback)
+    trainer.train()
+    assert callback.monitor is not None
+    assert [one.step for one in callback.monitor.measurements] == [2, 3]
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    found = [{name for name in entry if name.startswith("certified_norm/")} for entry in entries]
+    assert found == [set(), *[{f"certified_norm/{name}" for name in norms(trainer.model)}] * 2]
+    assert (tmp_path / "spectra.csv").read_text().startswith("step,layer,certified_norm,")

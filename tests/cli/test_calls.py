@@ -41,6 +41,7 @@ MAIN = [sys.executable, "-m", "convsv_adapters.cli"]
         (["--json", "no/such/folder/out.json"], "there is no directory"),
         (["--json", "."], "is a directory"),
         (["--plot", "figure.doc"], "wanted a name that ends in .png"),
+        (["--html", "report.doc"], "wanted a name that ends in .html"),
     ],
 )
 def test_a_wrong_call_is_status_2(run, arguments, message):
@@ -96,6 +97,70 @@ def test_files_are_replaced_whole(tmp_path):
     assert (target.read_bytes(), link.is_symlink()) == (b"new", True)
     write_whole(type(target)(os.devnull), b"gone")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+# ---- what newcomers meet ------------------------------------------------------------------------------------------
+
+
+def test_a_call_without_a_command_shows_three_to_try(run):
+    result = run()
+    assert (result.exit_code, result.stderr) == (0, "")
+    shown = [line.split()[:2] for line in result.stdout.splitlines() if line.startswith("  convsv")]
+    assert shown == [["convsv", "spectrum"], ["convsv", "spectrum"], ["convsv", "norm"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["spectrm"], "Did you mean 'spectrum'?"),
+        (["spectrum", "--input-shap", "3,8,8"], "Did you mean '--input-shape'?"),
+        (["norm", "--htm", "x.html"], "Did you mean '--html'?"),
+    ],
+)
+def test_a_slip_of_the_pen_is_answered_with_what_was_meant(run, arguments, meant):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert meant in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(("words", "found"), [("convsv sp", "spectrum"), ("convsv spectrum --ht", "--html")])
+def test_a_shell_completes_commands_and_options(words, found):
+    environment = {"_CONVSV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(MAIN, capture_output=True, text=True, env=os.environ | environment, timeout=60)
+    assert f"plain,{found}" in done.stdout.splitlines()
+
+
+def test_the_help_says_how_a_shell_completes(run):
+    assert 'eval "$(_CONVSV_COMPLETE=bash_source convsv)"' in run("--help").stdout
+
+
+def test_a_call_without_an_input_shape_says_how_to_give_one(run, kernels):
+    assert "--input-shape 3,224,224" in " ".join(run("spectrum", kernels).stdout.split())
+    assert "--input-shape" not in run("spectrum", kernels, "--input-shape", "3,8,6").stdout
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["spectrum", "norm"])
+def test_a_page_is_written_beside_the_table(run, kernels, tmp_path, command):
+    pytest.importorskip("vl_convert")
+    plain, result = run(command, kernels), run(command, kernels, "--html", tmp_path / "report.html")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == plain.stdout
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert ("top singular vectors" in page) == (command == "spectrum")
+
+
+def test_a_page_without_its_libraries_names_the_extra_before_the_work(run, kernels, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    monkeypatch.delitem(sys.modules, "convsv_core.reports.page", raising=False)
+    monkeypatch.delitem(sys.modules, "convsv_core.reports.pictures", raising=False)
+    result = run("spectrum", kernels, "--html", tmp_path / "report.html")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "--html needs vl_convert: pip install 'convsv[html]'" in result.stderr
+    assert run("spectrum", kernels).exit_code == 0
 
 
 # ---- the process ------------------------------------------------------------------------------------------------

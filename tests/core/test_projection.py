@@ -229,7 +229,7 @@ def test_the_excess_by_products_is_as_accurate_as_stated(shape: tuple[int, int])
         for limit in (0.9, 0.1, 1e-3):
             bound = np.asarray(limit)
             exact, exact_trace = excess._excess_svd(backend, matrices[:, None], bound)
-            found, trace = excess._excess_products(backend, matrices[:, None], bound)
+            found, trace = excess.excess_by_products(backend, matrices[:, None], bound)
             error = np.linalg.norm(found - exact, axis=(-2, -1))
             assert np.max(error / np.linalg.norm(matrices[:, None], axis=(-2, -1))) <= check.PRODUCTS_ERROR
             assert trace.shape == exact_trace.shape

@@ -19,6 +19,7 @@ __all__ = [
     "FoundConv",
     "Sides",
     "computed_layer",
+    "linear_conv",
     "make_conv",
     "make_traced_layer",
     "make_transposed_conv",
@@ -50,6 +51,7 @@ def make_traced_layer(
     input_shapes: tuple[Extents, ...],
     traced: bool,
     computed: bool = False,
+    linear: bool = False,
 ) -> ConvLayer:
     """Return the layer of a module of a framework, whose own classes alone have a forward pass that is known.
 
@@ -65,6 +67,8 @@ def make_traced_layer(
         Whether a call of the model was traced.
     computed : bool, default False
         Whether the forward pass computes the kernel.
+    linear : bool, default False
+        Whether the layer is linear. Its extents are those of one pixel then.
     """
     return make_layer(
         found.note,
@@ -74,9 +78,15 @@ def make_traced_layer(
         path=path,
         kernel_shape=kernel_shape,
         conv=found.conv,
-        input_shapes=input_shapes,
+        input_shapes=((1,),) if linear else input_shapes,
         computed_in_forward=computed,
+        linear=linear,
     )
+
+
+def linear_conv(layout: str) -> FoundConv:
+    """Return the geometry of a linear layer, whose kernel has one more axis, W, with the layer's weight as its tap."""
+    return FoundConv(Conv(layout, padding=0, padding_mode="zeros"))
 
 
 def computed_layer(layer: ConvLayer, found: FoundConv, kernels: Sequence[jax.Array], wrapper: str) -> Layer:

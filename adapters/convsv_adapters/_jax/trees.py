@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from convsv_adapters._layers import ConvLayer, geometry_of, make_layer
 from convsv_core import Conv
 
-__all__ = ["Layers", "Leaf", "Tree", "check_layers", "named_leaves"]
+__all__ = ["Layers", "Leaf", "Tree", "as_kernel", "as_leaf", "check_layers", "named_leaves"]
 
 WRAPPERS = ("value", "raw_value")
 """The names that an array's path ends with if a box holds the array, as flax's variables do."""
@@ -44,6 +45,17 @@ def named_leaves(tree: object) -> dict[str, Leaf]:
     return {**collected, **found}
 
 
+def as_kernel(layer: ConvLayer, leaf: Any) -> jax.Array:
+    """Return a leaf with the axes of its layer's kernel."""
+    leaf = jnp.asarray(leaf)
+    return jnp.expand_dims(leaf, geometry_of(layer).layout.index("W")) if layer.linear else leaf
+
+
+def as_leaf(layer: ConvLayer, kernel: jax.Array) -> jax.Array:
+    """Return a kernel with the axes of its leaf."""
+    return jnp.squeeze(kernel, geometry_of(layer).layout.index("W")) if layer.linear else kernel
+
+
 def check_layers(layers: Layers | None, tree: object) -> tuple[ConvLayer, ...]:
     """Return the layers that `layers` describes, whose kernels are in a tree.
 
@@ -71,12 +83,12 @@ def check_layers(layers: Layers | None, tree: object) -> tuple[ConvLayer, ...]:
                 f"the layer {layer.name!r} has no kernel at {layer.path!r} in the tree: wanted the path of "
                 f"a kernel; {_candidates(leaves)}"
             )
-        shape = tuple(leaves[layer.path].value.shape)
-        if shape != layer.kernel_shape:
-            raise ValueError(
-                f"the kernel at {layer.path!r} has shape {shape}: wanted {layer.kernel_shape}, its layer's"
-            )
         geometry_of(layer)
+        shape = tuple(leaves[layer.path].value.shape)
+        if shape != layer.weight_shape:
+            raise ValueError(
+                f"the kernel at {layer.path!r} has shape {shape}: wanted {layer.weight_shape}, its layer's"
+            )
     return tuple(chosen)
 
 
@@ -89,10 +101,16 @@ def _as_layer(path: str | None, one: object, leaves: Mapping[str, Leaf]) -> Conv
         raise TypeError(
             f"layers holds {one!r}: wanted ConvLayer objects, or a mapping from paths to a Conv or (Conv, input_shape)"
         )
+    shape = tuple(leaves[path].value.shape) if path in leaves else ()
+    linear = conv.ndim == 1 and len(shape) == 2
+    if linear:
+        axis = conv.layout.index("W")
+        shape = (*shape[:axis], 1, *shape[axis:])
     return make_layer(
         name=path.rpartition("/")[0] or path,
-        kernel_shape=tuple(leaves[path].value.shape) if path in leaves else (),
+        kernel_shape=shape,
         conv=conv,
+        linear=linear,
         input_shapes=() if extents is None else (tuple(extents),),
         path=path,
     )

@@ -29,10 +29,12 @@ __all__ = [
     "Scale",
     "add_options",
     "html_option",
+    "input_shape_option",
     "model_options",
     "number",
     "output_file",
     "plot_options",
+    "shapes_by_input",
 ]
 
 Check: TypeAlias = Callable[[click.Context, click.Parameter, Any], Any]
@@ -172,13 +174,11 @@ def model_options(
             linear: bool,
             **others: Any,
         ) -> Any:
-            names = [name for name, _ in input_shapes]
-            if repeated := {name for name in names if names.count(name) > 1}:
-                raise click.UsageError(f"--input-shape is given twice for {min(repeated) or 'the first input'}")
+            shapes = shapes_by_input(input_shapes)
             patterns = [pattern for pattern, _ in geometries]
             if repeated := {pattern for pattern in patterns if patterns.count(pattern) > 1}:
                 raise click.UsageError(f"--layer is given twice for {min(repeated)}")
-            read_options = ReadOptions(dict(input_shapes), layout, network, dict(geometries), linear)
+            read_options = ReadOptions(shapes, layout, network, dict(geometries), linear)
             return command(options=ModelOptions(read_options, backend_name, device, dtype), **others)
 
         sort = click.option(
@@ -193,6 +193,14 @@ def model_options(
         return add_options(gathered, [first, *_MODEL_OPTIONS, sort])
 
     return decorate
+
+
+def shapes_by_input(input_shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each input from the values of `input_shape_option`; report a name that is given twice."""
+    names = [name for name, _ in input_shapes]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise click.UsageError(f"--input-shape is given twice for {min(repeated) or 'the first input'}")
+    return dict(input_shapes)
 
 
 def _input_shape(value: str) -> tuple[str, tuple[int, ...]]:
@@ -241,16 +249,19 @@ def _check_layout(ctx: click.Context, param: click.Parameter, value: str | None)
     return value
 
 
+input_shape_option = click.option(
+    "--input-shape",
+    "input_shapes",
+    type=_input_shape,
+    metavar="SHAPE",
+    multiple=True,
+    help="Shape of the network's input, as 3,224,224 or name=1,3,48,320. Give it once for each input. For files "
+    "that hold only weights: the extents of every layer, or of the layer with this name.",
+)
+"""The option `--input-shape`, whose values `shapes_by_input` gathers."""
+
 _MODEL_OPTIONS = (
-    click.option(
-        "--input-shape",
-        "input_shapes",
-        type=_input_shape,
-        metavar="SHAPE",
-        multiple=True,
-        help="Shape of the network's input, as 3,224,224 or name=1,3,48,320. Give it once for each input. For files "
-        "that hold only weights: the extents of every layer, or of the layer with this name.",
-    ),
+    input_shape_option,
     click.option(
         "--layout", callback=_check_layout, help="Layout of the kernels in files whose format does not fix it, as HWIO."
     ),

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from convsv_adapters.cli.options import Scale
 from convsv_core.reports import Report
-from convsv_core.reports.curves import name_beside, set_scale, short_label
+from convsv_core.reports.curves import better_scale, name_beside, set_scale, short_label
 
 if TYPE_CHECKING:  # this module imports pyarrow, which a call for one model does not need
     from convsv_adapters.cli.parquet import Norm
@@ -43,9 +43,6 @@ MOST_PANELS = 60
 
 PANEL_SIZE = (6.6, 3.8)
 """The width and the height of a panel with its legend, in inches (a guess)."""
-
-LOG_RATIO = 10
-"""The ratio of the largest norm to the median from which their axis is logarithmic (a guess)."""
 
 DOTS_PER_INCH = 150
 """The resolution of a png file (a guess)."""
@@ -182,7 +179,7 @@ def _draw_run(figure: Figure, axes: Axes, name: str, norms: Sequence[Norm], scal
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     positive = [norm.norm for norm in norms if norm.norm > 0]
-    set_scale(axes, scale or _scale(positive), min(positive, default=math.inf))
+    set_scale(axes, scale or better_scale(positive), min(positive, default=math.inf))
     if few:
         name_beside(axes)
         return
@@ -191,8 +188,3 @@ def _draw_run(figure: Figure, axes: Axes, name: str, norms: Sequence[Norm], scal
     bar.set_ticks(list(ticks), labels=[short_label(*in_order[tick - 1]) for tick in ticks])
     bar.ax.tick_params(labelsize="x-small")
     bar.ax.invert_yaxis()
-
-
-def _scale(positive: Sequence[float]) -> Scale:
-    """Return the axis on which the largest norm does not flatten the others."""
-    return "log" if positive and max(positive) > LOG_RATIO * np.median(positive) else "linear"

@@ -22,12 +22,28 @@ from convsv_core.backend import Backend
 from convsv_core.layers import Layer, ModelError
 from convsv_core.reports import ProjectionReport, Report, Row, View, read_model, write_model
 
-__all__ = ["BUNDLED", "Request"]
+__all__ = ["BUNDLED", "Request", "file_of", "label_of"]
 
 BUNDLED = "digits.onnx"
 """The network that comes with convsv, in the package's folder `data`."""
 
 R = TypeVar("R", bound=Row)
+
+
+def label_of(model: Path | None) -> str:
+    """Return a network's name in titles."""
+    return model.name if model is not None else f"{BUNDLED} (comes with convsv)"
+
+
+@contextlib.contextmanager
+def file_of(model: Path | None) -> Iterator[Path]:
+    """Return a context manager that gives the file of a network, which is `BUNDLED` if the model is None."""
+    if model is not None:
+        yield model
+    else:
+        bundled = importlib.resources.files("convsv_adapters") / "data" / BUNDLED
+        with importlib.resources.as_file(bundled) as path:
+            yield path
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ class Request:
     @property
     def label(self) -> str:
         """The network's name in titles."""
-        return self.model.name if self.model is not None else f"{BUNDLED} (comes with convsv)"
+        return label_of(self.model)
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -122,11 +138,5 @@ class Request:
         """Write the JSON or print the table, and write other files."""
         write_results(report.document(), json_path, lambda: show(report, sort), files)
 
-    @contextlib.contextmanager
-    def _file(self) -> Iterator[Path]:
-        if self.model is not None:
-            yield self.model
-        else:
-            bundled = importlib.resources.files("convsv_adapters") / "data" / BUNDLED
-            with importlib.resources.as_file(bundled) as path:
-                yield path
+    def _file(self) -> contextlib.AbstractContextManager[Path]:
+        return file_of(self.model)

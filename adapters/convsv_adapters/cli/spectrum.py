@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +19,12 @@ __all__ = ["FIELDS", "command"]
 
 FIELDS = SPECTRUM.fields
 """The fields of a layer in the JSON."""
+
+EXTENTS = (
+    " extents: those that the file states, or else those that a note names; --input-shape gives others, as in "
+    "--input-shape 3,224,224."
+)
+"""The end of the legend of a call without an input shape."""
 
 
 @click.command("spectrum")
@@ -84,8 +91,11 @@ def command(
         engine.ManyRequest(models, many, options, bounds).run(json_path, plot, scale)
         return
     request = Request.of(_only(models), options)
-    rows = request.reports(layer_reports, bounds=bounds)
-    report = request.report(rows, spectrum_view(bounds))
+    rows = request.reports(layer_reports, bounds=bounds, images=html is not None)
+    view = spectrum_view(bounds)
+    if request.model is not None and not options.read_options.input_shapes:
+        view = replace(view, legend=view.legend + EXTENTS)
+    report = request.report(rows, view)
     request.publish(report, sort, json_path, files_of(report, plot, html, scale))
     exit_without_figures(report)
 

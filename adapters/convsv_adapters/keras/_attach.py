@@ -25,6 +25,7 @@ def constrain(
     steps: int = 10,
     circular: bool = False,
     example_input: object = None,
+    linear: bool = False,
 ) -> list[ConvLayer]:
     """Give every convolution kernel of a model an `OperatorNorm` constraint with the geometry of its layer.
 
@@ -39,6 +40,8 @@ def constrain(
         input size.
     example_input : optional
         As for `conv_layers`; needed with `circular`.
+    linear : bool, default False
+        Constrain the kernels of `Dense` layers too.
 
     Returns
     -------
@@ -52,6 +55,9 @@ def constrain(
 
     Notes
     -----
+    Keras gives a constraint one weight. So a batch normalisation cannot be bounded with the layer before it in this
+    way: `OperatorNormProjection` with ``batch_norm="fold"`` bounds both.
+
     The constraints hold from the first update on. They are saved with the model; import this module before loading it.
 
     Examples
@@ -65,7 +71,7 @@ def constrain(
         check_dtype(layer.kernel, layer.name)
         return OperatorNorm(bound, method, steps, **geometry)
 
-    return _attach("constraint", make, conv_layers(model, example_input), circular)
+    return _attach("constraint", make, conv_layers(model, example_input, linear=linear), circular)
 
 
 def penalize(
@@ -75,6 +81,7 @@ def penalize(
     *,
     circular: bool = False,
     example_input: object = None,
+    linear: bool = False,
     **options: Any,
 ) -> list[ConvLayer]:
     """Give every convolution kernel of a model an `OperatorNormPenalty` with the geometry of its layer.
@@ -87,6 +94,8 @@ def penalize(
         As for `OperatorNormPenalty`.
     circular, example_input
         As for `constrain`. Penalties that are not defined for every input size need both.
+    linear : bool, default False
+        Penalise the kernels of `Dense` layers too, as for "log_lipschitz", whose sum is the logarithm of a product.
     **options
         Arguments of the penalty, such as ``bound=1.0``.
 
@@ -105,7 +114,7 @@ def penalize(
     def make(layer: ConvLayer, geometry: dict[str, Any]) -> OperatorNormPenalty:
         return OperatorNormPenalty(kind, weight, options or None, **geometry)
 
-    return _attach("regularizer", make, conv_layers(model, example_input), circular)
+    return _attach("regularizer", make, conv_layers(model, example_input, linear=linear), circular)
 
 
 def _attach(
@@ -128,6 +137,8 @@ def _attach(
 def _geometry(layer: ConvLayer, circular: bool) -> dict[str, Any]:
     """Return the arguments of `KernelGeometry` for a layer."""
     conv = geometry_of(layer)
+    if layer.linear:
+        return {"linear": True}
     geometry: dict[str, Any] = {
         "strides": conv.strides,
         "dilation_rate": conv.dilations,

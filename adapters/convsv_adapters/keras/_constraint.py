@@ -29,10 +29,11 @@ class OperatorNorm(keras.constraints.Constraint):  # type: ignore[misc]
         kernel within the bound.
     steps : int, default 10
         Iterations of the methods that iterate.
-    strides, dilation_rate, groups, transposed, depthwise, input_shape
+    strides, dilation_rate, groups, transposed, depthwise, input_shape, linear
         Geometry of the layer, in Keras's words. `constrain` takes it from the layers of a model. `depthwise` is for
-        the kernels of `DepthwiseConv` and the first of `SeparableConv`. With an `input_shape`, the circular convolution
-        on these extents is bounded; without it, the layer with its own padding for every input size.
+        the kernels of `DepthwiseConv` and the first of `SeparableConv`, and `linear` for those of `Dense`. With an
+        `input_shape`, the circular convolution on these extents is bounded; without it, the layer with its own padding
+        for every input size.
 
     Notes
     -----

@@ -15,7 +15,7 @@ __all__ = ["KernelGeometry", "check_dtype", "register"]
 
 T = TypeVar("T")
 
-GEOMETRY = ("strides", "dilation_rate", "groups", "transposed", "depthwise", "input_shape")
+GEOMETRY = ("strides", "dilation_rate", "groups", "transposed", "depthwise", "input_shape", "linear")
 """Names of the arguments of `KernelGeometry`."""
 
 
@@ -39,6 +39,8 @@ class KernelGeometry:
     input_shape : tuple of int, optional
         Spatial extents of the input of a circular convolution. Without it, the norm is the one for every input size
         and for the layer's own padding.
+    linear : bool, default False
+        Whether the kernel is the matrix of a `Dense` layer. No other argument matters then.
     """
 
     def __init__(
@@ -49,16 +51,22 @@ class KernelGeometry:
         transposed: bool = False,
         depthwise: bool = False,
         input_shape: Iterable[int] | None = None,
+        linear: bool = False,
     ) -> None:
         self.strides = strides if isinstance(strides, int) else tuple(strides)
         self.dilation_rate = dilation_rate if isinstance(dilation_rate, int) else tuple(dilation_rate)
         self.groups, self.transposed, self.depthwise = groups, transposed, depthwise
         self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.linear = linear
         if depthwise and (transposed or groups != 1):
             raise ValueError("depthwise=True: the groups follow from the kernel, and there is no transposed such layer")
 
     def conv(self, shape: tuple[int, ...]) -> Conv:
         """Return the geometry of a kernel whose variable has a shape."""
+        if self.linear:
+            if len(shape) != 2:
+                raise ValueError(f"linear=True, and the kernel has shape {shape}: wanted a matrix")
+            return Conv("WIO", padding=0, padding_mode="zeros")
         if len(shape) - 2 not in SPATIAL_LETTERS:
             raise ValueError(f"the kernel has shape {shape}: wanted a convolution's, with 3 to 5 axes")
         layout = SPATIAL_LETTERS[len(shape) - 2] + ("OI" if self.transposed else "IO")

@@ -14,7 +14,7 @@ from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
 from convsv_core.layers import Extents, Layer, dense_layer, join_notes
 
-__all__ = ["conv_layers", "kernel_shape", "model_layers"]
+__all__ = ["conv_layers", "declared_input", "kernel_shape", "model_layers"]
 
 if keras.backend.backend() not in ("torch", "jax", "numpy"):
     raise ImportError(
@@ -27,6 +27,7 @@ TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 EVERY_KIND = (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+LINEAR = (keras.layers.Dense, keras.layers.EinsumDense)
 RECURRENT = (keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D)
 
 FREE_EXTENT = 128
@@ -34,11 +35,16 @@ FREE_EXTENT = 128
 
 
 def kernel_shape(shape: tuple[int, ...], depthwise: bool) -> tuple[int, ...]:
-    """Return the shape of a kernel with the axes I and O, from the variable's: (C, multiplier) for a depthwise one."""
+    """Return the shape of a kernel with the axes I and O, from the variable's.
+
+    The last axes of a depthwise one are (C, multiplier). The matrix of a linear layer gets an axis for its one tap.
+    """
+    if len(shape) == 2:
+        return (1, *shape)
     return (*shape[:-2], 1, shape[-2] * shape[-1]) if depthwise else shape
 
 
-def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list[ConvLayer]:
+def conv_layers(model: keras.layers.Layer, example_input: object = None, *, linear: bool = False) -> list[ConvLayer]:
     """Find every convolution kernel of a Keras model, with its geometry and the true extents of its inputs.
 
     Parameters
@@ -48,6 +54,9 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list
     example_input : array, keras.KerasTensor, tuple of int, or a list or mapping of the first two, optional
         The argument of the model, or the shape of its one array. Keras traces the shapes alone; on the NumPy backend,
         by a call with arbitrary numbers.
+    linear : bool, default False
+        List `Dense` layers too, as convolutions with one tap on an extent of one pixel. `EinsumDense` layers have no
+        geometry.
 
     Returns
     -------
@@ -75,7 +84,8 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None) -> list
             f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a keras.Model or a "
             f"keras.layers.Layer"
         )
-    return [found for _, kernels in _by_layer(model, example_input) for found in kernels]
+    kinds = (*EVERY_KIND, *LINEAR) if linear else EVERY_KIND
+    return [found for _, kernels in _by_layer(model, example_input, kinds) for found in kernels]
 
 
 def model_layers(model: keras.layers.Layer, example_input: object, linear: bool = False) -> list[Layer]:
@@ -87,14 +97,14 @@ def model_layers(model: keras.layers.Layer, example_input: object, linear: bool 
     """
     note = ""
     if example_input is None:
-        example_input, note = _declared_input(model)
+        example_input, note = declared_input(model)
     rows: list[Layer] = []
-    for layer, kernels in _by_layer(model, example_input):
+    for layer, kernels in _by_layer(model, example_input, EVERY_KIND):
         for one in kernels:
             row = model_layer(one, one.kernel)
             assumed = bool(note) and row.input_shape is not None
             rows.append(replace(row, note=join_notes(row.note, note), assumed_extents=True) if assumed else row)
-        if linear and isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense):
+        if linear and isinstance(layer, LINEAR):
             rows.append(_dense(layer))
         if isinstance(layer, RECURRENT):
             kind = type(layer).__name__
@@ -115,19 +125,21 @@ def _dense(layer: keras.layers.Layer) -> Layer:
     return dense_layer(layer._kernel.path if hasattr(layer, "_kernel") else layer.path, kernel, "IO")
 
 
-def _by_layer(model: keras.layers.Layer, example_input: object) -> Iterator[tuple[keras.layers.Layer, list[ConvLayer]]]:
-    """Yield each layer of a model, once, with its kernels, which are none unless it is a convolution."""
-    layers = list(dict.fromkeys(_every_layer(model)))
+def _by_layer(
+    model: keras.layers.Layer, example_input: object, kinds: tuple[type[Any], ...]
+) -> Iterator[tuple[keras.layers.Layer, list[ConvLayer]]]:
+    """Yield each layer of a model, once, with its kernels, which are none unless it is of one of the given classes."""
+    layers = list(dict.fromkeys(every_layer(model)))
     traced = example_input is not None
-    seen = _extents(model, layers, example_input) if traced else {}
+    seen = _extents(model, [one for one in layers if isinstance(one, kinds)], example_input) if traced else {}
     for layer in layers:
         kernels: Iterator[ConvLayer] = iter(())
-        if isinstance(layer, EVERY_KIND):
+        if isinstance(layer, kinds):
             kernels = _kernels(layer, tuple(seen.get(id(layer), ())), reached=not traced or id(layer) in seen)
         yield layer, list(kernels)
 
 
-def _declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
+def declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
     """Return an input of the shapes that `keras.Input` declares, and a note on free axes; None if there are none."""
     declared = getattr(model, "_inputs_struct", None)
     if declared is None:
@@ -148,11 +160,12 @@ def _declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
     return example, f"keras.Input leaves axes free: the extents are those for {taken}; an example_input gives others"
 
 
-def _every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yield a model and every layer in it, one that is shared several times."""
     yield model
     for layer in getattr(model, "_layers", ()):
         if isinstance(layer, keras.layers.Layer):
-            yield from _every_layer(layer)
+            yield from every_layer(layer)
 
 
 def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, reached: bool) -> Iterator[ConvLayer]:
@@ -161,10 +174,13 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, re
         raise ValueError(
             f"the layer {layer.name!r} is not built, and has no kernel: wanted a model that was built or called"
         )
+    if isinstance(layer, LINEAR):
+        yield _linear(layer, reached=reached)
+        return
     rank = len(layer.kernel_size)
     letters = SPATIAL_LETTERS[rank]
     strides, dilation = per_axis(layer.strides, rank), per_axis(layer.dilation_rate, rank)
-    note = "the low-rank adaptation of the kernel is left out" if getattr(layer, "lora_enabled", False) else ""
+    note = _lora_note(layer)
     geometry: dict[str, Any] = {"stride": strides, "dilation": dilation, "padding_mode": "zeros"}
 
     def found(part: str, variable: Any, conv: Conv) -> ConvLayer:
@@ -201,6 +217,30 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, re
         yield found("pointwise", layer.pointwise_kernel, Conv(f"{letters}IO", padding="valid", padding_mode="zeros"))
 
 
+def _linear(layer: keras.layers.Layer, *, reached: bool) -> ConvLayer:
+    """Return the kernel of a linear layer."""
+    variable = layer._kernel if hasattr(layer, "_kernel") else layer.kernel
+    shape = tuple(variable.shape)
+    matrix = isinstance(layer, keras.layers.Dense) and len(shape) == 2
+    return make_layer(
+        _lora_note(layer),
+        "" if matrix else f"its kernel has the shape {shape}, and may map several axes: wanted a matrix",
+        name=variable.path,
+        kernel_shape=kernel_shape(shape, False),
+        conv=Conv("WIO", padding=0, padding_mode="zeros") if matrix else None,
+        input_shapes=((1,),),
+        module=layer,
+        variable=variable,
+        linear=True,
+        reached=reached,
+        read=_kernel,
+    )
+
+
+def _lora_note(layer: keras.layers.Layer) -> str:
+    return "the low-rank adaptation of the kernel is left out" if getattr(layer, "lora_enabled", False) else ""
+
+
 def _kernel(layer: ConvLayer) -> Any:
     return keras.ops.reshape(keras.ops.convert_to_tensor(layer.variable), layer.kernel_shape)
 
@@ -216,25 +256,26 @@ def _extents(
 ) -> dict[int, dict[Extents, None]]:
     """Return the spatial extents of the layers' inputs, by the layers' `id`, from a call with shapes alone."""
     seen: dict[int, dict[Extents, None]] = {}
-    watched = [layer for layer in layers if isinstance(layer, EVERY_KIND)]
 
     def watching(layer: keras.layers.Layer) -> Any:
         call = layer.call
 
         def watch(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             shape = tuple(inputs.shape)
-            extents = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
-            seen.setdefault(id(layer), {})[tuple(int(n) for n in extents)] = None
+            extents = shape[1:-1] if getattr(layer, "data_format", "channels_last") == "channels_last" else shape[2:]
+            reached = seen.setdefault(id(layer), {})
+            if not isinstance(layer, LINEAR):
+                reached[tuple(int(n) for n in extents)] = None
             return call(inputs, *args, **kwargs)
 
         return watch
 
     try:
-        for layer in watched:
+        for layer in layers:
             object.__setattr__(layer, "call", watching(layer))
         _Call(model).compute_output_spec(_symbolic(example_input))
     finally:
-        for layer in watched:
+        for layer in layers:
             layer.__dict__.pop("call", None)
     return seen
 

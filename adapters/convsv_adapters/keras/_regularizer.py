@@ -26,7 +26,7 @@ class OperatorNormPenalty(keras.regularizers.Regularizer):  # type: ignore[misc]
         Factor of the penalty.
     options : mapping, optional
         Arguments of the penalty. By default a bound of 1 for "norm_hinge", and none for others.
-    strides, dilation_rate, groups, transposed, depthwise, input_shape
+    strides, dilation_rate, groups, transposed, depthwise, input_shape, linear
         Geometry of the layer, as for `OperatorNorm`. `penalize` takes it from the layers of a model.
 
     Notes

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from convsv_adapters._jax.trees import Layers, Tree, check_layers, named_leaves
+from convsv_adapters._jax.trees import Layers, Tree, as_kernel, check_layers, named_leaves
 from convsv_adapters._layers import check_penalty, layer_penalty
 
 __all__ = ["penalty"]
@@ -17,7 +17,9 @@ __all__ = ["penalty"]
 def penalty(tree: Tree, layers: Layers, kind: str = "norm_hinge", **options: Any) -> jax.Array:
     """Sum a penalty on the singular values over convolution kernels, to add to a loss.
 
-    The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has.
+    The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has. But
+    "log_lipschitz" is of the certified upper bound of the layer with its own padding: summed over all layers, linear
+    ones too, it is the logarithm of the product.
 
     Parameters
     ----------
@@ -54,5 +56,5 @@ def penalty(tree: Tree, layers: Layers, kind: str = "norm_hinge", **options: Any
     check_penalty(kind)
     chosen = check_layers(layers, tree)
     named = named_leaves(tree)
-    parts = [layer_penalty(layer, named[layer.path].value, kind, options) for layer in chosen]
+    parts = [layer_penalty(layer, as_kernel(layer, named[layer.path].value), kind, options) for layer in chosen]
     return functools.reduce(jnp.add, parts)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
-from convsv_adapters._jax.trees import Layers, Tree, check_layers, named_leaves
+from convsv_adapters._jax.trees import Layers, Tree, as_kernel, as_leaf, check_layers, named_leaves
 from convsv_adapters._layers import operators_of
 from convsv_adapters.optax._kernels import bounded, make_settings
 
@@ -39,7 +38,8 @@ def projection_operator_norm(
     layers : iterable of ConvLayer, or mapping from str
         The geometry of the kernels, since a tree carries none. Either the result of `conv_layers` of
         `convsv_adapters.flax` or `convsv_adapters.equinox`, or a mapping from the path of a kernel in the tree to a
-        `convsv_core.Conv` or to ``(conv, input_shape)``.
+        `convsv_core.Conv` or to ``(conv, input_shape)``. ``conv_layers(..., linear=True)`` has linear layers too. In a
+        mapping, a matrix is a linear layer: ``Conv("WIO")`` for one of shape (inputs, outputs).
     method : {"dykstra", "alternating", "rescale", "newton-schulz"}, default "dykstra"
     steps : int, default 30
         Number of iterations. `method` and `steps` are as for `convsv_core.project`.
@@ -70,6 +70,7 @@ def projection_operator_norm(
 
     Examples
     --------
+    >>> import jax.numpy as jnp
     >>> from convsv_core import Conv
     >>> tree = {"kernel": 3 * jnp.ones((3, 3, 1, 1)), "bias": jnp.ones(1)}
     >>> bounded = projection_operator_norm(tree, 1.0, layers={"kernel": Conv("HWIO", padding_mode="zeros")})
@@ -82,5 +83,6 @@ def projection_operator_norm(
     named = named_leaves(tree)
     for layer in chosen:
         leaf = named[layer.path]
-        leaves[leaf.place] = bounded(jnp.asarray(leaf.value), operators_of(layer, circular), settings)
+        kernel = bounded(as_kernel(layer, leaf.value), operators_of(layer, circular), settings)
+        leaves[leaf.place] = as_leaf(layer, kernel)
     return jax.tree.unflatten(structure, leaves)

@@ -15,6 +15,7 @@ __all__ = [
     "GroupExchange",
     "is_sharded",
     "make_exchange",
+    "process_rank",
     "refuse_flat_parameters",
     "write_shard",
 ]
@@ -152,6 +153,11 @@ def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) ->
     if group is None or distributed.get_world_size(group) == 1:
         return Exchange()
     return GroupExchange(group)
+
+
+def process_rank() -> int:
+    """Return the rank of this process among all; 0 if there is one."""
+    return distributed.get_rank() if _is_distributed() else 0
 
 
 def is_sharded(weight: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from convsv_adapters._layers import call_arguments
 from convsv_adapters.torch._folding import FollowingWatch
 from convsv_core.layers import Extents
 
-__all__ = ["run_forward"]
+__all__ = ["in_evaluation_mode", "run_forward"]
 
 
 def run_forward(
@@ -49,12 +49,12 @@ def run_forward(
             watch.made(module, output)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_restored(model))
+        stack.enter_context(in_evaluation_mode(model))
+        stack.callback(_reshard, model)
         for module in model.modules():
             if module in layers:
                 stack.enter_context(_removed(module.register_forward_hook(note, with_kwargs=True)))
         stack.enter_context(torch.no_grad())
-        model.eval()
         args, kwargs = call_arguments(example_input)
         if watch is None:
             model(*args, **kwargs)
@@ -64,6 +64,16 @@ def run_forward(
         stack.enter_context(watch)
         result = model(*args, **kwargs)
         watch.taken((result,))
+
+
+def _reshard(model: nn.Module) -> None:
+    """Let FSDP2 take its parameters apart again, which it leaves whole after a forward pass of the root."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 @contextlib.contextmanager
@@ -76,8 +86,8 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Return a context manager that restores training modes, buffers and random states."""
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Return a context manager that sets evaluation mode, and restores training modes, buffers and random states."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
@@ -89,6 +99,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
     kind = next((device.type for device in devices), "cuda")
     try:
         with torch.random.fork_rng([device for device in devices if device.type == kind], device_type=kind):
+            model.eval()
             yield
     finally:
         for module, training in modes:

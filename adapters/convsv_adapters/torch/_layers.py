@@ -17,7 +17,7 @@ from convsv_adapters.torch._folding import Following, FollowingWatch, is_batch_n
 from convsv_adapters.torch._forward import run_forward
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents
+from convsv_core.layers import Extents, join_notes
 
 __all__ = [
     "COMPUTED_IN_FORWARD",
@@ -29,6 +29,7 @@ __all__ = [
     "has_torch_forward",
     "listed_modules",
     "renewed_layers",
+    "unwrapped",
     "without_autocast",
 ]
 
@@ -135,7 +136,7 @@ def found_layers(
     seen: dict[nn.Module, dict[Extents, Extents]] = {}
     listed = {module: name for name, module in found.items() if not is_batch_norm(module)}
     if example_input is not None:
-        run_forward(_unwrapped(model), example_input, listed, seen, watch)
+        run_forward(unwrapped(model), example_input, listed, seen, watch)
     return {
         module: _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
         for module, name in listed.items()
@@ -152,7 +153,7 @@ def listed_modules(model: nn.Module, *, linear: bool, batch_norm: BatchNormMode 
     kinds = (*CONVOLUTIONS, nn.Linear) if linear else CONVOLUTIONS
     return {
         name: one
-        for name, one in _unwrapped(model).named_modules()
+        for name, one in unwrapped(model).named_modules()
         if isinstance(one, kinds) or (batch_norm is not None and is_batch_norm(one))
     }
 
@@ -218,7 +219,7 @@ def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
 # ---- the geometry ------------------------------------------------------------------------------------------
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside of wrappers that replicate it over devices or compile it."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -297,13 +298,15 @@ def _with_normalisations(
             continue
         if module in following.bare or not any(layer is module for layer, _ in following.pairs):
             yield layers[module]
-        for norm in found.values():
-            if (module, norm) in following.pairs:
-                yield dataclasses.replace(
-                    layers[module],
-                    normalisation=norm,
-                    unknown_forward=layers[module].unknown_forward or not has_torch_forward(norm),
-                )
+        yield from (_normalised(layers[module], norm) for norm in found.values() if (module, norm) in following.pairs)
+
+
+def _normalised(layer: ConvLayer, norm: nn.Module) -> ConvLayer:
+    """Return a layer with the normalisation that follows it."""
+    if has_torch_forward(norm):
+        return dataclasses.replace(layer, normalisation=norm)
+    note = join_notes(layer.note, "followed by a normalisation of a subclass with a forward pass of its own")
+    return dataclasses.replace(layer, normalisation=norm, unknown_forward=True, note=note)
 
 
 def _lone_normalisation(name: str, module: nn.Module) -> ConvLayer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from convsv_adapters._layers import ConvLayer, check_bound, check_method
 from convsv_adapters.torch._layers import BatchNormMode, conv_layers
+from convsv_adapters.torch._share import Share
 from convsv_core.conv import as_int
 from convsv_core.layers import Extents
 from convsv_core.training import ProjectionMethod
@@ -24,8 +26,8 @@ class StepOptions:
 
     Parameters
     ----------
-    bound : float
-        Largest operator norm, finite and not negative.
+    bound : float, optional
+        Largest operator norm, finite and not negative. Either this or a `network_bound` is needed.
     every : int, default 1
         Project after every `every`-th step.
     linear : bool, default False
@@ -34,6 +36,14 @@ class StepOptions:
         Bound batch normalisations too, as they are in evaluation mode: with the layer that they follow directly, whose
         own norm is then free, or alone. A composition above the bound gets a smaller weight of its normalisation,
         whatever the `method`. Needs an `example_input`.
+    network_bound : float, optional
+        Largest Lipschitz constant of the network in evaluation mode, in place of one `bound` for each layer. It is
+        shared out over the layers, with ``linear=True`` and ``batch_norm="fold"``. Then the graph of the network
+        certifies it for all weights that are within their layers' bounds. Needs an `example_input` of the shape for
+        which it is to hold, as a rule of one example.
+    share : {"equal", "norms"}, default "equal"
+        How a `network_bound` is shared out: "equal" gives every layer one bound, "norms" gives bounds in proportion to
+        the norms that the layers have when the projection is made.
     method : {"rescale", "dykstra", "alternating", "newton-schulz"}, default "rescale"
         As for `convsv_core.project`. "rescale" multiplies a layer above the bound by one number, and costs a few per
         cent of a training step. "dykstra" moves the layer to the nearest kernel within the bound, from the dual
@@ -72,9 +82,11 @@ class StepOptions:
         An option is of the wrong kind, or impossible.
     """
 
-    bound: float
+    bound: float | None = None
     every: int = 1
     _: KW_ONLY
+    network_bound: float | None = None
+    share: Share = "equal"
     linear: bool = False
     batch_norm: BatchNormMode | None = None
     method: ProjectionMethod = "rescale"
@@ -98,9 +110,30 @@ class StepOptions:
                 "layers are given beside linear or batch_norm: wanted these options for conv_layers, which lists layers"
             )
         set_field = object.__setattr__  # the dataclass is frozen; numbers are normalised once, here
-        set_field(self, "bound", check_bound(self.bound, positive=False))
+        if (self.bound is None) == (self.network_bound is None):
+            raise ValueError(
+                f"bound={self.bound!r} and network_bound={self.network_bound!r}: wanted a number for one of them"
+            )
+        if self.share not in typing.get_args(Share):
+            raise ValueError(f"share={self.share!r}: wanted one of {', '.join(typing.get_args(Share))}")
+        if self.network_bound is None:
+            set_field(self, "bound", check_bound(self.bound, positive=False))
+        else:
+            set_field(self, "network_bound", check_bound(self.network_bound, positive=True, name="network_bound"))
+            self._check_network_options()
         set_field(self, "every", as_int("every", self.every, least=1))
         set_field(self, "headroom", float(headroom))
+
+    def _check_network_options(self) -> None:
+        """Take all kinds of layers in; raise ValueError for options with which a network cannot be bounded."""
+        if self.layers is not None or self.circular:
+            given = "circular=True" if self.circular else "layers"
+            raise ValueError(f"network_bound with {given}: wanted every layer, with its own padding")
+        if self.example_input is None:
+            raise ValueError("network_bound needs an example_input, from which the graph of the network is found")
+        set_field = object.__setattr__
+        set_field(self, "linear", True)
+        set_field(self, "batch_norm", "fold")
 
     @property
     def project_arguments(self) -> dict[str, Any]:

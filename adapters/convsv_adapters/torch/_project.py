@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from convsv_adapters.torch._exchange import make_exchange, refuse_flat_parameter
 from convsv_adapters.torch._layers import listed_modules, renewed_layers, without_autocast
 from convsv_adapters.torch._options import StepOptions
 from convsv_adapters.torch._scales import PartFactor, make_parts, multiply, part_factors
+from convsv_adapters.torch._share import bounded_graph, share_weights, shared_bounds
 from convsv_adapters.torch._targets import (
     ProjectedWeight,
     Target,
@@ -45,14 +47,14 @@ class StepProjection:
     ----------
     layers : list of ConvLayer
         The layers that are projected; with ``batch_norm="fold"`` normalisations too, as `conv_layers` lists them.
-    bound : float
+    bound, network_bound : float or None
     headroom : float
     every : int
     steps : int
         Number of optimizer steps so far.
     """
 
-    def __init__(self, model: nn.Module, bound: float, every: int = 1, **options: Any) -> None:
+    def __init__(self, model: nn.Module, bound: float | None = None, every: int = 1, **options: Any) -> None:
         if isinstance(model, torch.optim.Optimizer):
             raise TypeError(f"model is a {type(model).__qualname__}: wanted a torch.nn.Module; are arguments swapped?")
         chosen = StepOptions(bound, every, **options)
@@ -62,22 +64,35 @@ class StepProjection:
         self._norms: dict[str, float] = {}
         self._handle: Any = None
         layers = chosen.find_layers(model)
-        folds = any(layer.normalisation is not None for layer in layers)
+        folds = chosen.network_bound is not None or any(layer.normalisation is not None for layer in layers)
         self._kinds: dict[str, Any] = {
             "linear": any(layer.linear for layer in layers),
             "batch_norm": "fold" if folds else None,
         }
+        self.network_bound, self._share, self._graph = chosen.network_bound, chosen.share, None
+        self._bounds = [chosen.bound or 0.0] * len(layers)
+        if chosen.network_bound is not None:
+            modules = listed_modules(model, **self._kinds)
+            self._graph = bounded_graph(model, layers, modules, chosen.example_input)
+            self._bounds = self._shared_out(layers)
         self._set_up(model, layers)
+
+    def _shared_out(self, layers: Sequence[ConvLayer]) -> list[float]:
+        """Return the bound of each layer, from the bound of the network."""
+        assert self._graph is not None
+        assert self.network_bound is not None
+        return shared_bounds(self._graph, self.network_bound, share_weights(layers, self._share))
 
     def _set_up(self, model: nn.Module, layers: list[ConvLayer]) -> None:
         """Make the targets of a model's layers, and share them out over the ranks."""
         refuse_flat_parameters(model)
         self._model, self._modules = model, listed_modules(model, **self._kinds)
         self.layers = layers
-        plain = [layer for layer in layers if layer.normalisation is None]
-        normalised = [layer for layer in layers if layer.normalisation is not None]
-        self._targets = make_targets(plain, self._circular, [self.bound] * len(plain))
-        self._parts = make_parts(normalised, self._circular, [self.bound] * len(normalised))
+        if self._graph is None:
+            self._bounds = [self.bound or 0.0] * len(layers)
+        pairs = list(zip(layers, self._bounds, strict=True))
+        self._targets = make_targets([pair for pair in pairs if pair[0].normalisation is None], self._circular)
+        self._parts = make_parts([pair for pair in pairs if pair[0].normalisation is not None], self._circular)
         every = [*self._targets, *self._parts]
         self._exchange = make_exchange(model, self._process_group, [target.module for target in every])
         calls = self._calls(list(range(len(self._targets))), [target.weight for target in self._targets])
@@ -88,6 +103,14 @@ class StepProjection:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: not the hook, which belongs to the optimizer."""
         return {**self.__dict__, "_handle": None}
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bound of each layer, by name: the smallest, if a layer is bounded with and without a normalisation."""
+        found: dict[str, float] = {}
+        for layer, bound in zip(self.layers, self._bounds, strict=True):
+            found[layer.name] = min(bound, found.get(layer.name, math.inf))
+        return found
 
     @property
     def norms(self) -> dict[str, float]:
@@ -182,14 +205,15 @@ class StepProjection:
             return {}
         # In training each rank has running variances of its own. Smaller ones give larger norms.
         variances = exchange.smallest([part.normalisation.running_var for part in parts])
-        kernels = [part.kernel(variance) for part, variance in zip(parts, variances, strict=True)]
+        measured = [part.measure(variance) for part, variance in zip(parts, variances, strict=True)]
+        kernels = [one.kernel for one in measured]
         mine = [index for index, owner in enumerate(self._part_owners) if owner == exchange.rank]
         groups = together({index: parts[index] for index in mine}, {index: kernels[index] for index in mine})
         numbers: dict[str, float] = {}
 
         def work(chosen: list[int]) -> None:
             some = {index: parts[index] for index in chosen}
-            for index, found in part_factors(some, {index: kernels[index] for index in chosen}, self.headroom):
+            for index, found in part_factors(some, {index: measured[index] for index in chosen}, self.headroom):
                 numbers[f"factor {index}"], numbers[f"norm {index}"] = found
 
         self._do(work, groups, parts, kernels)
@@ -265,7 +289,7 @@ def _identity(target: Target) -> tuple[str, bool]:
 
 
 def project_after_step(
-    optimizer: torch.optim.Optimizer, model: nn.Module, bound: float, every: int = 1, **options: Any
+    optimizer: torch.optim.Optimizer, model: nn.Module, bound: float | None = None, every: int = 1, **options: Any
 ) -> StepProjection:
     """Project a model's convolutions onto the kernels of norm at most `bound`, after each step of an optimizer.
 
@@ -276,13 +300,13 @@ def project_after_step(
     model : torch.nn.Module
         Every convolution in it is projected, whether the optimizer knows its weight or not. With ``linear=True`` this
         holds for every linear layer too, and with ``batch_norm="fold"`` for every batch normalisation.
-    bound : float
-        Largest operator norm, finite and not negative.
+    bound : float, optional
+        Largest operator norm, finite and not negative. Either this or a `network_bound` is needed.
     every : int, default 1
         Project after every `every`-th step.
     **options
-        `linear`, `batch_norm`, `method`, `headroom`, `circular`, `example_input`, `input_shapes`, `layers`,
-        `process_group`, `rtol`, `max_iterations` and `steps`: see `StepOptions`.
+        `network_bound`, `share`, `linear`, `batch_norm`, `method`, `headroom`, `circular`, `example_input`,
+        `input_shapes`, `layers`, `process_group`, `rtol`, `max_iterations` and `steps`: see `StepOptions`.
 
     Returns
     -------
@@ -296,7 +320,9 @@ def project_after_step(
         `model` holds flat parameters of FSDP1 or weights that another library has sharded, or there is no such option.
     ValueError
         An argument is impossible; a layer's weight is computed in its forward pass; or extents are missing. With
-        ``batch_norm="fold"``, for the reasons of `conv_layers`, or a normalisation has no weight.
+        ``batch_norm="fold"``, for the reasons of `conv_layers`, or a normalisation has no weight. With a
+        `network_bound`, the network cannot be traced, a part of it has no bound, parameters of no bounded layer matter,
+        or the bound cannot be reached.
 
     Notes
     -----
@@ -316,6 +342,12 @@ def project_after_step(
     mode moves. So call ``projection.project()`` before an evaluation, or before weights are saved: the network in
     evaluation mode is then within the bounds. In training, each rank has running variances of its own. The bound then
     holds for each of them.
+
+    With a `network_bound`, the graph of the network (see `convsv_core.lipschitz`) says how large its Lipschitz constant
+    can be with a bound for each layer. One factor makes these bounds as large as the network's bound allows. Parts of
+    the network that no layer bounds, such as activations and pooling, count with their own factors, and may have no
+    parameters. After ``projection.project()`` the constant in evaluation mode is at most the bound, for inputs of the
+    shape of the `example_input`. `projection.bounds` holds the bound of each layer.
 
     Ranks share the layers by their cost, broadcast the results, and have the same bits afterwards. Weights that FSDP2
     shards are gathered, projected and written back. The constraint is that of Sedghi, Gupta and Long, ICLR 2019;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from convsv_core.layers import Operator
 from convsv_core.training import CERTIFICATE_RTOL, frobenius_bound, rescale_together
 
 __all__ = [
-    "Certified",
+    "DRIFT_ROUNDING",
     "ProjectedWeight",
     "Target",
     "gathered",
@@ -181,7 +181,7 @@ class Target:
         return self.result(kernel, uppers)
 
 
-def make_targets(layers: Sequence[ConvLayer], circular: bool, bounds: Sequence[float]) -> list[Target]:
+def make_targets(bounded: Iterable[tuple[ConvLayer, float]], circular: bool) -> list[Target]:
     """Return the targets of layers without normalisations, each with its bound: one for each weight.
 
     Raises
@@ -190,7 +190,7 @@ def make_targets(layers: Sequence[ConvLayer], circular: bool, bounds: Sequence[f
         A weight cannot be projected, or extents are needed that are not known.
     """
     found: dict[int, Target] = {}
-    for layer, bound in zip(layers, bounds, strict=True):
+    for layer, bound in bounded:
         refuse_layer(layer)
         parameter = layer.module._parameters.get("weight")
         if parameter is None and is_sharded(layer.weight):
@@ -209,7 +209,7 @@ def refuse_layer(layer: ConvLayer) -> None:
             f"parameter or parametrised, as by torch.nn.utils.parametrizations.weight_norm, or layers without it"
         )
     if layer.unknown_forward:
-        warnings.warn(f"the layer {layer.name!r} is {layer.note or 'a subclass'}", stacklevel=5)
+        warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=5)
 
 
 def gathered(weight: torch.Tensor) -> torch.Tensor:

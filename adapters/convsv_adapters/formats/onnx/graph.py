@@ -14,7 +14,18 @@ import onnx.reference
 from convsv_adapters.formats.onnx.tensors import StoredTensor, is_external, to_array
 from convsv_adapters.parameters import HostArray
 
-__all__ = ["STANDARD", "Graph", "Node", "Place", "Scope", "attributes", "bodies", "constant_tensor", "operator_name"]
+__all__ = [
+    "RANDOM_OPS",
+    "STANDARD",
+    "Graph",
+    "Node",
+    "Place",
+    "Scope",
+    "attributes",
+    "bodies",
+    "constant_tensor",
+    "operator_name",
+]
 
 Node: TypeAlias = Any
 """An onnx.NodeProto."""

@@ -23,7 +23,7 @@ from convsv_core.conv import SPATIAL_LETTERS, Conv, Pads, transposed_conv
 from convsv_core.layers import Layer, Normalisation, Stored
 from convsv_core.plugins import one_line
 
-__all__ = ["network_layers"]
+__all__ = ["PadNode", "declared_geometry", "network_layers", "read_pad"]
 
 WEIGHT_INPUT = {"Conv": 1, "com.microsoft.FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
 """The input of each operator that is the kernel, by its index. Operators of other domains have rules of their own."""
@@ -171,7 +171,7 @@ def _fold_pad(item: _Found, rank: int) -> None:
     if node is None or operator_name(node) != "Pad":
         return
     try:
-        pad = _read_pad(scope, node, rank)
+        pad = read_pad(scope, node, rank)
     except (LookupError, ValueError) as error:
         item.notes.append(f"after a Pad node that was left out: {one_line(error)}")
         return
@@ -188,7 +188,7 @@ def _fold_pad(item: _Found, rank: int) -> None:
     item.source, item.pads, item.padding_mode = node.input[0], pad.sides[2:], PAD_MODES[pad.mode]
 
 
-class _Pad(NamedTuple):
+class PadNode(NamedTuple):
     """The padding of a Pad node: the entries added before and after each axis, and the rule that makes them."""
 
     sides: Pads
@@ -196,7 +196,7 @@ class _Pad(NamedTuple):
     value: float
 
 
-def _read_pad(scope: Scope, node: Node, rank: int) -> _Pad:
+def read_pad(scope: Scope, node: Node, rank: int) -> PadNode:
     """Read a Pad node of any operator set.
 
     Raises `LookupError` if an input is computed at run time, `ValueError` if it does not fit a tensor of `rank`.
@@ -214,7 +214,7 @@ def _read_pad(scope: Scope, node: Node, rank: int) -> _Pad:
     if len(flat) != 2 * len(axes) or mode not in PAD_MODES:
         raise ValueError(f"{len(flat)} pads in mode {mode!r} for a tensor of rank {rank}")
     sides = dict(zip(axes, _pairs(flat), strict=True))
-    return _Pad(tuple(sides.get(axis, (0, 0)) for axis in range(rank)), mode, value)
+    return PadNode(tuple(sides.get(axis, (0, 0)) for axis in range(rank)), mode, value)
 
 
 # ---- the extents -----------------------------------------------------------------------------------------
@@ -342,6 +342,14 @@ def _conv(item: _Found, kernel: HostArray) -> Conv:
     own = _forward_pads(item, stride, reach)
     padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(own, item.pads, strict=True))
     return Conv(LAYOUTS[kernel.ndim], padding=padding, padding_mode=item.padding_mode, **options)
+
+
+def declared_geometry(scope: Scope, node: Node, kernel: HostArray, dims: tuple[int, ...]) -> Conv:
+    """Return the geometry of a Conv or ConvTranspose node, whose input has the shape `dims`.
+
+    Raises TypeError or ValueError where it is not valid.
+    """
+    return _conv(_Found(scope, node, node.input[0], kernel, ((0, 0),) * (kernel.ndim - 2), dims=dims), kernel)
 
 
 def _forward_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> list[tuple[int, int]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from convsv_adapters.formats.errors import load_library
 from convsv_adapters.formats.files import first_bytes
 from convsv_adapters.parameters import HostArray, refuse_geometry
 from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.networks import Graph
 from convsv_core.plugins import hookimpl
 
-__all__ = ["convsv_read_model", "convsv_write_model"]
+__all__ = ["convsv_model_graph", "convsv_read_graph", "convsv_read_model", "convsv_write_model"]
 
 VERSION_TAG = 0x08
 FIELD_TAGS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72}
@@ -52,6 +56,52 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     check_external_data(root.tensors(), path)
     inputs = pin_inputs(root, options.input_shapes, path)
     return network_layers(model, root, inputs, stored, linear=options.linear)
+
+
+@hookimpl
+def convsv_read_graph(path: Path, options: ReadOptions) -> Graph | None:
+    """Read an ONNX model as a graph of maps."""
+    if not _is_onnx(path):
+        return None
+    load_library("onnx", path, "cli")
+    return _graph(_load(path), path, options.input_shapes, {})
+
+
+@hookimpl
+def convsv_model_graph(model: object, example_input: object) -> Graph | None:
+    """Return an `onnx.ModelProto` as a graph of maps.
+
+    The example is an array for the first input, or a mapping from the names of inputs to arrays.
+    """
+    if "onnx" not in sys.modules or not isinstance(model, sys.modules["onnx"].ModelProto):
+        return None
+    copy = type(model)()
+    copy.CopyFrom(model)
+    given = example_input if isinstance(example_input, Mapping) else {"": example_input}
+    examples = {name: np.asarray(array) for name, array in given.items() if array is not None}
+    shapes = {name: tuple(array.shape) for name, array in examples.items()}
+    return _graph(copy, Path("model.onnx"), shapes, examples)
+
+
+def _graph(
+    model: Any, path: Path, input_shapes: Mapping[str, tuple[int, ...]], examples: Mapping[str, HostArray]
+) -> Graph:
+    """Return the graph of a model that may be changed in place."""
+    import onnx.inliner
+
+    from convsv_adapters.formats.onnx.extents import pin_inputs
+    from convsv_adapters.formats.onnx.graph import Scope
+    from convsv_adapters.formats.onnx.network import network_of
+    from convsv_adapters.formats.onnx.tensors import check_external_data, fill_in
+
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    fill_in(model.graph, path)
+    root = Scope(model.graph, model.opset_import, path.parent)
+    check_external_data(root.tensors(), path)
+    inputs = pin_inputs(root, input_shapes, path)
+    first = next(iter(inputs), "")
+    return network_of(model, path.parent, inputs, path, {name or first: array for name, array in examples.items()})
 
 
 @hookimpl

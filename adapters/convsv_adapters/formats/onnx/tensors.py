@@ -96,9 +96,8 @@ def to_array(tensor: Any, folder: Path) -> HostArray:
     """
     if is_external(tensor):
         stored, tensor = tensor, onnx.TensorProto()
-        tensor.CopyFrom(stored)
-        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-    array = np.asarray(onnx.numpy_helper.to_array(tensor))
+        tensor.CopyFrom(stored)  # which gets the numbers, as `to_array` reads the file into the tensor
+    array = np.asarray(onnx.numpy_helper.to_array(tensor, str(folder)))
     small_float = array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat", "float8", "float4"))
     return array.astype(np.float32) if small_float else array
 

@@ -1,0 +1,71 @@
+"""What the front ends share: the nodes of a network as they are found, and matrices along one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from convsv_core.networks import Graph, Kind, Node, Shape, Unsupported
+
+__all__ = ["GraphWriter", "Traced", "Undescribed", "adaptive_matrix", "as_number"]
+
+
+class Traced(NamedTuple):
+    """A tensor of the network that depends on its input: the name of its node, and its shape."""
+
+    name: str
+    shape: Shape
+
+
+class Undescribed(Exception):
+    """No kind of map describes an operator; the message is the reason, a phrase for people."""
+
+
+class GraphWriter:
+    """Collects the nodes of a network in the order of evaluation."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+
+    def add(
+        self, name: str, kind: Kind, inputs: Sequence[Traced], shape: Sequence[int], op: str = "", source: str = ""
+    ) -> Traced:
+        """Add a node, under a name with a number behind it if there is such a name already."""
+        unique, number = name, 1
+        while unique in self._nodes:
+            number += 1
+            unique = f"{name}_{number}"
+        traced = Traced(unique, tuple(int(extent) for extent in shape))
+        self._nodes[unique] = Node(unique, kind, tuple(one.name for one in inputs), traced.shape, op, source)
+        return traced
+
+    def add_unsupported(
+        self, name: str, reason: str, inputs: Sequence[Traced], shape: Sequence[int], op: str, source: str = ""
+    ) -> Traced:
+        """Add a node for an operator that no kind describes."""
+        return self.add(name, Unsupported(reason), list(dict.fromkeys(inputs)), shape, op, source)
+
+    def graph(self, outputs: Sequence[Traced]) -> Graph:
+        """Return the network whose outputs these tensors are, without nodes that no output depends on."""
+        names = tuple(dict.fromkeys(one.name for one in outputs))
+        return Graph(tuple(self._nodes.values()), names).until(names)
+
+
+def adaptive_matrix(outputs: int, inputs: int) -> npt.NDArray[np.float64]:
+    """Return the matrix of adaptive average pooling along an axis, of shape (outputs, inputs).
+
+    Window i reaches from ``floor(i * inputs / outputs)`` to ``ceil((i + 1) * inputs / outputs)``, as in PyTorch.
+    """
+    matrix = np.zeros((outputs, inputs))
+    for row in range(outputs):
+        start, stop = row * inputs // outputs, -(-(row + 1) * inputs // outputs)
+        matrix[row, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def as_number(array: npt.NDArray[Any]) -> Any:
+    """Return an array whose elements are all equal as one number, and any other array as it is."""
+    return float(array.flat[0]) if array.size and np.all(array == array.flat[0]) else array

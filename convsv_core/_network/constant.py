@@ -1,0 +1,229 @@
+"""`lipschitz`: the certified Lipschitz constant of a network, from its graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from convsv_core._network import kinds
+from convsv_core._network.attained import attained_norm
+from convsv_core._network.bounds import Bounds
+from convsv_core._network.graph import Graph, Node
+from convsv_core._network.kinds import NumberArray
+from convsv_core._network.logarithms import log_of, log_root, power_of_ten
+from convsv_core._network.patterns import simplify
+from convsv_core._network.result import Lipschitz, LipschitzNode, ResidualBlock
+from convsv_core.conv import as_float
+from convsv_core.layers import ModelError, ReadOptions
+from convsv_core.plugins import plugins
+
+__all__ = ["lipschitz", "network_graph", "network_lipschitz"]
+
+
+def lipschitz(
+    model: object,
+    example_input: object = None,
+    *,
+    output: str | None = None,
+    input_range: tuple[float, float] | None = None,
+    lower: bool = True,
+) -> Lipschitz:
+    r"""Certify the Lipschitz constant of a network at inference, in Euclidean norms of whole tensors.
+
+    Parameters
+    ----------
+    model : object
+        A model of a framework that an installed plugin knows, such as a `torch.nn.Module` in evaluation mode; an ONNX
+        model or the path of a file that holds a network's graph; or a `convsv_core.networks.Graph`.
+    example_input : object, optional
+        An input of one example, from which the shapes of all tensors follow. The adapter of the framework says in
+        which form; for a file it is an array for the first input, or a mapping from names of inputs to arrays. The
+        lower bound is measured at it.
+    output : str, optional
+        The name of the tensor to bound, such as the logits before a softmax. By default the network's outputs, all
+        together if there are several.
+    input_range : tuple of float, optional
+        The least and the largest value of every element of the input. Interval arithmetic then bounds all activations,
+        and products of activations have a bound. The constant holds between inputs in that range.
+    lower : bool, default True
+        Whether to measure a lower bound too.
+
+    Returns
+    -------
+    Lipschitz
+        A dataclass with ``upper``, ``log10_upper``, ``log10_product``, ``lower``, ``nodes``, ``blocks`` and
+        ``missing``. ``str`` gives a table. Where a node has no bound, ``upper`` is infinite, and ``missing`` names the
+        node, the reason and the bound up to it.
+
+    Raises
+    ------
+    TypeError
+        `model` is of no framework that an installed plugin knows.
+    ValueError
+        There is no such `output`, the `input_range` is empty, or the front end refuses the call, such as for a model in
+        training mode.
+    ModelError
+        The file cannot be read.
+
+    Notes
+    -----
+    One pass in topological order bounds every tensor as a function of the network's inputs. Maps in a row multiply
+    their bounds, a sum of branches adds them, and a concatenation takes the root of the sum of squares. Before norms
+    are taken, linear maps in a row, and sums of them, are put together where that is sound: a batch normalisation goes
+    into the convolution in front of it, and convolutions multiply where the second one pads nothing. The bound is the
+    least of those found, so it is never above the plain product. Norms of convolutions are certified for every
+    frequency (see `norm_bounds`), and all rounding is included.
+
+    Neither traceable nor differentiable. Weights are copied to the host and computed there in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convsv_core.networks import Elementwise, Graph, Input, Matmul, Node, Sum
+    >>> half = Node("f", Matmul(np.eye(4) / 2), ("x",), (1, 4))
+    >>> act = Node("g", Elementwise("tanh"), ("f",), (1, 4))
+    >>> graph = Graph((Node("x", Input(), (), (1, 4)), half, act, Node("y", Sum(), ("x", "g"), (1, 4))), ("y",))
+    >>> found = lipschitz(graph)
+    >>> round(found.upper, 6), round(found.blocks[0].branch_upper, 6)
+    (1.5, 0.5)
+    """
+    if input_range is not None:
+        low, high = (as_float("input_range", end) for end in input_range)
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(f"input_range={input_range}: wanted a least and a largest finite value")
+        input_range = low, high
+    graph = network_graph(model, example_input)
+    return network_lipschitz(graph, output=output, input_range=input_range, lower=lower)
+
+
+def network_graph(model: object, example_input: object = None, options: ReadOptions | None = None) -> Graph:
+    """Return a network as a graph of maps: a model object's, or that of the file at a path.
+
+    Raises TypeError or `ModelError` where no installed plugin gives one.
+    """
+    if isinstance(model, Graph):
+        return model
+    hook = plugins().manager.hook
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        examples = _examples(example_input)
+        shapes = {name: example.shape for name, example in examples.items()}
+        graph = hook.convsv_read_graph(path=path, options=options or ReadOptions(shapes))
+        if graph is None:
+            raise ModelError(
+                f"{path}: no installed plugin reads a network's graph from it; such files hold weights alone"
+            )
+        return _with_examples(graph, examples)
+    graph = hook.convsv_model_graph(model=model, example_input=example_input)
+    if graph is None:
+        raise TypeError(
+            f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
+            f"plugin knows, the path of a file with a network's graph, or a convsv_core.networks.Graph"
+        )
+    return graph
+
+
+def _examples(example_input: object) -> dict[str, NumberArray]:
+    """Return the examples of a file's inputs by their names; "" stands for the first input."""
+    given = example_input if isinstance(example_input, Mapping) else {"": example_input}
+    return {name: np.asarray(example) for name, example in given.items() if example is not None}
+
+
+def _with_examples(graph: Graph, examples: Mapping[str, NumberArray]) -> Graph:
+    """Return the graph with examples at its inputs, as far as their shapes fit."""
+    if not examples:
+        return graph
+    first = graph.inputs[0].name if graph.inputs else ""
+    by_name = {name or first: example for name, example in examples.items()}
+    nodes = [
+        dataclasses.replace(node, kind=kinds.Input(by_name[node.name].reshape(node.shape)))
+        if isinstance(node.kind, kinds.Input) and node.name in by_name and by_name[node.name].size == node.size
+        else node
+        for node in graph
+    ]
+    return Graph(tuple(nodes), graph.outputs)
+
+
+def network_lipschitz(
+    graph: Graph,
+    *,
+    output: str | None = None,
+    input_range: tuple[float, float] | None = None,
+    lower: bool = True,
+) -> Lipschitz:
+    """Certify the Lipschitz constant of a graph; the arguments are those of `lipschitz`."""
+    outputs = graph.outputs if output is None else (graph.find(output),)
+    graph = simplify(graph.until(outputs))
+    bounds = Bounds(graph, input_range)
+    logs, plain = bounds.from_inputs(), bounds.plain()
+    log10_upper = log_root([logs[name] for name in outputs])
+    return Lipschitz(
+        upper=power_of_ten(log10_upper),
+        log10_upper=log10_upper,
+        log10_product=log_root([plain[name] for name in outputs]),
+        lower=attained_norm(graph, input_range) if lower else None,
+        nodes=tuple(_node(node, bounds, logs[node.name]) for node in graph),
+        blocks=tuple(_blocks(graph, bounds)),
+        missing=tuple(bounds.missing_before(logs)),
+        output=", ".join(outputs),
+    )
+
+
+def _node(node: Node, bounds: Bounds, log10_upper: float) -> LipschitzNode:
+    if node.name in bounds.missing:
+        return LipschitzNode(node.name, node.op, math.inf, log10_upper, bounds.missing[node.name])
+    factors = bounds.factors.get(node.name)
+    values = factors.values if factors is not None else (1.0,)
+    log10_factor = log_of(max(values)) if values else -math.inf
+    return LipschitzNode(node.name, node.op, log10_factor, log10_upper, factors.note if factors is not None else "")
+
+
+# ---- residual blocks -------------------------------------------------------------------------------------------------
+
+
+def _blocks(graph: Graph, bounds: Bounds) -> Iterable[ResidualBlock]:
+    """Yield every sum of a tensor and a function of it alone."""
+    for node in graph:
+        if not isinstance(node.kind, kinds.Sum) or len(node.inputs) != 2:
+            continue
+        if any(abs(weight) != 1 for weight in node.kind.weights):
+            continue
+        if any(graph[name].shape != node.shape for name in node.inputs):
+            continue
+        first, second = (_behind_identities(graph, name) for name in node.inputs)
+        for start, branch in ((first, second), (second, first)):
+            if start != branch and _depends_only_on(graph, branch, start):
+                yield _block(node.name, start, power_of_ten(bounds.from_tensor(start, branch)))
+                break
+
+
+def _behind_identities(graph: Graph, name: str) -> str:
+    while isinstance(graph[name].kind, kinds.Identity):
+        (name,) = graph[name].inputs
+    return name
+
+
+def _depends_only_on(graph: Graph, name: str, source: str) -> bool:
+    """Return whether a tensor depends on another, and on the network's inputs by that one alone."""
+    waiting, seen, met = [name], {name}, False
+    while waiting:
+        node = graph[waiting.pop()]
+        if node.name == source:
+            met = True
+            continue
+        if isinstance(node.kind, kinds.Input):
+            return False
+        waiting += [one for one in node.inputs if one not in seen]
+        seen.update(node.inputs)
+    return met
+
+
+def _block(name: str, start: str, branch_upper: float) -> ResidualBlock:
+    smallest = math.nextafter(1 - branch_upper, -math.inf) if branch_upper else 1.0
+    largest = math.nextafter(1 + branch_upper, math.inf) if branch_upper else 1.0
+    return ResidualBlock(name, start, branch_upper, max(0.0, smallest), largest)

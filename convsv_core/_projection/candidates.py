@@ -1,0 +1,99 @@
+"""Kernels with a large inner product with a gradient, by several methods, and their scaling into the ball of norm 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple, TypeAlias
+
+from convsv_core._norm.largest import norms_of_groups
+from convsv_core._projection.orthogonal import polar_and_cut
+from convsv_core._projection.polar import polar_factors
+from convsv_core._projection.splitting import Pull, Split, advance, begin, by_group, resume, with_equal_parts
+from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.small_matrices import squared_norm
+from convsv_core.backend import Array
+
+__all__ = [
+    "DIRECTION_METHODS",
+    "DirectionMethod",
+    "Unscaled",
+    "candidate",
+    "check_direction_method",
+    "take_iterations",
+    "within_the_ball",
+]
+
+DirectionMethod: TypeAlias = Literal["exact", "polar", "flat"]
+"""The type of a method's name."""
+
+DIRECTION_METHODS = ("exact", "polar", "flat")
+"""The methods of `steepest_direction`, which its docstring describes."""
+
+
+class Unscaled(NamedTuple):
+    """Hold a direction before it is scaled into the ball, and the matrices that the iteration ended with."""
+
+    kernel: Array
+    matrices: Array | None
+
+
+def check_direction_method(method: object) -> None:
+    """Raise ValueError unless `method` is one of `DIRECTION_METHODS`."""
+    if method not in DIRECTION_METHODS:
+        raise ValueError(f"method={method!r}: wanted one of {', '.join(DIRECTION_METHODS)}")
+
+
+def take_iterations(
+    operand: Operand, pull: Pull, method: DirectionMethod, count: int, matrices: Array | None
+) -> Unscaled:
+    """Return a direction by a method, after `count` iterations of "exact" from the matrices of an earlier search."""
+    pulled = dataclasses.replace(operand, kernel=pull.kernel)
+    if method != "exact" or operand.plan.is_full:
+        return Unscaled(candidate(pulled, method), None)
+    split = begin(pulled) if matrices is None else resume(pulled, matrices)
+
+    def step(*arrays: Array) -> tuple[Array, ...]:
+        return advance(pulled, *arrays)
+
+    split = Split(*operand.backend.repeat(step, split, count, operand.kernel))
+    return Unscaled(split.direction, split.matrices)
+
+
+def within_the_ball(operand: Operand, kernel: Array, factor: float) -> Array:
+    """Return a kernel whose groups are each multiplied by a number that brings their norms near 1, and at most to 1.
+
+    Parameters
+    ----------
+    operand : Operand
+        Its geometry is used.
+    kernel : array
+    factor : float
+        Upper bound of the norm for every size over the norm on the operand's grid.
+
+    Notes
+    -----
+    Rounding, of the product and to the answer's dtype, adds an error to each tap. The norm grows by at most the sum of
+    the Frobenius norms of these errors.
+    """
+    xp, eps = operand.xp, operand.answer_eps
+    chosen = dataclasses.replace(operand, kernel=kernel)
+    norms = norms_of_groups(chosen) * factor
+    sizes = xp.sum(xp.sqrt(squared_norm(xp, chosen.taps(), axis=(-2, -1))), axis=0)
+    limits = norms * (1 + 2 * eps) + 2 * eps * sizes
+    return by_group(operand, kernel, 1 / xp.where(limits > 0, limits, xp.ones_like(limits)))
+
+
+def candidate(operand: Operand, method: DirectionMethod) -> Array:
+    """Return the direction of a method without iterations, not scaled."""
+    if method == "flat":
+        return with_equal_parts(operand, _flattened(operand))
+    return polar_and_cut(operand, operand.kernel)
+
+
+def _flattened(operand: Operand) -> Array:
+    """Return the polar factor of each group's kernel as a matrix, with one row for each of the group's rows."""
+    xp, taps = operand.xp, operand.taps()
+    offsets, groups, rows, columns = taps.shape
+    flat = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, rows, offsets * columns))
+    polar = xp.reshape(polar_factors(operand.backend, flat), (groups, rows, offsets, columns))
+    return operand.from_taps(xp.permute_dims(polar, (2, 0, 1, 3)))

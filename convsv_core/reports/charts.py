@@ -1,0 +1,270 @@
+"""Describe the charts of a page that react to the pointer, in the language of Vega-Lite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convsv_core._geometry.plan import HostArray
+from convsv_core.reports.curves import Curve, above_rounding, better_scale, curves_of, shares
+from convsv_core.reports.texts import figure
+
+__all__ = ["COLOURS", "SCHEMA", "TEXT_STYLE", "Chart", "Spec", "colours", "curves_chart", "norms_chart"]
+
+Spec = dict[str, Any]
+"""A chart in the language of Vega-Lite."""
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+"""The name of the language's version. Nothing is read from this address."""
+
+CURVE_POINTS = 256
+"""Number of points of a curve in a page: a few pixels apart (a guess). Of more singular values, some are left out."""
+
+DIGITS = 5
+"""Number of significant digits of the numbers in a chart. A guess: finer than a pixel of it."""
+
+COLOURS = ("#3f6fd8", "#1f9fb0", "#3fa34d", "#c9930a", "#e2603a", "#cc4b90", "#8a63d2")
+"""Colours of layers from the input on: as light in the middle of light and dark pages as they are told apart (a guess).
+
+Layers between them have colours in between.
+"""
+
+TEXT_STYLE: Spec = {
+    "background": None,
+    "view": {"stroke": None},
+    "font": "system-ui, sans-serif",
+    "axis": {
+        "labelColor": "currentColor",
+        "titleColor": "currentColor",
+        "tickColor": "currentColor",
+        "domainColor": "currentColor",
+        "gridColor": "currentColor",
+        "gridOpacity": 0.14,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "legend": {
+        "labelColor": "currentColor",
+        "titleColor": "currentColor",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+}
+"""The look of every chart. Lines and texts have the colour of the page's text, in light, in dark and on paper."""
+
+
+class Chart(NamedTuple):
+    """A chart with a linear axis and the same chart with a logarithmic axis, which a reader chooses between.
+
+    Attributes
+    ----------
+    linear, log : dict
+    first : "linear" or "log"
+        The axis that a reader sees first: the linear one, unless the largest norm would flatten the other layers.
+    """
+
+    linear: Spec
+    log: Spec
+    first: str
+
+
+def colours(count: int) -> list[str]:
+    """Return a colour for each layer, from the input on."""
+    stops = np.asarray([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS], float)
+    places = np.linspace(0, len(COLOURS) - 1, count) if count > len(COLOURS) else np.arange(count)
+    mixed = [np.interp(places, np.arange(len(COLOURS)), channel).round().astype(int) for channel in stops.T]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in zip(*mixed, strict=True)]
+
+
+def curves_chart(rows: Sequence[Any]) -> Chart | None:
+    """Return the paper's figure: the singular values of every layer by rank; None if no row has any.
+
+    A data point of a layer has its number `depth`. The signals `picked` and `pointed` hold the number of the layer
+    that a reader has chosen, and of the layer under the pointer; 0 stands for none.
+    """
+    curves = curves_of(rows)
+    if not curves:
+        return None
+    first = better_scale([float(curve.values[0]) for curve in curves])
+    return Chart(_curves_spec(curves, len(rows), "linear"), _curves_spec(curves, len(rows), "log"), first)
+
+
+def norms_chart(rows: Sequence[Any]) -> Chart | None:
+    """Return the norm and the reshaped norm of every layer, in the order of the network; None if no norm is known."""
+    data = [
+        {
+            "depth": depth,
+            "layer": f"{depth}  {row.name}",
+            "norm": _number(row.norm),
+            "reshaped norm": _number(row.reshaped_norm),
+            "factor": None if row.factor is None else f"{row.factor:.2f}",
+        }
+        for depth, row in enumerate(rows, start=1)
+        if row.norm is not None and math.isfinite(row.norm)
+    ]
+    if not data:
+        return None
+    first = better_scale([row.norm for row in rows if row.norm is not None])
+    return Chart(_norms_spec(data, len(rows), "linear"), _norms_spec(data, len(rows), "log"), first)
+
+
+def _curves_spec(curves: Sequence[Curve], count: int, scale: str) -> Spec:
+    """Return the chart of the curves among `count` layers."""
+    data = []
+    for curve in curves:
+        share, values = _points(curve.values, scale)
+        points = {"share": _numbers(share), "value": _numbers(values)}
+        facts = {"layer": f"{curve.depth}  {curve.name}", "norm": figure(float(curve.values[0]))}
+        data.append({"depth": curve.depth, **facts, "smallest": figure(float(curve.values[-1]), 2), **points})
+    lines = {
+        "x": {
+            "field": "share",
+            "type": "quantitative",
+            "scale": {"domain": [0, 1]},
+            "axis": {"title": "rank / number of singular values", "tickCount": 10, "format": "~g"},
+        },
+        "y": _values_axis(scale, "value", "singular value"),
+        "detail": {"field": "depth"},
+    }
+    return _interactive(
+        {"values": data},
+        [{"flatten": ["share", "value"]}],
+        [
+            {
+                "mark": {"type": "line", "point": _lone(curves)},
+                "encoding": {
+                    **lines,
+                    "color": _layer_colours(count),
+                    "opacity": _chosen(1, 0.12),
+                    "strokeWidth": _chosen(2.6, 1.3, none=1.5),
+                },
+            },
+            # Thin lines are hard to hit, so that wide ones which nobody sees catch the pointer.
+            {
+                "mark": {"type": "line", "strokeWidth": 9, "opacity": 0.001, "cursor": "pointer"},
+                "encoding": {
+                    **lines,
+                    "tooltip": [
+                        {"field": "layer", "title": "layer"},
+                        {"field": "norm", "title": "largest singular value"},
+                        {"field": "smallest", "title": "smallest singular value"},
+                    ],
+                },
+            },
+        ],
+        360,
+    )
+
+
+def _norms_spec(data: Sequence[Spec], count: int, scale: str) -> Spec:
+    """Return the chart of the norms of `count` layers."""
+    x = {
+        "field": "depth",
+        "type": "quantitative",
+        "scale": {"domain": [0.4, count + 0.6], "nice": False, "zero": False},
+        "axis": {"title": "number of the layer, from the input on", "tickMinStep": 1, "grid": False},
+    }
+    tooltip = [{"field": name} for name in ("layer", "norm", "reshaped norm", "factor")]
+    series = {
+        "field": "figure",
+        "type": "nominal",
+        "scale": {"domain": ["norm", "reshaped norm"], "range": ["#3f6fd8", "#e2603a"]},
+        "legend": {"title": None, "orient": "top", "symbolSize": 90, "symbolStrokeWidth": 2},
+    }
+    shape = {
+        "field": "figure",
+        "scale": {"domain": ["norm", "reshaped norm"], "range": ["circle", "diamond"]},
+    }
+    # Where the two are equal, the small circle is seen inside of the large diamond.
+    size = {"condition": {"test": "datum.figure == 'norm'", "value": 30}, "value": 130}
+    y = _values_axis(scale, "value", "norm")
+    positive = [{"filter": "datum.value > 0"}] if scale == "log" else [{"filter": "isValid(datum.value)"}]
+    return _interactive(
+        {"values": data},
+        [],
+        [
+            {
+                "transform": [{"fold": ["norm", "reshaped norm"], "as": ["figure", "value"]}, *positive],
+                "mark": {"type": "point", "filled": False, "strokeWidth": 2, "cursor": "pointer"},
+                "encoding": {
+                    "x": x,
+                    "y": y,
+                    "color": series,
+                    "shape": shape,
+                    "size": size,
+                    "opacity": _chosen(1, 0.25),
+                    "tooltip": tooltip,
+                },
+            }
+        ],
+        260,
+    )
+
+
+def _points(values: HostArray, scale: str) -> tuple[HostArray, HostArray]:
+    """Return the points of a curve that is drawn, as near to each other as the pointer needs them.
+
+    Vega finds a curve near its points, and not between them. A curve of few values has more points on its lines.
+    """
+    share = shares(values)
+    if scale == "log":
+        drawn = ~np.isnan(above_rounding(values))
+        share, values = share[drawn], values[drawn]
+    kept = np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int)
+    share, values = share[kept], values[kept].astype(float)
+    if not 1 < len(values) < CURVE_POINTS:
+        return share, values
+    every = np.union1d(share, np.linspace(share[0], share[-1], CURVE_POINTS))
+    if scale == "log":  # Lines between values are straight where the logarithms are.
+        return every, np.exp(np.interp(every, share, np.log(values)))
+    return every, np.interp(every, share, values)
+
+
+def _values_axis(scale: str, field: str, title: str) -> Spec:
+    stated: Spec = {"type": scale, "zero": True} if scale == "linear" else {"type": scale, "nice": False}
+    axis = {"title": title, "tickCount": 6, "format": ".4~g"}
+    return {"field": field, "type": "quantitative", "scale": stated, "axis": axis}
+
+
+def _layer_colours(count: int) -> Spec:
+    scale = {"domain": list(range(1, count + 1)), "range": colours(count)}
+    return {"field": "depth", "type": "nominal", "scale": scale, "legend": None}
+
+
+def _chosen(chosen: float, other: float, none: float | None = None) -> Spec:
+    """Return the value of marks of the chosen layers, of other layers, and of all layers while none is chosen."""
+    one = {"test": "datum.depth == picked || datum.depth == pointed", "value": chosen}
+    free = {"test": "!picked && !pointed", "value": chosen if none is None else none}
+    return {"condition": [one, free], "value": other}
+
+
+def _lone(curves: Sequence[Any]) -> bool:
+    """Return whether some layer has a single value, which a line does not show."""
+    return any(len(curve.values) == 1 for curve in curves)
+
+
+def _interactive(data: Spec, transform: Sequence[Spec], layers: Sequence[Spec], height: int) -> Spec:
+    return {
+        "$schema": SCHEMA,
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit", "contains": "padding"},
+        "params": [{"name": "picked", "value": 0}, {"name": "pointed", "value": 0}],
+        "data": data,
+        "transform": list(transform),
+        "layer": list(layers),
+        "config": TEXT_STYLE,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
+
+
+def _numbers(values: HostArray) -> list[float | None]:
+    return [_number(float(value)) for value in values]
