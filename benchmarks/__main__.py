@@ -11,6 +11,7 @@ from benchmarks.norm import norm
 from benchmarks.project import project
 from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
+from benchmarks.steepest import steepest
 from benchmarks.training import training
 
 __all__ = ["benchmarks"]
@@ -21,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     project,
     network_projection,
     training,
+    steepest,
     certify,
     scale,
     peak_memory,

@@ -20,18 +20,31 @@ from convsv_core.layers import (
 from convsv_core.training import METHODS, ProjectionMethod
 
 __all__ = [
+    "COLD_ITERATIONS",
+    "SCALINGS",
     "ConvLayer",
     "call_arguments",
     "check_bound",
     "check_method",
     "check_penalty",
+    "check_scaling",
     "geometry_of",
     "layer_penalty",
     "make_layer",
     "model_layer",
     "needs_extents",
     "operators_of",
+    "step_factor",
 ]
+
+SCALINGS = ("rms", "operator")
+"""The factors of a learning rate for steps in the operator norm; see `step_factor`."""
+
+COLD_ITERATIONS = 20
+"""Iterations of "exact" in a layer's first step, which has no earlier step to go on from.
+
+Measured on gradients of ResNet-32 in training: 20 iterations give 0.93 to 0.98 of the optimum on their grid.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +202,32 @@ def operators_of(layer: ConvLayer, circular: bool) -> tuple[Operator, ...]:
         return layer_operators(layer.kernel_shape, conv, layer.input_shapes, circular=circular)
     except UnknownExtents as error:
         raise ValueError(needs_extents(layer.name, str(error))) from None
+
+
+def step_factor(kernel_shape: tuple[int, ...], conv: Conv, scaling: str) -> float:
+    """Return the operator norm of an optimizer's step with a learning rate of 1.
+
+    Parameters
+    ----------
+    kernel_shape : tuple of int
+    conv : Conv
+    scaling : str
+        One of `SCALINGS`. "operator": 1. "rms": the root of the number of output elements of an image for each input
+        element. A step of this norm changes outputs by at most the inputs, as root mean squares.
+    """
+    if scaling == "operator":
+        return 1.0
+    extents = dict(zip(conv.layout, kernel_shape, strict=True))
+    outputs, inputs, strides = extents["O"], extents["I"], math.prod(conv.strides)
+    if conv.transposed:
+        return math.sqrt(outputs * conv.groups * strides / inputs)
+    return math.sqrt(outputs / (inputs * conv.groups * strides))
+
+
+def check_scaling(scaling: object) -> None:
+    """Raise ValueError unless `scaling` is one of `SCALINGS`."""
+    if scaling not in SCALINGS:
+        raise ValueError(f"scaling={scaling!r}: wanted one of {', '.join(SCALINGS)}")
 
 
 def needs_extents(name: str, reason: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from convsv_adapters.torch import SpectrumMonitor, conv_layers, project_after_step
+from convsv_adapters.torch import ConvMuon, SpectrumMonitor, conv_layers, project_after_step
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -221,3 +221,38 @@ def test_normalisations_are_bounded_with_the_running_variances_of_every_rank(
             found = convsv.norm_bounds(layer.kernel.detach(), layer.conv)
             assert float(found.lower) <= norms[layer.name] <= SLACK
             assert float(found.upper) <= SLACK
+
+
+def _muon(rank: int, folder: Path) -> Any:
+    model = DistributedDataParallel(network())
+    optimizer = ConvMuon(model, lr=0.05)
+    train(model, optimizer, 4, seed=rank)
+    own = sum("matrices" in state for state in optimizer.state.values())
+    return model.module.state_dict(), own
+
+
+def test_ranks_share_the_layers_of_muon_and_stay_bit_identical() -> None:
+    (first, own), (second, other) = run_on_ranks(_muon)
+    assert own >= 1
+    assert other >= 1
+    assert own + other == 3
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _sharded_muon(rank: int, folder: Path) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+    train(model, ConvMuon(model, lr=0.05), 3, seed=0)
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}
+
+
+def test_muon_steps_sharded_tensors_as_whole_ones() -> None:
+    first, second = run_on_ranks(_sharded_muon)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model = network()
+    train(model, ConvMuon(model, lr=0.05), 3, seed=0)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-3)

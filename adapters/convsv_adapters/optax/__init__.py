@@ -1,4 +1,4 @@
-"""Operator norms in training with optax: a projection, a transformation of updates, and a penalty.
+"""Operator norms in training with optax: a projection, transformations of updates, an optimizer, and a penalty.
 
 >>> import jax.numpy as jnp
 >>> import optax
@@ -13,8 +13,18 @@ A tree of parameters carries no geometry. The argument `layers` gives it: see `p
 """
 
 from convsv_adapters._layers import ConvLayer
+from convsv_adapters.optax._muon import SteepestDirectionState, conv_muon, scale_by_steepest_direction
 from convsv_adapters.optax._penalty import penalty
 from convsv_adapters.optax._projection import projection_operator_norm
 from convsv_adapters.optax._transform import OperatorNormBoundState, operator_norm_bound
 
-__all__ = ["ConvLayer", "OperatorNormBoundState", "operator_norm_bound", "penalty", "projection_operator_norm"]
+__all__ = [
+    "ConvLayer",
+    "OperatorNormBoundState",
+    "SteepestDirectionState",
+    "conv_muon",
+    "operator_norm_bound",
+    "penalty",
+    "projection_operator_norm",
+    "scale_by_steepest_direction",
+]

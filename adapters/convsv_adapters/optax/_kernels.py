@@ -16,7 +16,15 @@ from convsv_core.conv import as_int
 from convsv_core.layers import Operator
 from convsv_core.training import ProjectionMethod
 
-__all__ = ["ProjectionSettings", "bounded", "bounded_change", "empty_dual", "make_settings"]
+__all__ = [
+    "ProjectionSettings",
+    "bounded",
+    "bounded_change",
+    "empty_dual",
+    "explicit_sharding",
+    "make_settings",
+    "on_every_device",
+]
 
 ROUNDING_MARGIN = 1.05
 """Factor of the margin for rounding errors, for their products and for the rounding of the margin itself.
@@ -86,8 +94,8 @@ def _nearest(
 
 def bounded(kernel: jax.Array, operators: tuple[Operator, ...], settings: ProjectionSettings) -> jax.Array:
     """Return a kernel within the bound, in the dtype of the given one."""
-    sharding = _explicit_sharding(kernel)
-    kernel = _whole(kernel, sharding)
+    sharding = explicit_sharding(kernel)
+    kernel = on_every_device(kernel, sharding)
     nearest, _ = _nearest(kernel, operators, settings, None)
     error = _eps(kernel.dtype) * _frobenius(nearest) if nearest.dtype != kernel.dtype else 0.0
     stored = _kept_or(kernel, nearest, _share(kernel, operators, settings, error)).astype(kernel.dtype)
@@ -102,8 +110,8 @@ def bounded_change(
     dual: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return the change after which the stored kernel is within the bound, and the next dual variables."""
-    sharding = _explicit_sharding(kernel)
-    kernel, change, dual = (_whole(array, sharding) for array in (kernel, change, dual))
+    sharding = explicit_sharding(kernel)
+    kernel, change, dual = (on_every_device(array, sharding) for array in (kernel, change, dual))
     updated = (kernel + change).astype(kernel.dtype)
     nearest, dual = _nearest(updated, operators, settings, dual)
     # The stored kernel is fl(kernel + fl(nearest - kernel)). Each of the two sums rounds with the eps of the change's
@@ -116,13 +124,13 @@ def bounded_change(
     return change if sharding is None else jax.sharding.reshard(change, sharding), dual
 
 
-def _explicit_sharding(kernel: jax.Array) -> NamedSharding | None:
+def explicit_sharding(kernel: jax.Array) -> NamedSharding | None:
     """Return a kernel's sharding over an explicit mesh, or None: not every operation resolves such a sharding."""
     sharding = jax.typeof(kernel).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def _whole(array: jax.Array | None, sharding: NamedSharding | None) -> jax.Array | None:
+def on_every_device(array: jax.Array | None, sharding: NamedSharding | None) -> jax.Array | None:
     """Return an array with a whole copy on every device of the mesh of a sharding."""
     if array is None or sharding is None:
         return array
