@@ -13,6 +13,7 @@ from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
 from benchmarks.steepest import steepest
 from benchmarks.training import training
+from benchmarks.training_jax import training_jax
 
 __all__ = ["benchmarks"]
 
@@ -22,6 +23,7 @@ COMMANDS: tuple[click.Command, ...] = (
     project,
     network_projection,
     training,
+    training_jax,
     steepest,
     certify,
     scale,

@@ -32,7 +32,7 @@ PAPER_BOUND = 1.0
 BINDING_SHARE = 0.9
 """Where a network has norms below `PAPER_BOUND`, the bound is this share of the least norm: a guess."""
 
-PART, ALL = "half of the layers", "all layers"
+PART, ALL, FIRST = "half of the layers", "all layers", "first ten steps"
 COLUMNS = (
     words("case"),
     figures("bound", lambda row: f"{row.bound:.3f}"),
@@ -78,7 +78,14 @@ RANKS_EXPLANATION = (
 @click.option(
     "--only", metavar="PATTERN", help="Only the methods whose name holds this, as 'circular', and plain steps."
 )
-@click.option("--case", "cases", type=click.Choice([PART, ALL]), multiple=True, default=(PART, ALL), show_default=True)
+@click.option(
+    "--case",
+    "cases",
+    type=click.Choice([PART, ALL, FIRST]),
+    multiple=True,
+    default=(PART, ALL, FIRST),
+    show_default=True,
+)
 @click.option("--turns", type=click.IntRange(min=1), help="Measured steps; rounded up to whole periods.")
 @click.option(
     "--limit", type=click.FloatRange(min=0), help="Seconds of steps after which a method is measured no more."
@@ -99,7 +106,8 @@ def training(
     """Time training steps of ResNet-32 with PyTorch, with and without a bound on the norms of its convolutions.
 
     Batches of 128 images of 32 x 32 pixels, stochastic gradient descent. Every method trains a copy of one network, a
-    step of each in turn.
+    step of each in turn. The first ten steps after the random weights are a case of their own, because the spectra of
+    random weights are flat.
     """
     if find_spec("torch") is None:
         raise click.ClickException("the benchmark trains with PyTorch: pip install 'convsv[torch]'")
@@ -133,11 +141,14 @@ def training(
         norms = training_steps.certified_norms(conv_layers(model))
         bounds = {PART: statistics.median_low(norms), ALL: min(PAPER_BOUND, BINDING_SHARE * min(norms))}
         for case in dict.fromkeys(cases):
-            bound = bounds[case]
+            bound = bounds.get(case, PAPER_BOUND)
             tell(f"training with a bound of {bound:.3f}: {case}")
-            found = training_steps.measure(model, batches, setup, methods, bound)
+            if case == FIRST:
+                found = training_steps.measure_first(setup, methods, bound)
+            else:
+                found = training_steps.measure(model, batches, setup, methods, bound)
             rows.extend(training_steps.make_row(case, bound, name, one, found[PLAIN]) for name, one in found.items())
-            if PROJECT in found:
+            if PROJECT in found and case != FIRST:
                 tell(f"projecting shape by shape: {case}")
                 replays[case] = training_replay.Replay(found[PROJECT].snapshots, bound)
                 layers.extend(training_replay.by_shape(case, model, replays[case], setup))

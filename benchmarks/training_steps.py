@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from convsv_adapters.torch import ConvLayer, StepProjection, conv_layers, operator_norm, penalty
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 import convsv_core as convsv
 from benchmarks.baselines import from_polyphase, polyphase
@@ -39,6 +40,7 @@ __all__ = [
     "make_methods",
     "make_row",
     "measure",
+    "measure_first",
     "start",
     "weights_of",
 ]
@@ -49,6 +51,9 @@ Snapshot: TypeAlias = list[Tensor]
 PLAIN, PROJECT = "plain step", "project"
 PENALTY_WEIGHT = 1e-3
 """Weight of the penalty in the loss: a guess; it does not change the time."""
+
+FIRST_STEPS = 10
+"""Steps after the random weights that count as the first ones: a guess; the spectra are flat for six to eight."""
 
 BATCHES = 8
 """Distinct batches that the training repeats: a guess."""
@@ -170,6 +175,11 @@ def make_methods(setup: Setup) -> dict[str, Method]:
             operator_norm(layer.module, bound=bound)
         return Held()
 
+    def reshaped(model: nn.Module, layers: list[ConvLayer], bound: float) -> Held:
+        for layer in layers:
+            spectral_norm(layer.module)
+        return Held()
+
     def penalise(model: nn.Module, layers: list[ConvLayer], bound: float) -> Held:
         return Held(loss=lambda: PENALTY_WEIGHT * penalty(model, "norm_hinge", layers=layers, bound=bound))
 
@@ -182,8 +192,16 @@ def make_methods(setup: Setup) -> dict[str, Method]:
         "project, circular, nearest": project(circular=True, method="dykstra"),
         "parametrization": parametrize,
         "penalty": penalise,
+        "spectral_norm of PyTorch": reshaped,
         "clip of the paper": lambda model, layers, bound: Held(after=_clips(layers, bound)),
     }
+
+
+def measure_first(setup: Setup, methods: Mapping[str, Method], bound: float) -> dict[str, MethodTimes]:
+    """Train from random weights under each method, and measure the first `FIRST_STEPS` steps."""
+    first = replace(setup, free_steps=0, settle=0, every=FIRST_STEPS, turns=FIRST_STEPS)
+    model, batches = start(first)
+    return measure(model, batches, first, {name: methods[name] for name in methods if "every" not in name}, bound)
 
 
 def start(setup: Setup) -> tuple[ResNet, Batches]:

@@ -27,6 +27,7 @@ from convsv_core.backend import Backend
 from convsv_core.conv import Conv
 from convsv_core.plugins import BackendInfo, backends, hookimpl
 from convsv_core.reports.analysis import analyze
+from convsv_core.reports.comparison import Comparison, compare
 from convsv_core.reports.many import analyze_many
 from convsv_core.reports.network_report import Report
 from convsv_core.reports.report import ModelReport
@@ -35,6 +36,7 @@ __all__ = [
     "SVD",
     "Backend",
     "BackendInfo",
+    "Comparison",
     "Conv",
     "DirectionState",
     "Lipschitz",
@@ -49,6 +51,7 @@ __all__ = [
     "analyze_many",
     "backends",
     "clip",
+    "compare",
     "condition_number",
     "frequency_singular_values",
     "frobenius_norm",

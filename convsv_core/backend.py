@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from convsv_core.blocks import Array, BlockFunction, BlockWork, Prepare, split_rows
+from convsv_core.blocks import Array, ArraySpec, BlockFunction, BlockWork, Prepare, split_rows
 from convsv_core.dtypes import DTYPES
 
-__all__ = ["Array", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
+__all__ = ["Array", "ArraySpec", "Backend", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
 
 
 class Backend:
@@ -308,6 +308,38 @@ class Backend:
         once for each combination of shapes and static arguments.
         """
         return function(*arrays, *static)
+
+    def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
+        """Tell whether a call with these arguments, a tree, should be made by `run_on_host`.
+
+        Override it if the library compiles, or if its calls take longer than NumPy's for small arrays: return True
+        where all arrays have values in the memory of the host. A `search` consists of many calls on small arrays, and
+        its results have no derivatives.
+        """
+        return False
+
+    def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Return ``function(*arguments, **options)``, computed with NumPy arrays, as arrays of this library."""
+        raise NotImplementedError
+
+    def call_host(
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        arrays: tuple[Array, ...],
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        *,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Return ``otherwise(*arrays)``, or in code that is traced for a CPU ``function(*arrays)``.
+
+        Override it if a program of the library can call the host. `function` takes NumPy arrays, whose values it may
+        read, in NumPy's `computation_context`. `results` describes what it returns. `otherwise` is pure, returns the
+        same up to rounding, and gives the derivatives. `gradient`, if given, returns the results and an array D like
+        the first argument. The first result then has the derivative ``Re sum(D * change)`` by the first argument, and
+        everything else is constant to differentiation.
+        """
+        return otherwise(*arrays)
 
     def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Return ``function(*arguments, **options)`` for a function whose control flow depends on array values.

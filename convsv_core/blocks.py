@@ -7,13 +7,20 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["Array", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
+__all__ = ["Array", "ArraySpec", "BlockFunction", "BlockWork", "Prepare", "split_rows"]
 
 Array: TypeAlias = Any
 """An array of any library. The standard has no common class to name."""
 
 BlockFunction: TypeAlias = Callable[[Array], "Array | tuple[Array, ...]"]
 """A function from a block of rows to an array, or to a tuple of arrays, whose first axis is the block's."""
+
+
+class ArraySpec(NamedTuple):
+    """Hold the shape of an array, and the name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class BlockWork(NamedTuple):
@@ -38,4 +45,4 @@ Prepare: TypeAlias = Callable[..., BlockWork]
 def split_rows(rows: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
     """Yield consecutive blocks of at most `size` rows. Their lengths differ by at most 1."""
     count = max(1, -(-len(rows) // size))
-    return iter(np.array_split(rows, count))
+    return iter(np.array_split(rows, count) if count > 1 else [rows])  # `array_split` takes longer than small blocks.

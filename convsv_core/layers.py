@@ -23,11 +23,13 @@ __all__ = [
     "LayerList",
     "LeftOut",
     "ModelError",
+    "Normalisation",
     "Operator",
     "ReadOptions",
     "Stored",
     "UnknownExtents",
     "circular_geometry",
+    "dense_layer",
     "join_notes",
     "lattice",
     "layer_operators",
@@ -54,9 +56,26 @@ class Stored:
     dtype: str
 
 
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """The batch normalisation directly behind a layer, as it acts at inference: a factor for each channel, and a shift.
+
+    Parameters
+    ----------
+    name : str
+        The normalisation's name in its model.
+    scale : array, shape (outputs,)
+        The factor of each output channel of the layer, on the host, in float64. It is ``gamma / sqrt(variance +
+        epsilon)``. Where a file does not store epsilon, it is 0, which makes no modulus smaller.
+    """
+
+    name: str
+    scale: Any
+
+
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a network.
+    """One convolution of a network, or a dense layer, which is the convolution of one tap on one pixel.
 
     Parameters
     ----------
@@ -75,6 +94,13 @@ class Layer:
     assumed_extents : bool
         Whether `input_shape` follows from extents that the reader chose, because the model leaves axes of its input
         free. No promise for the model may rest on them.
+    linear : bool
+        Whether the layer is a dense one. Its kernel is the matrix with a third axis W of extent 1. A file stores the
+        matrix alone.
+    normalisation : Normalisation or None
+        The batch normalisation that acts on the layer's output and on nothing else. None where it is not surely known.
+    assumed : tuple of str
+        The fields of `conv` that the reader assumed, because the file does not store them.
     """
 
     name: str
@@ -84,6 +110,9 @@ class Layer:
     note: str = ""
     stored: Stored | None = None
     assumed_extents: bool = False
+    linear: bool = False
+    normalisation: Normalisation | None = None
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,12 +184,39 @@ class ReadOptions:
     layers : mapping from str to Geometry
         The geometry of layers, for formats that do not store it. A key is a layer's name, or a pattern of `fnmatch`
         for names. A layer that is named here counts as a convolution. Later entries come before earlier ones.
+    linear : bool
+        Whether to list dense layers too.
     """
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     layout: str | None = None
     network: str | None = None
     layers: Mapping[str, Geometry] = field(default_factory=dict)
+    linear: bool = False
+
+
+def dense_layer(name: str, matrix: Any, layout: str, note: str = "", **facts: Any) -> Layer:
+    """Return a dense layer as the convolution of one tap on one pixel, whose norm is that of the matrix.
+
+    Parameters
+    ----------
+    name : str
+    matrix : array, two axes
+    layout : {"OI", "IO"}
+        Whether the rows are the outputs or the inputs.
+    note : str, default ""
+    **facts : Any
+        Further fields of `Layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = dense_layer("fc", np.ones((10, 64)), "OI")
+    >>> layer.kernel.shape, layer.conv.layout, layer.input_shape
+    ((10, 64, 1), 'OIW', (1,))
+    """
+    conv = Conv(f"{layout}W", padding="valid", padding_mode="zeros")
+    return Layer(name, matrix[..., None], conv, (1,), note, linear=True, **facts)
 
 
 def join_notes(*notes: str) -> str:

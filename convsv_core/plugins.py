@@ -28,6 +28,7 @@ __all__ = [
     "backends",
     "get_backend",
     "hookimpl",
+    "on_host",
     "on_values",
     "one_line",
     "plugins",
@@ -66,14 +67,17 @@ class Hooks:
     def convsv_read_model(self, path: Path, options: ReadOptions) -> Sequence[Layer] | None:
         """Return every convolution of the model at `path`, or None if the file has another format.
 
+        With ``options.linear`` the dense layers are among them.
+
         The layers are in the order of the network, the input first. A `LayerList` also says what was left out.
         Raise `ModelError` for a file of this format that cannot be read.
         """
 
-    def convsv_model_layers(self, model: object, example_input: object) -> Sequence[Layer] | None:
+    def convsv_model_layers(self, model: object, example_input: object, linear: bool) -> Sequence[Layer] | None:
         """Return every convolution of a model object, or None if the model is of another framework.
 
-        The layers are in the order of the model. Kernels may be arrays of any library that has a backend.
+        The layers are in the order of the model. Kernels may be arrays of any library that has a backend. With
+        `linear` the dense layers are among them; an implementation without this argument leaves them out.
         Import the framework only after it is clear that `model` is of that framework.
         """
 
@@ -97,9 +101,10 @@ class Hooks:
     def convsv_write_model(self, path: Path, kernels: Mapping[str, Array], target: Path) -> bool | None:
         """Write the model at `path` to `target` with other kernels and return True, or None for another format.
 
-        `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape. The stored dtype holds its
-        entries exactly. Write nothing else that differs from `path`, and leave `path` unchanged. Raise `ModelError`
-        for a model of this format that cannot be written, and `OSError` for a file that cannot be written.
+        `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape, which for a dense layer has an axis
+        more than the stored matrix. The stored dtype holds its entries exactly. Write nothing else that differs from
+        `path`, and leave `path` unchanged. Raise `ModelError` for a model of this format that cannot be written, and
+        `OSError` for a file that cannot be written.
         """
 
 
@@ -235,15 +240,31 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
 def on_values(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: compute lazy arguments before calling a function whose control flow depends on array values.
 
-    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy.
+    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy. A library that
+    compiles hands arrays in the memory of the host over to NumPy.
     """
+    return _elsewhere(function, with_lazy=True)
+
+
+def on_host(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: call a function with NumPy arrays if its first argument is a kernel whose backend prefers that.
+
+    Lazy arguments stay lazy.
+    """
+    return _elsewhere(function, with_lazy=False)
+
+
+def _elsewhere(function: Callable[P, R], *, with_lazy: bool) -> Callable[P, R]:
+    """Return the function, called in another library where the backend of its first argument wants that."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         # A task on another machine imports the function by its name, and this name is bound to `call`.
         backend = backend_of(arguments[0] if arguments else options.get("kernel"))
-        if backend.lazy:
+        if backend.lazy and with_lazy:
             return backend.run_on_values(call, *arguments, **options)
+        if backend.prefers_host((arguments, options)):
+            return backend.run_on_host(call, *arguments, **options)
         return function(*arguments, **options)
 
     return call

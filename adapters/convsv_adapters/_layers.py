@@ -170,9 +170,7 @@ def model_layer(layer: ConvLayer, kernel: Any) -> Layer:
     note, extents = layer.note, layer.largest_input_shape
     if (count := len(layer.input_shapes)) > 1:
         note = "; ".join(filter(None, (note, f"takes {count} different extents, of which the largest is used")))
-    if extents is None and not note:
-        note = "extents unknown: wanted an example_input"
-    return Layer(layer.name, kernel, layer.conv, extents, note)
+    return Layer(layer.name, kernel, layer.conv, extents, note, linear=layer.linear)
 
 
 def call_arguments(example_input: object) -> tuple[tuple[Any, ...], dict[str, Any]]:

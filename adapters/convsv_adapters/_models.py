@@ -41,9 +41,11 @@ class ModelPlugin:
             return isinstance(model, tuple(kinds))
 
         @hookimpl(tryfirst=tryfirst)
-        def convsv_model_layers(model: object, example_input: object) -> list[Layer] | None:
-            """Find every convolution of a model of the framework, or return None: see the adapter's `conv_layers`."""
-            return importlib.import_module(adapter).model_layers(model, example_input) if is_model(model) else None
+        def convsv_model_layers(model: object, example_input: object, linear: bool) -> list[Layer] | None:
+            """Find every layer of a model of the framework, or return None: see the adapter's `conv_layers`."""
+            if not is_model(model):
+                return None
+            return importlib.import_module(adapter).model_layers(model, example_input, linear)
 
         @hookimpl(tryfirst=tryfirst)
         def convsv_model_graph(model: object, example_input: object) -> Graph | None:
@@ -69,7 +71,7 @@ class FunctionPlugin:
         return importlib.import_module("convsv_adapters._jax.graph").model_graph(model, example_input)
 
 
-torch = ModelPlugin("convsv_adapters.torch._layers", "convsv_adapters.torch._graph", {"torch": "nn.Module"})
+torch = ModelPlugin("convsv_adapters.torch._reported", "convsv_adapters.torch._graph", {"torch": "nn.Module"})
 flax = ModelPlugin("convsv_adapters.flax", "convsv_adapters._jax.graph", {"flax.nnx": "Module", "flax.linen": "Module"})
 equinox = ModelPlugin("convsv_adapters.equinox", "convsv_adapters._jax.graph", {"equinox": "Module"})
 # With its backend torch, a layer of Keras is a torch.nn.Module too.

@@ -15,8 +15,16 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from convsv_adapters._jax.geometry import FoundConv, linear_conv, make_conv, make_traced_layer, make_transposed_conv
-from convsv_adapters._jax.tracing import trace
+from convsv_adapters._jax.geometry import (
+    COMPUTED_BY,
+    FoundConv,
+    computed_layer,
+    linear_conv,
+    make_conv,
+    make_traced_layer,
+    make_transposed_conv,
+)
+from convsv_adapters._jax.tracing import evaluate, trace
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_core import Conv, analyze
 from convsv_core.conv import SPATIAL_LETTERS
@@ -98,10 +106,35 @@ def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool
     ]
 
 
-def model_layers(model: eqx.Module, example_input: object) -> list[Layer]:
-    """Return the convolutions with their weights, as a report of the core takes them."""
-    modules = _modules(model, CONVOLUTIONS)
-    return [model_layer(layer, modules[layer.name].module.weight) for layer in conv_layers(model, example_input)]
+def model_layers(model: eqx.Module, example_input: object, linear: bool = False) -> list[Layer]:
+    """Return the convolutions with their weights, as a report of the core takes them.
+
+    A weight that `WeightNorm` or `SpectralNorm` computes is the one that the layer uses in the call, if there is an
+    `example_input`. With `linear` the `Linear` layers are among the rows.
+    """
+    kinds = (*CONVOLUTIONS, eqx.nn.Linear) if linear else CONVOLUTIONS
+    modules = _modules(model, kinds)
+    layers = conv_layers(model, example_input, linear=linear)
+    used: dict[str, list[jax.Array]] = {}
+    if example_input is not None and any(layer.computed_in_forward and not layer.linear for layer in layers):
+
+        def call(model: eqx.Module, *args: object, **kwargs: object) -> dict[str, list[jax.Array]]:
+            kernels: dict[str, list[jax.Array]] = {name: [] for name in modules}
+            _noting(eqx.nn.inference_mode(model), {name: {} for name in modules}, kinds, kernels)(*args, **kwargs)
+            return kernels
+
+        used = evaluate(call, model, example_input)
+    rows = []
+    for layer in layers:
+        found = modules[layer.name]
+        if layer.linear:
+            rows.append(model_layer(layer, None if layer.conv is None else found.module.weight[..., None]))
+        elif layer.computed_in_forward:
+            plain = _geometry(found._replace(computed_by=""), layer.input_shapes)
+            rows.append(computed_layer(layer, plain, used.get(layer.name, []), found.computed_by))
+        else:
+            rows.append(model_layer(layer, found.module.weight))
+    return rows
 
 
 def _kernel_shape(module: Any) -> tuple[int, ...]:
@@ -136,21 +169,30 @@ def _modules(model: eqx.Module, kinds: tuple[type, ...]) -> dict[str, Found]:
     return find(model, "", type(model).__name__ if isinstance(model, REPARAMETRISED) else "")
 
 
-def _noting(model: eqx.Module, seen: dict[str, dict[Extents, None]], kinds: tuple[type, ...]) -> Any:
-    """Return a copy of a model whose layers add the extents of their inputs to `seen` when they are called."""
+def _noting(
+    model: eqx.Module,
+    seen: dict[str, dict[Extents, None]],
+    kinds: tuple[type, ...],
+    kernels: dict[str, list[jax.Array]] | None = None,
+) -> Any:
+    """Return a copy of a model whose layers note their calls.
+
+    They add the extents of their inputs to `seen`, and their weights to `kernels`.
+    """
 
     def replaced(keys: Any, node: Any) -> Any:
         name = jax.tree_util.keystr(keys, simple=True, separator="/") or "."
-        return _noting_copy(node, seen[name]) if isinstance(node, kinds) else node
+        return _noting_copy(node, seen[name], (kernels or {}).get(name, [])) if isinstance(node, kinds) else node
 
     return jax.tree_util.tree_map_with_path(replaced, model, is_leaf=lambda node: isinstance(node, kinds))
 
 
-def _noting_copy(module: Any, seen: dict[Extents, None]) -> Any:
+def _noting_copy(module: Any, seen: dict[Extents, None], kernels: list[jax.Array]) -> Any:
     own = type(module)
 
     def noting(self: Any, x: jax.Array, **kwargs: object) -> jax.Array:
         seen[tuple(x.shape[1:])] = None  # of a linear layer it says only that there was a call
+        kernels.append(self.weight)
         return own.__call__(self, x, **kwargs)
 
     copy: Any = object.__new__(type(own.__name__, (own,), {"__call__": noting}))
@@ -162,7 +204,7 @@ def _noting_copy(module: Any, seen: dict[Extents, None]) -> Any:
 def _geometry(found: Found, extents: tuple[Extents, ...]) -> FoundConv:
     module = found.module
     if found.computed_by:
-        return FoundConv(None, f"its weight is computed in the forward pass by {found.computed_by}")
+        return FoundConv(None, COMPUTED_BY.format(found.computed_by))
     if isinstance(module, eqx.nn.Linear):
         return linear_conv("OIW")
     taps, ndim = module.kernel_size, module.num_spatial_dims

@@ -14,24 +14,24 @@ variables: ``model.bind(variables)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TypeAlias
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import linen, nnx
 
+from convsv_adapters._jax.flax_geometry import flax_geometry, kernel_size_of
 from convsv_adapters._jax.geometry import (
+    COMPUTED_BY,
     FoundConv,
+    computed_layer,
     linear_conv,
-    make_conv,
     make_traced_layer,
-    make_transposed_conv,
-    per_axis,
 )
-from convsv_adapters._jax.tracing import trace
+from convsv_adapters._jax.tracing import evaluate, trace
 from convsv_adapters._layers import ConvLayer, model_layer
-from convsv_core import Conv, analyze
-from convsv_core.conv import SPATIAL_LETTERS
+from convsv_core import analyze
 from convsv_core.layers import Extents, Layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
@@ -39,6 +39,8 @@ __all__ = ["ConvLayer", "analyze", "conv_layers"]
 Kinds: TypeAlias = tuple[type[Any], ...]
 """Classes of layers."""
 
+NNX_WRAPPERS = tuple(getattr(nnx, name) for name in ("WeightNorm", "SpectralNorm") if hasattr(nnx, name))
+LINEN_WRAPPERS = (linen.WeightNorm, linen.SpectralNorm)
 NNX_CONVOLUTIONS = (nnx.Conv, nnx.ConvTranspose)
 LINEN_CONVOLUTIONS = (linen.Conv, linen.ConvTranspose, linen.ConvLocal)
 NNX_LINEAR = (nnx.Linear, nnx.LinearGeneral)
@@ -79,8 +81,8 @@ def conv_layers(
     Notes
     -----
     A layer with a mask or a dilated input, a `linen.ConvLocal` and kernels that `nn.scan` stacks have no geometry;
-    `note` says why. A transposed convolution whose taps are not flipped gets the geometry of the reflected one, which
-    has the same singular values.
+    `note` says why. So it is with kernels that `WeightNorm` or `SpectralNorm` compute in the forward pass. A transposed
+    convolution whose taps are not flipped gets the geometry of the reflected one, which has the same singular values.
 
     Examples
     --------
@@ -91,65 +93,119 @@ def conv_layers(
     ('kernel', (2, 2), (32, 32))
     """
     if isinstance(model, nnx.Module):
-        return _nnx_layers(model, example_input, (*NNX_CONVOLUTIONS, *NNX_LINEAR) if linear else NNX_CONVOLUTIONS)
+        return _nnx_layers(model, example_input, linear)
     if isinstance(model, linen.Module):
-        return _linen_layers(
-            model, example_input, (*LINEN_CONVOLUTIONS, *LINEN_LINEAR) if linear else LINEN_CONVOLUTIONS
-        )
+        return _linen_layers(model, example_input, linear)
     raise TypeError(
         f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a flax.nnx.Module or flax.linen.Module"
     )
 
 
-def model_layers(model: nnx.Module | linen.Module, example_input: object) -> list[Layer]:
-    """Return the convolutions with their kernels, as a report of the core takes them."""
-    found = conv_layers(model, example_input)
+def model_layers(model: nnx.Module | linen.Module, example_input: object, linear: bool = False) -> list[Layer]:
+    """Return the convolutions with their kernels, as a report of the core takes them.
+
+    A kernel that `WeightNorm` or `SpectralNorm` computes is the one that the layer uses in the call, if there is an
+    `example_input`. With `linear` the layers of the class `nnx.Linear` or `linen.Dense` are among the rows.
+    """
     if isinstance(model, nnx.Module):
-        modules = {_name(path): node for path, node in nnx.iter_graph(model) if isinstance(node, NNX_CONVOLUTIONS)}
-        return [model_layer(layer, modules[layer.name].kernel[...]) for layer in found]
+        return _nnx_rows(model, example_input, linear)
     if model.scope is None:
         raise ValueError(
             f"model is a {type(model).__qualname__} of flax.linen without its variables: wanted model.bind(variables)"
         )
-    params = linen.meta.unbox(model.variables["params"])
-    return [model_layer(layer, _at(params, layer.path.split("/"))) for layer in found]
+    return _linen_rows(model, example_input, linear)
+
+
+def _row(layer: ConvLayer, module: Any, kernel: Any, used: Sequence[jax.Array]) -> Layer:
+    """Return the row of a layer, whose stored kernel is `kernel` and which used the kernels `used` in a call."""
+    if layer.linear:
+        return model_layer(layer, None if layer.conv is None else kernel.reshape(layer.kernel_shape))
+    if not layer.computed_in_forward:
+        return model_layer(layer, kernel)
+    plain = flax_geometry(module, layer.kernel_shape, layer.input_shapes)
+    return computed_layer(layer, plain, used, "WeightNorm or SpectralNorm")
 
 
 # ---- nnx ---------------------------------------------------------------------------------------------------
 
 
-def _nnx_layers(model: nnx.Module, example_input: object, kinds: Kinds) -> list[ConvLayer]:
+def _nnx_layers(model: nnx.Module, example_input: object, linear: bool) -> list[ConvLayer]:
+    kinds = (*NNX_CONVOLUTIONS, *NNX_LINEAR) if linear else NNX_CONVOLUTIONS
     seen: dict[str, dict[Extents, None]] = {}
     if example_input is not None:
         graph, state = nnx.split(model)
 
         def call(state: object, *args: object, **kwargs: object) -> None:
-            copy = nnx.merge(graph, state)
-            copy.eval()
-            for path, node in list(nnx.iter_graph(copy)):
-                if isinstance(node, kinds):
-                    _note_extents(node, seen.setdefault(_name(path), {}))
-            copy(*args, **kwargs)
+            _called(graph, state, args, kwargs, kinds, seen)
 
         trace(call, state, example_input)
-    found = []
+    found, wrapped = [], _wrapped(model)
     for path, node in nnx.iter_graph(model):
         if isinstance(node, kinds):
             name = _name(path)
             extents = tuple(seen.get(name, ()))
             kernel_path = "/".join([*map(str, path), "kernel"])
-            found.append(
-                _conv_layer(name, kernel_path, node, tuple(node.kernel.shape), extents, example_input is not None)
-            )
+            shape = tuple(node.kernel.shape)
+            traced = example_input is not None
+            found.append(_conv_layer(name, kernel_path, node, shape, extents, traced, wrapped.get(id(node), "")))
     return found
 
 
-def _note_extents(module: nnx.Module, seen: dict[Extents, None]) -> None:
-    """Let a copy of a user's module add the extents of its inputs to `seen` when it is called."""
+def _nnx_rows(model: nnx.Module, example_input: object, linear: bool) -> list[Layer]:
+    layers = {layer.name: layer for layer in _nnx_layers(model, example_input, linear)}
+    used: dict[str, list[jax.Array]] = {}
+    if example_input is not None and any(layer.computed_in_forward for layer in layers.values()):
+        graph, state = nnx.split(model)
+
+        def call(state: object, *args: object, **kwargs: object) -> dict[str, list[jax.Array]]:
+            return _called(graph, state, args, kwargs, NNX_CONVOLUTIONS, {})
+
+        used = evaluate(call, state, example_input)
+    return [
+        _row(layers[name], node, node.kernel[...], used.get(name, ()))
+        for path, node in nnx.iter_graph(model)
+        if (name := _name(path)) in layers and isinstance(node, (*NNX_CONVOLUTIONS, *NNX_LINEAR))
+    ]
+
+
+def _wrapped(model: nnx.Module) -> dict[int, str]:
+    """Return the class of the wrapper around each module that has one, by the `id` of the module."""
+    return {
+        id(inner): type(node).__name__
+        for _, node in nnx.iter_graph(model)
+        if isinstance(node, NNX_WRAPPERS)
+        for _, inner in nnx.iter_graph(node)
+        if inner is not node
+    }
+
+
+def _called(
+    graph: Any,
+    state: object,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    kinds: Kinds,
+    seen: dict[str, dict[Extents, None]],
+) -> dict[str, list[jax.Array]]:
+    """Call a copy of a model in evaluation mode, note the extents of its layers, and return their kernels."""
+    copy = nnx.merge(graph, state)
+    copy.eval()
+    kernels: dict[str, list[jax.Array]] = {}
+    for path, node in list(nnx.iter_graph(copy)):
+        if isinstance(node, kinds):
+            name = _name(path)
+            _note_calls(node, seen.setdefault(name, {}), kernels.setdefault(name, []))
+    copy(*args, **kwargs)
+    return kernels
+
+
+def _note_calls(module: nnx.Module, seen: dict[Extents, None], kernels: list[jax.Array]) -> None:
+    """Let a copy of a user's module note the extents of its inputs and its kernel when it is called."""
     own = type(module)
 
     def noting(self: nnx.Module, inputs: jax.Array, *args: object, **kwargs: object) -> jax.Array:
         seen[_extents(self, inputs)] = None
+        kernels.append(self.kernel[...])
         return own.__call__(self, inputs, *args, **kwargs)
 
     object.__setattr__(module, "__class__", type(own.__name__, (own,), {"__call__": noting}))
@@ -162,40 +218,115 @@ def _name(path: tuple[object, ...]) -> str:
 # ---- linen -------------------------------------------------------------------------------------------------
 
 
-def _linen_layers(model: linen.Module, example_input: object, kinds: Kinds) -> list[ConvLayer]:
+@dataclasses.dataclass
+class _Calls:
+    """The calls of one module of a linen model.
+
+    Attributes
+    ----------
+    module : linen.Module
+    wrapper : str
+        The class of the wrapper in whose call the module was called, or "".
+    extents : dict
+        The extents of its inputs, as keys.
+    kernels : list of array
+        The kernel that it used in each call.
+    """
+
+    module: Any
+    wrapper: str
+    extents: dict[Extents, None] = dataclasses.field(default_factory=dict)
+    kernels: list[Any] = dataclasses.field(default_factory=list)
+
+
+class _Called(NamedTuple):
+    """The calls of the convolutions and dense layers of a linen model, by path, and the model's variables."""
+
+    calls: dict[tuple[str, ...], _Calls]
+    variables: Any
+
+
+def _linen_call(model: Any, variables: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Called:
+    """Call an unbound model, which is initialised if it has no variables yet."""
+    calls: dict[tuple[str, ...], _Calls] = {}
+    wrappers: list[str] = []
+
+    def note(following: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> object:
+        module = context.module
+        if context.method_name != "__call__":
+            return following(*args, **kwargs)
+        if isinstance(module, LINEN_WRAPPERS):
+            wrappers.append(type(module).__name__)
+            try:
+                return following(*args, **kwargs)
+            finally:
+                wrappers.pop()
+        if isinstance(module, (*LINEN_CONVOLUTIONS, *LINEN_LINEAR)):
+            found = calls.setdefault(module.path, _Calls(module, ""))
+            found.wrapper = wrappers[-1] if wrappers else found.wrapper
+            found.extents[_extents(module, args[0] if args else kwargs["inputs"])] = None
+            if module.has_variable("params", "kernel"):
+                found.kernels.append(linen.meta.unbox(module.get_variable("params", "kernel")))
+        return following(*args, **kwargs)
+
+    with linen.intercept_methods(note):
+        if variables is None:
+            variables = model.init(jax.random.key(0), *args, **kwargs)
+        else:
+            model.apply(variables, *args, rngs={"params": jax.random.key(0)}, mutable=True, **kwargs)
+    return _Called(calls, variables)
+
+
+def _linen_layers(model: linen.Module, example_input: object, linear: bool) -> list[ConvLayer]:
+    kinds = (*LINEN_CONVOLUTIONS, *LINEN_LINEAR) if linear else LINEN_CONVOLUTIONS
     if example_input is None:
         raise ValueError(
             "example_input is None: wanted the arguments of the model, since the layers of a linen module are made in "
             "the call"
         )
-    modules: dict[tuple[str, ...], linen.Module] = {}
-    seen: dict[tuple[str, ...], dict[Extents, None]] = {}
-
-    def note(following: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> object:
-        module = context.module
-        if isinstance(module, kinds) and context.method_name == "__call__":
-            inputs = args[0] if args else kwargs["inputs"]
-            modules.setdefault(module.path, module)
-            seen.setdefault(module.path, {})[_extents(module, inputs)] = None
-        return following(*args, **kwargs)
-
     unbound, variables = (model, None) if model.scope is None else model.unbind()
+    calls: dict[tuple[str, ...], _Calls] = {}
     shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def call(variables: Any, *args: object, **kwargs: object) -> None:
-        rngs = jax.random.key(0)
-        with linen.intercept_methods(note):
-            if variables is None:
-                variables = unbound.init(rngs, *args, **kwargs)
-            else:
-                unbound.apply(variables, *args, rngs={"params": rngs}, mutable=True, **kwargs)
-        params = linen.meta.unbox(variables["params"])
-        shapes.update({path: tuple(_at(params, [*path, "kernel"]).shape) for path in modules})
+        found = _linen_call(unbound, variables, args, kwargs)
+        calls.update({path: one for path, one in found.calls.items() if isinstance(one.module, kinds)})
+        params = linen.meta.unbox(found.variables["params"])
+        shapes.update({path: tuple(_at(params, [*path, "kernel"]).shape) for path in calls})
 
     trace(call, variables, example_input)
     return [
-        _conv_layer(_name(path), "/".join([*path, "kernel"]), module, shapes[path], tuple(seen[path]), True)
-        for path, module in modules.items()
+        _conv_layer(
+            _name(path),
+            "/".join([*path, "kernel"]),
+            one.module,
+            shapes[path],
+            tuple(one.extents),
+            True,
+            one.wrapper,
+        )
+        for path, one in calls.items()
+    ]
+
+
+def _linen_rows(model: linen.Module, example_input: object, linear: bool) -> list[Layer]:
+    layers = {layer.name: layer for layer in _linen_layers(model, example_input, linear)}
+    unbound, variables = model.unbind()
+    params = linen.meta.unbox(variables["params"])
+    calls: dict[tuple[str, ...], _Calls] = {}
+
+    def call(variables: Any, *args: object, **kwargs: object) -> dict[str, list[jax.Array]]:
+        calls.update(_linen_call(unbound, variables, args, kwargs).calls)
+        return {_name(path): one.kernels for path, one in calls.items()}
+
+    if not any(layer.computed_in_forward and not layer.linear for layer in layers.values()):
+        kernels = ((layer, _at(params, layer.path.split("/"))) for layer in layers.values())
+        return [_row(layer, None, kernel, ()) for layer, kernel in kernels]
+    used = evaluate(call, variables, example_input)
+    return [
+        _row(layers[name], one.module, _at(params, [*path, "kernel"]), used.get(name, ()))
+        for path, one in calls.items()
+        if (name := _name(path)) in layers
     ]
 
 
@@ -205,23 +336,26 @@ def _at(tree: Any, path: Iterable[str]) -> Any:
     return tree
 
 
-# ---- the geometry ------------------------------------------------------------------------------------------
-
-
-def _kernel_size(module: Any) -> Extents:
-    return per_axis(module.kernel_size, 1) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
-
-
 def _extents(module: Any, inputs: jax.Array) -> Extents:
     """Return the extents of a layer's input: one pixel for a linear layer."""
-    return (1,) if isinstance(module, LINEAR) else tuple(inputs.shape[-len(_kernel_size(module)) - 1 : -1])
+    return (1,) if isinstance(module, LINEAR) else tuple(inputs.shape[-len(kernel_size_of(module)) - 1 : -1])
 
 
 def _conv_layer(
-    name: str, path: str, module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...], traced: bool
+    name: str,
+    path: str,
+    module: Any,
+    shape: tuple[int, ...],
+    extents: tuple[Extents, ...],
+    traced: bool,
+    wrapper: str,
 ) -> ConvLayer:
+    """Return a layer, without geometry if a wrapper of this class computes its kernel in the forward pass."""
     linear = isinstance(module, LINEAR)
-    found = _linear_geometry(module, shape) if linear else _geometry(module, shape, extents)
+    if wrapper:
+        found = FoundConv(None, COMPUTED_BY.format(wrapper))
+    else:
+        found = _linear_geometry(module, shape) if linear else flax_geometry(module, shape, extents)
     return make_traced_layer(
         module,
         "flax",
@@ -231,6 +365,7 @@ def _conv_layer(
         kernel_shape=(1, *shape) if linear else shape,
         input_shapes=extents,
         traced=traced,
+        computed=bool(wrapper),
         linear=linear,
     )
 
@@ -242,81 +377,3 @@ def _linear_geometry(module: Any, shape: tuple[int, ...]) -> FoundConv:
     if own not in (None, jax.lax.dot_general) or getattr(module, "dot_general_cls", None):
         return FoundConv(None, "its product is a function of the user's")
     return linear_conv("WIO")
-
-
-def _geometry(module: Any, shape: tuple[int, ...], extents: tuple[Extents, ...]) -> FoundConv:
-    taps = _kernel_size(module)
-    ndim = len(taps)
-    if isinstance(module, linen.ConvLocal):
-        return FoundConv(None, "its kernel differs from place to place")
-    if ndim not in SPATIAL_LETTERS:
-        return FoundConv(None, f"it has {ndim} spatial axes: wanted 1 to 3")
-    if len(shape) != ndim + 2:
-        return FoundConv(
-            None, f"its kernel has the shape {shape}: wanted {ndim + 2} axes; nn.scan and nn.vmap stack kernels"
-        )
-    if module.mask is not None:
-        return FoundConv(None, "a mask multiplies its kernel in the forward pass")
-    stride, dilation = per_axis(module.strides, ndim), per_axis(module.kernel_dilation, ndim)
-    if isinstance(module, linen.ConvTranspose | nnx.ConvTranspose):
-        return _transposed(module, taps, stride, dilation)
-    own = getattr(module, "conv_general_dilated", None)
-    if (own is not None and own is not jax.lax.conv_general_dilated) or getattr(
-        module, "conv_general_dilated_cls", None
-    ):
-        return FoundConv(None, "its convolution is a function of the user's")
-    if set(per_axis(module.input_dilation, ndim)) != {1}:
-        return FoundConv(None, f"its input is dilated by {per_axis(module.input_dilation, ndim)}")
-    mode = "zeros"
-    padding: Any = module.padding
-    spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
-    if padding in ("CIRCULAR", "REFLECT"):
-        mode = padding.lower()
-        padding = tuple(((span - 1) // 2, span // 2) for span in spans)
-    elif padding == "CAUSAL":
-        padding = tuple((span - 1, 0) for span in spans)
-    elif not isinstance(padding, str):
-        padding = _pairs(padding, ndim)
-    return make_conv(
-        f"{SPATIAL_LETTERS[ndim]}IO",
-        taps,
-        stride=stride,
-        dilation=dilation,
-        groups=module.feature_group_count,
-        padding=padding,
-        padding_mode=mode,
-        input_shapes=extents,
-    )
-
-
-def _transposed(module: Any, taps: Extents, stride: Extents, dilation: Extents) -> FoundConv:
-    ndim = len(taps)
-    adjoint = module.transpose_kernel
-    layout = f"{SPATIAL_LETTERS[ndim]}{'OI' if adjoint else 'IO'}"
-    if module.padding == "CIRCULAR":
-        return FoundConv(Conv(layout, stride=stride, dilation=dilation, transposed=True))
-    sides: Any = module.padding
-    if isinstance(sides, str):
-        sides = tuple(
-            _transposed_sides(d * (k - 1) + 1, s, sides) for k, d, s in zip(taps, dilation, stride, strict=True)
-        )
-    else:
-        sides = _pairs(sides, ndim)
-    return make_transposed_conv(layout, taps, stride=stride, dilation=dilation, groups=1, sides=sides, adjoint=adjoint)
-
-
-def _transposed_sides(span: int, stride: int, padding: str) -> tuple[int, int]:
-    """Return the elements that `jax.lax.conv_transpose` adds before and after, for "SAME" and "VALID"."""
-    if padding.upper() == "SAME":
-        total = span + stride - 2
-        before = span - 1 if stride > span - 1 else -(-total // 2)
-    else:
-        total = span + stride - 2 + max(span - stride, 0)
-        before = span - 1
-    return before, total - before
-
-
-def _pairs(padding: Any, ndim: int) -> tuple[tuple[int, int], ...]:
-    """Return flax's padding, which is ints or pairs, as one pair for each axis."""
-    sides = (padding,) * ndim if isinstance(padding, int) else tuple(padding)
-    return tuple((int(side), int(side)) if isinstance(side, int) else (int(side[0]), int(side[1])) for side in sides)

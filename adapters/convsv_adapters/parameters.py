@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convsv_adapters.formats.companions import Companions, look_around, shown_names
+from convsv_adapters.formats.dense import look_at_matrix, normalisation_behind
 from convsv_adapters.formats.parts import HostArray, Named, put_together
 from convsv_core.conv import SPATIAL_LETTERS, Conv
-from convsv_core.layers import Geometry, Layer, LayerList, LeftOut, ModelError, ReadOptions, Stored
+from convsv_core.layers import (
+    Geometry,
+    Layer,
+    LayerList,
+    LeftOut,
+    ModelError,
+    ReadOptions,
+    Stored,
+    dense_layer,
+)
 
 __all__ = [
     "LAYOUTS",
@@ -20,6 +30,7 @@ __all__ = [
     "NetworkArrays",
     "in_natural_order",
     "is_kernel",
+    "kernel_ranks",
     "layers_from_arrays",
     "layers_from_networks",
     "may_be_kernel",
@@ -142,6 +153,11 @@ def layers_from_networks(
     return LayerList(layers, networks=[network.path for network in networks], left_out=left_out.values())
 
 
+def kernel_ranks(options: ReadOptions) -> set[int]:
+    """Return the numbers of axes that the weights of the layers to list can have."""
+    return {*LAYOUTS, *((2,) if options.linear else ())}
+
+
 def refuse_geometry(options: ReadOptions, path: Path) -> None:
     """Raise `ModelError` if the options say what a format stores itself: the network, or the geometry of layers."""
     if options.network is not None:
@@ -161,7 +177,7 @@ class _Reading:
 
     def __init__(self, network: NetworkArrays, options: ReadOptions, path: Path, used: set[str]) -> None:
         self.network, self.options, self.path, self.used = network, options, path, used
-        self.named = put_together(network.arrays)
+        self.named = put_together(network.arrays, least_rank=2 if options.linear else 3)
         self.shown = shown_names(self.named)
 
     def layers(self, ordered: bool) -> list[Layer]:
@@ -186,7 +202,31 @@ class _Reading:
                 layer, channels = self._layer(name, array, told, wanted or Geometry(), first_channels, ordered)
                 first_channels = channels if first_channels is None else first_channels
                 layers.append(layer)
+            elif self.options.linear and array.ndim == 2 and (dense := self._dense(name, array)) is not None:
+                layers.append(dense)
         return layers
+
+    def _dense(self, name: str, array: HostArray) -> Layer | None:
+        """Return the dense layer whose matrix an array is; None if nothing says that it is one."""
+        told = look_at_matrix(name, array, self.named) if array.dtype.kind in "fc" and array.size else None
+        if told is None:
+            return None
+        if told.doubt:
+            return Layer(self._label(name), None, None, None, told.doubt, linear=True)
+        normalisation = normalisation_behind(name, array.shape[told.layout.index("O")], self.named)
+        stored, note = self._stored(name, array), ""
+        if others := [other for other in self._sharing(name) if look_at_matrix(other, array, self.named) is None]:
+            stored, note = None, f"its numbers are those of {others[0]} too, so they are not replaced"
+        return dense_layer(self._label(name), array, told.layout, note, stored=stored, normalisation=normalisation)
+
+    def _sharing(self, name: str) -> list[str]:
+        """Return the names of arrays that the file stores in the place of this one."""
+        stored = self.network.stored
+        return [other for other, place in stored.items() if other != name and place == stored.get(name)]
+
+    def _stored(self, name: str, array: HostArray) -> Stored | None:
+        """Return where the file stores an array entry for entry; None if it was put together from parts."""
+        return self.network.stored.get(name) if self.network.arrays.get(name) is array else None
 
     def _label(self, name: str) -> str:
         return f"{self.network.path}/{self.shown[name]}" if self.network.path else self.shown[name]
@@ -266,10 +306,24 @@ class _Reading:
             raise ModelError(
                 f"{self.path}: {self._label(name)!r} has {split} channels, which {groups} groups do not divide"
             )
-        is_as_stored = self.network.arrays.get(name) is array
-        kept = self.network.stored.get(name) if is_as_stored else None
         note = f"assumed {', '.join(texts)}" if texts else ""
-        return Layer(self._label(name), array, conv, extents, note, kept), inputs * (1 if transposed else groups)
+        open_facts = {
+            **{field: getattr(wanted, field) is None for field in ("stride", "dilation", "groups", "padding")},
+            "transposed": wanted.transposed is None and told.layout is None,
+            "layout": options.layout is None and told.layout is None,
+        }
+        layer = Layer(
+            self._label(name),
+            array,
+            conv,
+            extents,
+            note,
+            self._stored(name, array),
+            assumed_extents=shape is None,
+            normalisation=normalisation_behind(name, outputs * (groups if transposed else 1), self.named),
+            assumed=tuple(field for field, is_open in open_facts.items() if is_open),
+        )
+        return layer, inputs * (1 if transposed else groups)
 
 
 def is_kernel(name: str, array: HostArray | str) -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from convsv_backends._jax_host import call_host, from_host, on_host, to_host
 from convsv_backends._jax_mesh import devices_of_mesh, on_every_device, on_mesh_of, share_out, with_automatic_axes
-from convsv_core.backend import Array, Backend, BlockFunction, Prepare
+from convsv_core.backend import Array, ArraySpec, Backend, BlockFunction, Prepare
 from convsv_core.plugins import hookimpl
 
 __all__ = ["JaxBackend", "convsv_backend"]
@@ -111,6 +112,31 @@ class JaxBackend(Backend):
             if devices_of_mesh() == 1 and any(map(_traced, arrays)):
                 return function(*arrays, *static)
             return _compiled(function, len(arrays), len(static))(*arrays, *static)
+
+    def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
+        """Tell whether the arrays among the arguments have values on one device of a CPU: NumPy compiles nothing."""
+        return bool(on_host(arguments))
+
+    def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+        """Call the function with NumPy arrays that share the memory of JAX's, and return JAX arrays."""
+        owned = on_host((arguments, options))
+        assert owned, "the caller asks `prefers_host` first"
+        given, named = to_host((arguments, options))
+        return from_host(function(*given, **named), owned[0])
+
+    def call_host(
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        arrays: tuple[Array, ...],
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        *,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Call `function` back from a program for one device of a CPU. Other programs contain `otherwise`."""
+        if devices_of_mesh() > 1:
+            return otherwise(*arrays)
+        return call_host(function, arrays, results, otherwise, gradient)
 
     def batch_size(self, count: int) -> int:
         """Return the next power of two, because JAX compiles each operation anew for each shape."""

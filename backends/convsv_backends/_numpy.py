@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, usable_processors, worth_threads
-from convsv_core.backend import Array, Backend, BlockFunction
+from convsv_core.backend import Array, ArraySpec, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
 __all__ = ["NumpyBackend", "convsv_backend"]
@@ -99,6 +100,18 @@ class NumpyBackend(Backend):
             if threads == 1 or not worth_threads(rows, row_bytes):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
+
+    def call_host(
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        arrays: tuple[Array, ...],
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        *,
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Return ``function(*arrays)``, because NumPy is the host and has no gradients."""
+        return function(*arrays)
 
     def products_context(self, side: int) -> AbstractContextManager[object]:
         """Return a context manager that uses no threads for products of small matrices."""

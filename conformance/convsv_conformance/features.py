@@ -13,6 +13,7 @@ from convsv_conformance.checks import (
     direction,
     drawn,
     errors,
+    padded,
     penalties,
     projection,
     spectrum,
@@ -149,6 +150,8 @@ FEATURES: tuple[Feature, ...] = (
         ("float32", "float64"),
         ("grad",),
     ),
+    Feature("norms, output padding", padded.norms, padded.OUTPUT_PADDED, costly=True),
+    Feature("norms, long kernels", padded.norms, padded.LONG, costly=True),
     Feature("direction", direction.of_one_size, _STEEPEST, ALL_DTYPES, costly=True),
     Feature(
         "direction, every size", direction.of_every_size, by_name("1d", "stride-beyond-taps", "depthwise"), costly=True

@@ -14,7 +14,7 @@ from convsv_core._geometry.plan import HostArray, IntArray
 from convsv_core._geometry.shapes import forward_extents
 from convsv_core.conv import Conv
 
-__all__ = ["PaddedPlan", "make_padded_plan"]
+__all__ = ["PaddedPlan", "make_padded_plan", "readers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def make_padded_plan(taps: tuple[int, ...], input_shape: tuple[int, ...], conv: 
         gather = _with_axis(np.add, gather * extent, source)
         inside = _with_axis(np.logical_and, inside, source >= 0)
     gather = np.where(inside, gather, pixels)
-    return PaddedPlan(gather, _readers(gather.reshape(-1), pixels))
+    return PaddedPlan(gather, readers(gather.reshape(-1), pixels))
 
 
 def _with_axis(combine: Callable[[HostArray, HostArray], HostArray], table: HostArray, axis: HostArray) -> HostArray:
@@ -55,7 +55,7 @@ def _with_axis(combine: Callable[[HostArray, HostArray], HostArray], table: Host
     return combined.reshape(len(table) * len(axis), -1)
 
 
-def _readers(sources: IntArray, count: int) -> IntArray:
+def readers(sources: IntArray, count: int) -> IntArray:
     """Return, for each of `count` elements, its places in `sources`, filled up with ``len(sources)``."""
     order = np.argsort(sources, kind="stable")
     counts = np.bincount(sources, minlength=count)[:count]

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from convsv_core._geometry.shapes import check_input_shape, forward_extents, res
 from convsv_core.conv import Conv
 
 __all__ = [
+    "AxisReads",
     "Extents",
     "Operator",
     "UnknownExtents",
@@ -34,6 +35,7 @@ __all__ = [
     "padding_sources",
     "repeats_pixels",
     "tap_places",
+    "tap_reads",
 ]
 
 Extents: TypeAlias = tuple[int, ...]
@@ -276,32 +278,64 @@ def padding_norm(kernel_shape: Sequence[int], input_shape: Extents, conv: Conv) 
     extents = check_input_shape(input_shape, conv)
     squared = 1
     taps = _taps(tuple(kernel_shape), conv)
-    for along, extent, stride in zip(
-        tap_places(taps, extents, conv),
-        forward_extents(taps, extents, conv),
-        conv.strides,
-        strict=True,
-    ):
-        source = padding_sources(np.unique(along), extent, conv.padding_mode)
+    for axis in tap_reads(taps, extents, conv):
+        source = padding_sources(axis.reached(), axis.extent, conv.padding_mode)
         copies = int(np.bincount(source[source >= 0], minlength=1).max())
-        if conv.padding_mode == "circular" and extent % stride == 0:
-            copies = min(copies, -(-len(along) * stride // extent))
+        if conv.padding_mode == "circular" and axis.extent % axis.stride == 0:
+            copies = min(copies, -(-axis.outputs * axis.stride // axis.extent))
         squared *= max(copies, 1)
     root = math.sqrt(squared)
     return root if Fraction(root) ** 2 >= squared else math.nextafter(root, math.inf)
 
 
-def tap_places(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[IntArray]:
-    """Return where the taps read, for each axis: an array of shape (outputs, taps), in the input's coordinates.
+class AxisReads(NamedTuple):
+    """The places along one axis that the taps of a layer read, in the coordinates of the forward convolution's input.
 
-    Places outside of ``range(extent)`` lie in the padding. Raises ValueError for padding that is impossible.
+    Output o reads with tap q at ``o * stride + q * dilation - before``. Places outside of ``range(extent)`` lie in the
+    padding.
+
+    Attributes
+    ----------
+    outputs, taps, stride, dilation, before, extent : int
     """
-    places = []
+
+    outputs: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    extent: int
+
+    @property
+    def span(self) -> IntArray:
+        """All places from the first one that is read to the last one."""
+        length = (self.outputs - 1) * self.stride + self.dilation * (self.taps - 1) + 1
+        return np.arange(length) - self.before
+
+    def places(self) -> IntArray:
+        """Return the place that each output reads with each tap: shape (outputs, taps)."""
+        return np.arange(self.outputs)[:, None] * self.stride + np.arange(self.taps) * self.dilation - self.before
+
+    def reached(self) -> IntArray:
+        """Return the places that some output reads, ascending.
+
+        A table of outputs and taps is made only where stride and dilation both exceed 1.
+        """
+        if min(self.stride, self.dilation) > 1:
+            return np.unique(self.places())
+        # The places are runs of neighbours: of the taps at each stride, or of the outputs at each dilation.
+        step, run = (self.stride, self.taps) if self.dilation == 1 else (self.dilation, self.outputs)
+        return self.span if run >= step else self.span[(self.span + self.before) % step < run]
+
+
+def tap_reads(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[AxisReads]:
+    """Return where the taps read along each axis. Raises ValueError for padding that is impossible."""
+    reads = []
     for axis, (k, extent, stride, dilation, (before, after)) in enumerate(
         zip(taps, forward_extents(taps, input_shape, conv), conv.strides, conv.dilations, conv.pads(taps), strict=True)
     ):
         if conv.output_padding is not None:  # The forward convolution gives the input, and may read less than it all.
-            places.append(_places(input_shape[axis], k, stride, dilation, before))
+            reads.append(AxisReads(input_shape[axis], k, stride, dilation, before, extent))
             continue
         where = f"on axis {conv.spatial[axis]} (input_shape={input_shape}, padding={conv.padding!r})"
         outputs = (extent + before + after - dilation * (k - 1) - 1) // stride + 1
@@ -320,13 +354,16 @@ def tap_places(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[
             raise ValueError(f"reflect padding of {widest} {where}: wanted less than the extent {extent}")
         if conv.padding_mode == "circular" and widest > extent and outputs * stride != extent:
             raise ValueError(f"circular padding of {widest} {where}: wanted at most the extent {extent}")
-        places.append(_places(outputs, k, stride, dilation, before))
-    return places
+        reads.append(AxisReads(outputs, k, stride, dilation, before, extent))
+    return reads
 
 
-def _places(outputs: int, taps: int, stride: int, dilation: int, before: int) -> IntArray:
-    """Return where the taps read along one axis, as `tap_places` does."""
-    return np.arange(outputs)[:, None] * stride + np.arange(taps) * dilation - before
+def tap_places(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[IntArray]:
+    """Return where the taps read, for each axis: an array of shape (outputs, taps); see `AxisReads`.
+
+    Raises ValueError for padding that is impossible.
+    """
+    return [axis.places() for axis in tap_reads(taps, input_shape, conv)]
 
 
 def padding_sources(places: IntArray, extent: int, padding_mode: str) -> IntArray:

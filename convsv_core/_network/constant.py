@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from convsv_core._network import kinds
 from convsv_core._network.attained import attained_norm
 from convsv_core._network.bounds import Bounds
 from convsv_core._network.graph import Graph, Node
+from convsv_core._network.kinds import NumberArray
 from convsv_core._network.logarithms import log_of, log_root, power_of_ten
 from convsv_core._network.patterns import simplify
 from convsv_core._network.result import Lipschitz, LipschitzNode, ResidualBlock
@@ -38,7 +42,8 @@ def lipschitz(
         model or the path of a file that holds a network's graph; or a `convsv_core.networks.Graph`.
     example_input : object, optional
         An input of one example, from which the shapes of all tensors follow. The adapter of the framework says in
-        which form. The lower bound is measured at it.
+        which form; for a file it is an array for the first input, or a mapping from names of inputs to arrays. The
+        lower bound is measured at it.
     output : str, optional
         The name of the tensor to bound, such as the logits before a softmax. By default the network's outputs, all
         together if there are several.
@@ -106,12 +111,14 @@ def network_graph(model: object, example_input: object = None, options: ReadOpti
     hook = plugins().manager.hook
     if isinstance(model, str | os.PathLike):
         path = Path(model)
-        graph = hook.convsv_read_graph(path=path, options=options or ReadOptions())
+        examples = _examples(example_input)
+        shapes = {name: example.shape for name, example in examples.items()}
+        graph = hook.convsv_read_graph(path=path, options=options or ReadOptions(shapes))
         if graph is None:
             raise ModelError(
                 f"{path}: no installed plugin reads a network's graph from it; such files hold weights alone"
             )
-        return graph
+        return _with_examples(graph, examples)
     graph = hook.convsv_model_graph(model=model, example_input=example_input)
     if graph is None:
         raise TypeError(
@@ -119,6 +126,27 @@ def network_graph(model: object, example_input: object = None, options: ReadOpti
             f"plugin knows, the path of a file with a network's graph, or a convsv_core.networks.Graph"
         )
     return graph
+
+
+def _examples(example_input: object) -> dict[str, NumberArray]:
+    """Return the examples of a file's inputs by their names; "" stands for the first input."""
+    given = example_input if isinstance(example_input, Mapping) else {"": example_input}
+    return {name: np.asarray(example) for name, example in given.items() if example is not None}
+
+
+def _with_examples(graph: Graph, examples: Mapping[str, NumberArray]) -> Graph:
+    """Return the graph with examples at its inputs, as far as their shapes fit."""
+    if not examples:
+        return graph
+    first = graph.inputs[0].name if graph.inputs else ""
+    by_name = {name or first: example for name, example in examples.items()}
+    nodes = [
+        dataclasses.replace(node, kind=kinds.Input(by_name[node.name].reshape(node.shape)))
+        if isinstance(node.kind, kinds.Input) and node.name in by_name and by_name[node.name].size == node.size
+        else node
+        for node in graph
+    ]
+    return Graph(tuple(nodes), graph.outputs)
 
 
 def network_lipschitz(

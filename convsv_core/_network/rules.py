@@ -18,7 +18,7 @@ from convsv_core._network.norms import EPS, kronecker_norm, matrix_norm, product
 from convsv_core._network.opaque import Bounded
 from convsv_core._network.ranges import RANGES, largest_modulus
 from convsv_core._network.rule_types import Factors, Float64Array, KindRule, NoRule, Range, Tensor
-from convsv_core.plugins import plugins
+from convsv_core.plugins import one_line, plugins
 
 __all__ = ["CONV_RTOL", "GIVEN_ROUNDING", "RULES", "copies_between", "node_factors", "rule_of"]
 
@@ -49,7 +49,10 @@ def rule_of(kind: kinds.Kind) -> KindRule:
 
 def node_factors(node: Node, inputs: Sequence[Tensor]) -> Factors:
     """Return the factors of a node by the rule of its kind; raise `NoRule` where it has no bound."""
-    found = rule_of(node.kind).factors(node, inputs)
+    try:
+        found = rule_of(node.kind).factors(node, inputs)
+    except (NotImplementedError, ValueError) as error:  # a geometry that the node's input does not fit
+        raise NoRule(one_line(error)) from None
     if any(math.isnan(value) for value in found.values):
         raise NoRule("its weights hold NaN or infinity")
     return found

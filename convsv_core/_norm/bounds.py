@@ -13,7 +13,7 @@ from convsv_core._geometry.plan import is_circulant
 from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm.grid import search_grid
 from convsv_core._norm.largest import largest_on_grid
-from convsv_core._norm.padded import padded_operator_norm
+from convsv_core._norm.padded import padded_operator_norm, padded_rounding
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._norm.transformed import transforms_pay
 from convsv_core._symbol.operand import Operand, make_operand
@@ -109,7 +109,8 @@ def norm_bounds(
     frequencies times the norm of the padding. The gap between the two is real,
     and as a rule larger than `rtol`; it closes as the input grows.
 
-    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A lazy
+    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A JAX kernel
+    on one device of a CPU is bounded with NumPy. A lazy
     kernel (Dask) is computed now, and bounded as one task in the library of its chunks. (The
     gradient of the norm by the kernel is the real part of ``left_a exp(i q theta) conj(right_b)``, conjugated.)
     The computation runs in float64 where the library is fast in it. Both bounds are widened by the rounding error
@@ -126,7 +127,7 @@ def norm_bounds(
     """
     check_positive("rtol", rtol)
     budget = as_int("max_evaluations", max_evaluations, least=1)
-    operand = make_operand(kernel, None, conv).widen()
+    operand = make_operand(kernel, None, conv)
     if input_shape is None:
         check_repeats_no_pixel(tuple(kernel.shape), conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)
@@ -144,21 +145,25 @@ class _Found(NamedTuple):
 
 
 def _norm_bounds(
-    operand: Operand, kernel: Array, input_shape: tuple[int, ...] | None, rtol: float, budget: int
+    narrow: Operand, kernel: Array, input_shape: tuple[int, ...] | None, rtol: float, budget: int
 ) -> NormBounds:
+    operand = narrow.widen()
     # The answer's own rounding, once up and once down, is part of the gap.
     margin = 2 * operand.answer_eps
     gap = max(rtol - 3 * margin, rtol / 2)
     if input_shape is None:
         found = _on_torus(TorusNorms(operand, budget), gap)
     elif is_circulant(tuple(kernel.shape), input_shape, operand.plan.conv):
-        found = _on_grid(operand.on(input_shape), operand, gap, budget)
+        found = _on_grid(narrow.on(input_shape), operand, gap, budget)
     else:
         norms = TorusNorms(operand, budget)
         found = _on_torus(norms, gap)
-        attained = float(padded_operator_norm(kernel, input_shape, operand.plan.conv)) / float(operand.scale)
+        scale = float(operand.scale)
         (operator,) = layer_operators(kernel.shape, operand.plan.conv, [input_shape])
-        found = found._replace(lower=attained * (1 - norms.relative_rounding), upper=operator.layer_upper(found.upper))
+        upper = operator.layer_upper(found.upper)
+        attained = float(padded_operator_norm(kernel, input_shape, operand.plan.conv)) / scale
+        attained -= padded_rounding(kernel, input_shape, operand.plan.conv, upper * scale) / scale
+        found = found._replace(lower=max(0.0, attained * (1 - norms.relative_rounding)), upper=upper)
     lower, upper = found.lower * (1 - margin), max(found.upper, found.lower) * (1 + margin)
     left, right = singular_pair(operand.on(None, all_residues=True), found.frequency)
     return NormBounds(
@@ -179,11 +184,12 @@ def _on_torus(norms: TorusNorms, gap: float) -> _Found:
     return _Found(norms.best, upper, frequency, norms.evaluations)
 
 
-def _on_grid(grid: Operand, lattice: Operand, gap: float, budget: int) -> _Found:
+def _on_grid(narrow: Operand, lattice: Operand, gap: float, budget: int) -> _Found:
+    grid = narrow.widen()
     count = len(grid.plan.frequencies)
     transformed = transforms_pay(grid) and fft_is_cheaper(grid)
     if transformed or count <= min(ENUMERATED, budget):
-        largest = largest_on_grid(grid)
+        largest = largest_on_grid(narrow)
         place = largest.place or 0
         lower, upper = math.sqrt(largest.lower), math.sqrt(largest.upper)
         return _Found(lower, upper, _angles(grid, tuple(grid.plan.frequencies[place].tolist())), count)

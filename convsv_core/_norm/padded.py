@@ -17,14 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from convsv_core._geometry.padded_plan import PaddedPlan, make_padded_plan
+from convsv_core._geometry.padding import tap_reads
 from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm import lanczos
 from convsv_core._norm.lanczos import largest_eigenvector, table_like, unit
+from convsv_core._norm.padded_transform import (
+    TransformedOperator,
+    make_transformed_operator,
+    transform_error,
+    transforms_are_cheaper,
+)
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
-from convsv_core.backend import Array
+from convsv_core.backend import Array, ArraySpec
 from convsv_core.conv import Conv
+from convsv_core.dtypes import COMPLEX_OF
 
-__all__ = ["PaddedOperator", "make_padded_operator", "padded_operator_norm"]
+__all__ = ["PaddedOperator", "make_padded_operator", "padded_operator_norm", "padded_rounding"]
 
 DENSE_SIDE = 128
 """Largest number of inputs, or of outputs if those are fewer, with which an operator is decomposed as a matrix.
@@ -124,17 +132,23 @@ class PaddedOperator:
         return xp.take(xp.concat([array, xp.zeros_like(array[..., :1, :])], axis=axis), places, axis=axis)
 
 
-def make_padded_operator(kernel: Array, input_shape: object, conv: Conv) -> PaddedOperator:
-    """Check a call's arguments and make the operator of a layer.
+def make_padded_operator(kernel: Array, input_shape: object, conv: Conv) -> PaddedOperator | TransformedOperator:
+    """Check a call's arguments and make the operator of a layer, which transforms apply where they are cheaper.
 
     Raises what `padded_operator_norm` raises.
     """
     check_conv(conv)
     extents = check_input_shape(input_shape, conv)
-    # The operand's plan describes the taps alone. Stride, dilation and padding are in the padded plan.
-    bare = dataclasses.replace(conv, stride=1, dilation=1, padding="valid", padding_mode="zeros", output_padding=None)
-    operand = make_operand(kernel, None, bare)
-    plan = make_padded_plan(tuple(axis.taps for axis in operand.plan.axes), extents, conv)
+    return _operator_of(_bare_operand(kernel, conv), extents, conv)
+
+
+def _operator_of(operand: Operand, extents: tuple[int, ...], conv: Conv) -> PaddedOperator | TransformedOperator:
+    """Return the operator of a kernel that has been checked."""
+    taps = tuple(axis.taps for axis in operand.plan.axes)
+    reads = tap_reads(taps, extents, conv)
+    if transforms_are_cheaper(operand, reads):
+        return make_transformed_operator(operand, reads, conv.padding_mode)
+    plan = make_padded_plan(taps, extents, conv)
     gather, scatter = (
         operand.backend.asarray_like(table.reshape(-1), operand.kernel) for table in (plan.gather, plan.scatter)
     )
@@ -142,6 +156,24 @@ def make_padded_operator(kernel: Array, input_shape: object, conv: Conv) -> Padd
     taps = xp.permute_dims(operand.taps(), (1, 0, 3, 2))
     taps = xp.reshape(taps, (operand.plan.groups, -1, operand.plan.rows))
     return PaddedOperator(operand, plan, conv.transposed, taps, gather, scatter)
+
+
+def _bare_operand(kernel: Array, conv: Conv) -> Operand:
+    """Return the kernel with a plan that describes the taps alone, without stride, dilation and padding."""
+    bare = dataclasses.replace(conv, stride=1, dilation=1, padding="valid", padding_mode="zeros", output_padding=None)
+    return make_operand(kernel, None, bare)
+
+
+def padded_rounding(kernel: Array, input_shape: tuple[int, ...], conv: Conv, norm: float) -> float:
+    """Return a bound of what transforms add to the rounding error of `padded_operator_norm`.
+
+    It is 0 where the layer is applied pixel by pixel. `norm` is an upper bound of the operator's norm.
+    """
+    operand = _bare_operand(kernel, conv).widen()
+    reads = tap_reads(tuple(axis.taps for axis in operand.plan.axes), input_shape, conv)
+    if not transforms_are_cheaper(_bare_operand(kernel, conv), reads):
+        return 0.0
+    return transform_error(operand, reads, norm / float(operand.scale)) * float(operand.scale)
 
 
 def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
@@ -176,6 +208,9 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
 
     Notes
     -----
+    A layer of many taps is applied through transforms where tables of pixels and taps would take more memory. Their
+    rounding error has a bound in `padded_rounding`.
+
     Operators with at most `DENSE_SIDE` inputs or outputs are decomposed as a matrix. For others the value is a
     Rayleigh quotient, which never exceeds the norm by more than rounding. The iteration is that of
     `convsv_core._norm.lanczos`. With the eps of the result's dtype, it ends once both
@@ -187,9 +222,10 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     or after a fixed number of restarts. It can miss a larger singular value whose vector is orthogonal, up to about
     that residual, to a fixed pseudo-random vector and to the Krylov space that starts from it.
 
-    Traceable with `conv` and `input_shape` static. Under tracing the number of steps is fixed: 132 applications of
-    ``A* A``. The result is then below the norm. The relative error is rounding for small images and isolated maxima,
-    and about 1e-6 in a hard case, a Gaussian kernel of 64 channels on 56 x 56 pixels.
+    Traceable with `conv` and `input_shape` static. A traced program calls the host for the maximiser where it can (JAX
+    on a CPU). Otherwise the number of steps is fixed: 132 applications of ``A* A``. The result is then below the norm.
+    The relative error is rounding for small images and isolated maxima, and about 1e-6 in a hard case, a Gaussian
+    kernel of 64 channels on 56 x 56 pixels.
 
     Differentiable once: the value is ``Re <u, A(kernel) v>`` with u and v constant, so the gradient is that of
     ``u v*`` at the maximiser. Where the maximum is attained more than once it is a subgradient; at the zero
@@ -206,7 +242,7 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     """
     operator = make_padded_operator(kernel, input_shape, conv).narrowed()
     with operator.operand.backend.computation_context(operator.operand.kernel):
-        maximiser = _maximiser(operator.detached())
+        maximiser = _maximiser_or_host(operator.detached(), check_input_shape(input_shape, conv), conv)
         # An error of the maximiser enters its Rayleigh quotient squared, so only the quotient needs float64.
         operator = operator.widened()
         operand, xp = operator.operand, operator.operand.xp
@@ -217,7 +253,22 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
     return operand.answer(xp.sum(products if operand.plan.real else xp.real(products)))
 
 
-def _maximiser(operator: PaddedOperator) -> Array:
+def _maximiser_or_host(operator: PaddedOperator | TransformedOperator, extents: tuple[int, ...], conv: Conv) -> Array:
+    """Return what `_maximiser` does, from the host where a traced program can call it."""
+    operand, backend = operator.operand, operator.operand.backend
+    if not backend.compiles or backend.has_values(operand.kernel):
+        return _maximiser(operator)
+    detached = dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel))
+    dtype = operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
+
+    def maximiser(operand: Operand) -> tuple[Array, ...]:
+        return (_maximiser(_operator_of(operand, extents, conv).narrowed()),)
+
+    (found,) = detached.call_host(maximiser, results=(ArraySpec(operator.input_shape, dtype),), otherwise=maximiser)
+    return found
+
+
+def _maximiser(operator: PaddedOperator | TransformedOperator) -> Array:
     """Return the image that a narrowed operator lengthens most, of shape `operator.input_shape`."""
     size = math.prod(operator.input_shape)
     entries = size * math.prod(operator.output_shape)
@@ -234,7 +285,7 @@ def _maximiser(operator: PaddedOperator) -> Array:
     return xp.reshape(row, operator.input_shape)
 
 
-def _dense_eigenvector(operator: PaddedOperator, size: int) -> Array:
+def _dense_eigenvector(operator: PaddedOperator | TransformedOperator, size: int) -> Array:
     """Return the largest eigenvector of the Gram matrix, assembled by applying the operator to the identity."""
     xp, backend = operator.operand.xp, operator.operand.backend
     images = operator.apply(xp.reshape(table_like(operator.operand, np.eye(size)), (size, *operator.input_shape)))

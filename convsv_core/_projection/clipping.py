@@ -8,13 +8,15 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.excess import Method, clip_and_cut, clip_between
 from convsv_core._symbol.operand import Operand, check_bound, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
-from convsv_core.backend import Array, BlockWork
+from convsv_core.backend import Array, ArraySpec, BlockWork
 from convsv_core.conv import Conv
-from convsv_core.plugins import backend_of
+from convsv_core.dtypes import COMPLEX_OF
+from convsv_core.plugins import backend_of, on_host
 
 __all__ = ["clip"]
 
 
+@on_host
 def clip(
     kernel: Array,
     input_shape: tuple[int, ...],
@@ -61,6 +63,8 @@ def clip(
     - an iteration for the leading singular vectors, if few of many values exceed the bound: ``16 * eps32 * norm``.
       The iteration's result is checked.
 
+    JAX kernels on one device of a CPU are clipped with NumPy, from compiled programs too.
+
     Traceable. A constant for differentiation: gradients neither flow through it nor fail, because singular vectors
     have no derivative where values repeat. If taps of a kernel larger than the input wrap onto each other, they share
     the change equally.
@@ -77,12 +81,26 @@ def clip(
     operand = make_operand(backend_of(kernel).stop_gradient(kernel), input_shape, conv)
     limit = check_bound(operand, bound) / operand.scale
     if lower is None:
-        return operand.run(_clip, arrays=(limit,))
+        return operand.run(_clip_or_host, arrays=(limit,))
     least = check_bound(operand, lower, "lower") / operand.scale
     numbers = isinstance(lower, int | float) and isinstance(bound, int | float)
     if lower > bound if numbers else operand.backend.truth(least > limit):
         raise ValueError(f"lower={lower} is above bound={bound}")
-    return operand.run(_clip, arrays=(limit, least))
+    return operand.run(_clip_or_host, arrays=(limit, least))
+
+
+def _clip_or_host(operand: Operand, *limits: Array) -> Array:
+    """Return the clipped kernel, from the host where a program of the library can call it."""
+    if not operand.backend.compiles:
+        return _clip(operand, *limits)
+    shape, dtype = tuple(operand.kernel.shape), operand.answered_in
+    results = (ArraySpec(shape, dtype if operand.plan.real else COMPLEX_OF[dtype]),)
+    (clipped,) = operand.call_host(_clipped, arrays=limits, results=results, otherwise=_clipped)
+    return operand.or_nan(clipped)
+
+
+def _clipped(operand: Operand, *limits: Array) -> tuple[Array, ...]:
+    return (_clip(operand, *limits),)
 
 
 def _clip(operand: Operand, limit: Array, lower: Array | None = None) -> Array:

@@ -119,12 +119,15 @@ class Nearest(NamedTuple):
         Whether the relative gap is at most the tolerance.
     state : ProjectionState
         The dual variables, at the user's scale.
+    value : float
+        The value of the dual problem: half of a lower bound of the squared distance.
     """
 
     kernel: Array
     iterations: int
     converged: bool
     state: ProjectionState
+    value: float
 
 
 class WorkingSet(NamedTuple):
@@ -168,7 +171,7 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
     used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(dual) > 0, axis=(1, 2, 3)))
     frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
     dual = xp.take(dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
-    return Nearest(kernel, iterations, converged, ProjectionState(frequencies, dual * operand.scale))
+    return Nearest(kernel, iterations, converged, ProjectionState(frequencies, dual * operand.scale), value)
 
 
 class _Solved(NamedTuple):

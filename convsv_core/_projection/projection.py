@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from typing import Literal, NamedTuple, TypeAlias
 
-from convsv_core._norm.fixed_grid import grid_for, grid_upper_bound, operand_on
+from convsv_core._norm.fixed_grid import grid_for, operand_on
 from convsv_core._projection.certificate import (
     CERTIFICATE_RTOL,
-    SLACK_EPS,
     Problem,
     certify,
     certify_original,
@@ -17,18 +14,15 @@ from convsv_core._projection.certificate import (
 )
 from convsv_core._projection.dykstra import (
     CHECK_EVERY,
-    DualState,
     ProjectionState,
-    advance,
-    begin,
     from_state,
     nearest,
     squared_change,
 )
-from convsv_core._projection.excess import Method, Samples, clip_and_cut
+from convsv_core._projection.excess import Method
 from convsv_core._projection.final_rescaling import rescaled
+from convsv_core._projection.fixed_steps import clip_and_cut_step, distance_of, fixed_steps
 from convsv_core._symbol.operand import Operand, check_bound, shape_of
-from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.plugins import backend_of, on_values
@@ -141,6 +135,9 @@ def project(
     the library of its chunks, also with `steps`. The certificate includes rounding errors. ``norm`` is at most
     ``bound * (1 + 1e-6)``, and at most `bound` if the kernel was changed. A second projection changes nothing.
 
+    JAX kernels on one device of a CPU are projected with NumPy, from compiled programs too; `steps` is then the largest
+    number of iterations, on a working set of frequencies.
+
     Traceable with `steps`. The certificate is then the norm over the grid. For every input size it is divided by the
     product of ``cos(d_i pi / N_i)``; see `norm_bounds`. `state` then holds the whole grid.
 
@@ -214,7 +211,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
         return Projection(original, _number(operand, upper * (1 + eps)), zero, 0, True, state)
     kernel, iterations, converged, reached = operand.kernel, 0, True, None
     if limit > 0 and problem.method == "dykstra":
-        kernel, iterations, converged, reached = nearest(problem, max_iterations, state)
+        kernel, iterations, converged, reached, _ = nearest(problem, max_iterations, state)
     elif limit > 0 and problem.method != "rescale":
         kernel, iterations, converged = _alternate(problem, max_iterations)
     if problem.method != "rescale":
@@ -224,7 +221,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
             kernel, upper = operand.kernel, before
     answer, upper = rescaled(problem, kernel, upper)
     change = xp.astype(answer, operand.kernel.dtype) / operand.scale
-    distance = _number(operand, _distance(operand, change, problem.every_size))
+    distance = _number(operand, distance_of(operand, change, problem.every_size))
     return Projection(answer, _number(operand, upper), distance, iterations, converged, reached)
 
 
@@ -248,18 +245,13 @@ def _alternate(problem: Problem, max_iterations: int) -> tuple[Array, int, bool]
     kernel, iterations = operand.kernel, 0
     method: Method = "products" if problem.method == "newton-schulz" else "gram"
     while iterations < max_iterations:
-        kernel = operand.run(_clip_and_cut, method, arrays=(kernel, problem.bound))
+        kernel = operand.run(clip_and_cut_step, method, arrays=(kernel, problem.bound))
         iterations += 1
         if iterations % CHECK_EVERY and iterations < max_iterations:
             continue
         if not len(frequencies_above(problem, kernel, limit * (1 + problem.rtol)).places):
             return kernel, iterations, True
     return kernel, iterations, False
-
-
-def _clip_and_cut(operand: Operand, kernel: Array, bound: Array, method: Method) -> Array:
-    """Return the kernel after one clip-and-cut step."""
-    return kernel - clip_and_cut(operand, kernel, bound, method)
 
 
 # ---- traceable, by a number of steps over the whole grid -------------------------------------------
@@ -282,73 +274,13 @@ def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) 
             )
     arrays = (problem.bound, dual)
     kernel, norm, distance, converged, dual = operand.run(
-        _fixed_steps, problem.method, steps, problem.every_size, problem.factor, problem.rtol, arrays=arrays
+        fixed_steps, problem.method, steps, problem.every_size, problem.factor, problem.rtol, arrays=arrays
     )
     reached = None
     if problem.method == "dykstra":
         frequencies = operand.backend.asarray_like(plan.frequencies, operand.kernel)
         reached = ProjectionState(frequencies, dual * operand.scale)
     return Projection(kernel, norm, distance, steps, converged, reached)
-
-
-def _fixed_steps(
-    operand: Operand,
-    bound: Array,
-    dual: Array,
-    method: str,
-    steps: int,
-    every_size: bool,
-    factor: float,
-    rtol: float,
-) -> tuple[Array, ...]:
-    """Return the kernel, a certified norm, the distance, whether it has converged, and the dual variables."""
-    xp, backend = operand.xp, operand.backend
-    samples = Samples.at(operand)
-    value = xp.full_like(operand.scale, -math.inf)
-    kernel = operand.kernel
-    if method == "dykstra":
-
-        def step(*state: Array) -> tuple[Array, ...]:
-            return advance(operand, bound, *samples, *state)
-
-        state = DualState(*backend.repeat(step, begin(operand, *samples, dual), steps, operand.kernel))
-        dual, value, kernel = state.dual, state.value, kernel - state.change
-    elif method != "rescale":
-        how: Method = "products" if method == "newton-schulz" else "gram"
-
-        def alternate(kernel: Array) -> tuple[Array, ...]:
-            return (_clip_and_cut(operand, kernel, bound, how),)
-
-        (kernel,) = backend.repeat(alternate, (kernel,), steps, operand.kernel)
-    before = after = grid_upper_bound(operand, factor)
-    if method != "rescale":
-        after = grid_upper_bound(dataclasses.replace(operand, kernel=kernel), factor)
-    eps = operand.answer_eps
-    positive = after > 0
-    share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))
-    share = xp.where(after > bound, share * (1 - SLACK_EPS * eps), xp.ones_like(share))
-    inside = before <= bound * (1 + SLACK_EPS * eps)
-    kernel = xp.where(inside, operand.kernel, kernel * share)
-    squared = xp.where(inside, xp.zeros_like(share), squared_change(operand, kernel))
-    if method == "dykstra":
-        converged = inside | (squared - 2 * value <= rtol * squared)
-    else:
-        converged = inside | (after <= bound * (1 + rtol))
-    norm = xp.where(inside, before, after * share)
-    distance = xp.where(inside, xp.zeros_like(share), _distance(operand, kernel, every_size))
-    return operand.answer(kernel), operand.answer(norm), operand.answer(distance), converged, dual
-
-
-# ---- for both --------------------------------------------------------------------------------------
-
-
-def _distance(operand: Operand, kernel: Array, every_size: bool) -> Array:
-    """Return the Frobenius distance from the operand's own kernel.
-
-    It is the distance of the operators, or for every input size the distance of the taps.
-    """
-    squared = squared_change(operand, kernel)
-    return safe_sqrt(operand.xp, squared / math.prod(operand.plan.grid) if every_size else squared)
 
 
 def _number(operand: Operand, value: float | Array) -> Array:

@@ -22,19 +22,12 @@ from convsv_core._symbol.gram import useful_polynomial
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
-from convsv_core._symbol.rows import GramRows, PolynomialRows, ProductRows
+from convsv_core._symbol.rows import PolynomialRows, ProductRows
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
 
 __all__ = ["Rescaling", "rescale_together", "rescaling_factors"]
-
-TESTED_BYTES = 1 << 25
-"""Budget, in bytes of working memory, for the matrices computed at one time.
-
-Measured: 32 MiB took 235 ms for ResNet-32 on one core, and 256 MiB took 330 ms. The operating system takes freed
-large blocks back, and it is slow to give them out again.
-"""
 
 
 class Rescaling(NamedTuple):
@@ -132,6 +125,23 @@ def rescaling_factors(
     0.222222
     """
     backend = backend_of(kernels[0])
+    options = (tuple(kernels), input_shape, conv, bound, rtol, headroom)
+    if backend.prefers_host(options, search=True):
+        found: list[Rescaling] = backend.run_on_host(_factors, *options)
+        return found
+    return _factors(*options)
+
+
+def _factors(
+    kernels: tuple[Array, ...],
+    input_shape: tuple[int, ...] | None,
+    conv: Conv,
+    bound: float,
+    rtol: float,
+    headroom: float,
+) -> list[Rescaling]:
+    """Return what `rescaling_factors` does, computed by the library of the kernels."""
+    backend = backend_of(kernels[0])
     xp = backend.namespace(kernels[0])
     axis = conv.layout.index("I" if conv.transposed else "O")
     together = dataclasses.replace(conv, groups=conv.groups * len(kernels))
@@ -171,11 +181,7 @@ def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> 
     squares = []
     for index in range(count):
         part = slice(index * groups, (index + 1) * groups)
-        rows: GramRows
-        if gram is None:
-            rows = ProductRows(symbol.part(part), frequencies, budget=TESTED_BYTES)
-        else:
-            rows = PolynomialRows(gram.part(part), budget=TESTED_BYTES)
+        rows = ProductRows(symbol.part(part), frequencies) if gram is None else PolynomialRows(gram.part(part))
         own = None if bounds is None else MomentBounds(bounds.uppers[:, part], bounds.estimates[:, part])
         squares.append(largest_among(rows, own, level=limit * limit).upper)
     return np.sqrt(squares)

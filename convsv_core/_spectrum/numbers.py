@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convsv_core._geometry.padded_plan import make_padded_plan
+from convsv_core._geometry.padding import tap_reads
 from convsv_core._geometry.plan import check_square, is_circulant
 from convsv_core._geometry.shapes import check_input_shape, resolve_channels
 from convsv_core._norm.largest import norm_on_grid
@@ -15,7 +15,7 @@ from convsv_core._symbol.operand import Operand, check_conv, make_operand
 from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
-from convsv_core.plugins import backend_of
+from convsv_core.plugins import backend_of, on_host
 
 __all__ = [
     "condition_number",
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 
+@on_host
 def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Compute the operator norm of a layer, its largest singular value, with the padding that `conv` declares.
 
@@ -58,7 +59,8 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     Notes
     -----
     Differentiable and traceable. The gradient is finite for every kernel. It is a subgradient where the maximum is
-    attained more than once, and 0 for the zero kernel. Source: Sedghi, Gupta and Long, ICLR 2019, for circulant
+    attained more than once, and 0 for the zero kernel. For JAX kernels on one device of a CPU the norm and its gradient
+    are computed with NumPy, from compiled programs too. Source: Sedghi, Gupta and Long, ICLR 2019, for circulant
     operators.
 
     Examples
@@ -83,10 +85,11 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
         operand = make_operand(kernel, extents, conv)
         return operand.answer(norm_on_grid(operand).norm)
     taps, *_ = resolve_channels(shape, conv)
-    make_padded_plan(tuple(taps), extents, conv)  # A lazy kernel is computed later, but errors are raised now.
+    tap_reads(tuple(taps), extents, conv)  # A lazy kernel is computed later, but errors are raised now.
     return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
 
 
+@on_host
 def frobenius_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Compute the Frobenius norm of a circular convolution: the root of the sum of its squared singular values.
 
@@ -114,6 +117,7 @@ def frobenius_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> A
     return make_operand(kernel, input_shape, conv).run(_frobenius_norm)
 
 
+@on_host
 def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Compute the stable rank ``|A|_F^2 / |A|_2^2`` of a circular convolution; 0 for the zero kernel.
 
@@ -143,6 +147,7 @@ def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arra
     return operand.run(_stable_rank, arrays=(norm_on_grid(operand).norm,))
 
 
+@on_host
 def condition_number(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Compute the condition number of a circular convolution: its largest over its smallest singular value.
 
@@ -170,6 +175,7 @@ def condition_number(kernel: Array, input_shape: tuple[int, ...], conv: Conv) ->
     return make_spectral_operand(kernel, input_shape, conv, "auto").run(_condition_number)
 
 
+@on_host
 def log_abs_det(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Compute the logarithm of the absolute determinant of a circular convolution.
 

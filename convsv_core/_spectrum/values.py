@@ -16,8 +16,9 @@ from convsv_core._symbol.small_matrices import (
     gram_singular_values,
     real_and_complex,
 )
-from convsv_core.backend import Array, Backend, BlockWork
+from convsv_core.backend import Array, ArraySpec, Backend, BlockWork
 from convsv_core.conv import Conv, as_int
+from convsv_core.plugins import on_host
 
 __all__ = [
     "BlockValues",
@@ -34,6 +35,7 @@ METHODS = ("auto", "svd", "gram")
 """The ways to decompose a frequency's matrix, which `singular_values` describes."""
 
 
+@on_host
 def singular_values(
     kernel: Array,
     input_shape: tuple[int, ...],
@@ -85,7 +87,8 @@ def singular_values(
     Notes
     -----
     Traceable with `conv` and `input_shape` static. Differentiable, also where values repeat or vanish: the derivative
-    of a value that vanishes is 0, or what the library's SVD returns.
+    of a value that vanishes is 0, or what the library's SVD returns. For JAX kernels on one device of a CPU the values
+    are computed with NumPy, from compiled programs too.
 
     The result of a lazy kernel (Dask) is lazy, and NaN if the kernel is not finite. It is one chunk, because it is
     sorted. The worker that sorts it holds about three times the result. `frequency_singular_values` returns many
@@ -106,6 +109,7 @@ def singular_values(
     return operand.run(_singular_values, method, as_int("max_bytes", max_bytes, least=1))
 
 
+@on_host
 def frequency_singular_values(
     kernel: Array,
     input_shape: tuple[int, ...],
@@ -145,13 +149,36 @@ def make_spectral_operand(kernel: Array, input_shape: object, conv: Conv, method
     """Check the arguments of a call, and return the operand in the arithmetic that `method` needs."""
     if method not in METHODS:
         raise ValueError(f"method={method!r}: wanted one of {', '.join(METHODS)}")
-    operand = make_operand(kernel, input_shape, conv)
+    return _in_arithmetic(make_operand(kernel, input_shape, conv), method)
+
+
+def _in_arithmetic(operand: Operand, method: str) -> Operand:
+    """Return the operand in the arithmetic that `method` needs."""
     return operand if method == "svd" or min(operand.plan.block) <= CLOSED_FORM_SIDE else operand.widen()
 
 
 def _singular_values(operand: Operand, method: str, max_bytes: int) -> Array:
-    """Return every singular value of an operand, descending."""
-    return sorted_values(operand, visited_values(operand, method, max_bytes))
+    """Return every singular value of an operand, descending, from the host where a program can call it."""
+    if not operand.backend.compiles:
+        return sorted_values(operand, visited_values(operand, method, max_bytes))
+    plan = operand.plan
+    pairs = (len(plan.frequencies) - plan.self_conjugate) if plan.real else 0
+    count = (plan.self_conjugate + 2 * pairs) * plan.groups * min(plan.block) * plan.copies
+    shape = (count + math.prod(plan.grid) * plan.unread_values,)
+    (values,) = operand.call_host(
+        _all_values,
+        method,
+        max_bytes,
+        results=(ArraySpec(shape, operand.answered_in),),
+        otherwise=_all_values,
+    )
+    return operand.or_nan(values)
+
+
+def _all_values(operand: Operand, method: str, max_bytes: int) -> tuple[Array, ...]:
+    """Return every singular value of an operand without `finite`, descending."""
+    operand = _in_arithmetic(operand, method)
+    return (sorted_values(operand, visited_values(operand, method, max_bytes)),)
 
 
 def sorted_values(operand: Operand, visited: Array) -> Array:

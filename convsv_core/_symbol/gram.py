@@ -295,14 +295,21 @@ def _transformed_coefficients(operand: Operand, taps: Array, *, reverse: bool) -
 
 
 def half_differences(plan: Plan) -> HostArray:
-    """Return one difference of each pair s and -s: shape (half, ndim).
+    """Return one difference of each pair s and -s: shape (half, ndim). The caller must not write to it.
 
     They are the second half of all combinations of the axes' differences, in row-major order, so 0 comes first.
     """
-    found = np.asarray(list(itertools.product(*(differences_of(axis.offsets) for axis in plan.axes))))
+    return _half_differences(tuple(axis.offsets for axis in plan.axes))
+
+
+@functools.lru_cache(maxsize=64)
+def _half_differences(offsets: tuple[tuple[int, ...], ...]) -> HostArray:
+    """Return the `half_differences` of the offsets along each axis, from a cache."""
+    found = np.asarray(list(itertools.product(*map(differences_of, offsets))))
     return found[len(found) // 2 :]
 
 
+@functools.lru_cache(maxsize=256)
 def differences_of(offsets: tuple[int, ...]) -> tuple[int, ...]:
     """Return every difference of two of the offsets, ascending."""
     steps = {b - a for a, b in itertools.pairwise(offsets)}

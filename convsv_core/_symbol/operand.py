@@ -14,7 +14,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import IntArray, Plan, make_plan
 from convsv_core._geometry.shapes import check_input_shape
-from convsv_core.backend import Array, Backend
+from convsv_core.backend import Array, ArraySpec, Backend
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
@@ -96,6 +96,34 @@ class Operand:
         own = (self.kernel, self.scale)
         return self.backend.map_prepared(_call, rows, (*own, *arrays), (prepare, self._frame(len(own)), static), budget)
 
+    def call_host(
+        self,
+        function: Callable[..., tuple[Any, ...]],
+        *static: Any,
+        arrays: tuple[Array, ...] = (),
+        results: tuple[ArraySpec, ...],
+        otherwise: Callable[..., tuple[Array, ...]],
+        gradient: Callable[..., tuple[Any, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        """Return ``function(operand, *arrays, *static)`` from the host, or the results of `otherwise` from the program.
+
+        See `Backend.call_host`. The operand that `function` and `gradient` get has NumPy arrays. No operand has
+        `finite`: its kernel is 0 where the user's is not finite.
+        """
+        own, frame = (self.kernel, self.scale), self._frame(2)
+
+        def with_operand(function: Callable[..., Any], frame: _Frame) -> Callable[..., Any]:
+            return lambda *arrays: _call(*arrays, function, frame, static)
+
+        bare = frame._replace(backend=None)
+        return self.backend.call_host(
+            with_operand(function, bare),
+            (*own, *arrays),
+            results,
+            with_operand(otherwise, frame),
+            gradient=None if gradient is None else with_operand(gradient, bare),
+        )
+
     def _frame(self, arrays: int) -> _Frame:
         """Return the static part of the operand; `arrays` is the number of its own arrays."""
         backend = None if self.backend.lazy else self.backend
@@ -127,11 +155,16 @@ class Operand:
         xp = self.xp
         if scaled:
             values = values * self.scale
-        if self.finite is not None:
-            values = xp.where(self.finite, values, xp.full_like(values, math.nan))
+        values = self.or_nan(values)
         is_complex = xp.isdtype(values.dtype, "complex floating")
         wanted = COMPLEX_OF[self.answered_in] if is_complex else self.answered_in
         return xp.astype(values, getattr(xp, wanted), copy=False)
+
+    def or_nan(self, values: Array) -> Array:
+        """Return `values`, or NaN if the kernel is traced and not finite."""
+        if self.finite is None:
+            return values
+        return self.xp.where(self.finite, values, self.xp.full_like(values, math.nan))
 
     def taps(self) -> Array:
         """Return the kernel as one matrix for each offset: shape (offsets, groups, rows, columns of a block)."""

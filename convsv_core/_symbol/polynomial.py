@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from convsv_core._geometry.phases import unit_phases
-from convsv_core._geometry.plan import HostArray, IntArray
+from convsv_core._geometry.plan import HostArray, IntArray, Plan
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.transform import is_long, place_taps
 from convsv_core.backend import Array
@@ -34,6 +34,7 @@ __all__ = [
     "itemsize",
     "phase_tables",
     "phases_at",
+    "phases_on_host",
     "symbol_at",
     "symbol_evaluator",
     "symbol_polynomial",
@@ -48,6 +49,10 @@ FFT_FACTOR = 24
 `fft_is_cheaper` compares the operations. The value itself is a guess, because it assumes a tenth of a product's
 speed or less for the FFT.
 """
+
+
+KEPT_PHASES = 1 << 16
+"""Largest number of entries of a table of an axis's phases that is made, and kept, for a few frequencies. A guess."""
 
 
 class Evaluator(Protocol):
@@ -160,12 +165,21 @@ def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
 
 def symbol_at(operand: Operand, frequencies: IntArray) -> Array:
     """Return the symbol at a few frequencies whose indices are known on the host: shape (B, groups, rows, columns)."""
-    backend, phases = operand.backend, np.ones((len(frequencies), 1), COMPLEX_OF[operand.computed_in])
-    for axis, along in zip(operand.plan.axes, frequencies.T, strict=True):
-        own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
-        phases = (phases[:, :, None] * own[:, None, :]).reshape(len(frequencies), -1)
+    phases = phases_on_host(operand.plan, frequencies, operand.computed_in)
     polynomial = TrigonometricPolynomial(operand, operand.taps(), [])
-    return polynomial.matrices(backend.asarray_like(phases, operand.kernel))
+    return polynomial.matrices(operand.backend.asarray_like(phases, operand.kernel))
+
+
+def phases_on_host(plan: Plan, frequencies: IntArray, dtype: str) -> HostArray:
+    """Return the phase of every offset at a few frequencies: shape (B, offsets), complex; `dtype` is the real one."""
+    phases = np.ones((len(frequencies), 1), COMPLEX_OF[dtype])
+    for axis, along in zip(plan.axes, frequencies.T, strict=True):
+        if axis.period * len(axis.offsets) <= KEPT_PHASES:
+            own = _phases(axis.period, axis.offsets, COMPLEX_OF[dtype])[along]
+        else:
+            own = unit_phases(np.outer(along, axis.offsets), axis.period).astype(phases.dtype)
+        phases = (phases[:, :, None] * own[:, None, :]).reshape(len(frequencies), -1)
+    return phases
 
 
 def symbol_evaluator(operand: Operand) -> TrigonometricPolynomial | Tabulated:

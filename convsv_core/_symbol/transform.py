@@ -21,6 +21,7 @@ from convsv_core.backend import Array
 
 __all__ = [
     "LEVEL_EPS",
+    "LONG_OFFSETS",
     "fast_length",
     "is_long",
     "lag_lengths",

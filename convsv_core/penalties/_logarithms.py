@@ -11,6 +11,7 @@ from convsv_core._spectrum.values import make_spectral_operand, mean_over_freque
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
+from convsv_core.plugins import on_host
 
 __all__ = ["log_condition_number", "log_lipschitz", "negative_log_abs_det"]
 
@@ -22,6 +23,7 @@ be rounding alone.
 """
 
 
+@on_host
 def log_condition_number(
     kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, floor: float | None = None
 ) -> Array:
@@ -104,6 +106,7 @@ def log_lipschitz(kernel: Array, input_shape: tuple[int, ...] | None, conv: Conv
     return make_operand(kernel, None, conv).run(_floored_log, arrays=(norm,))
 
 
+@on_host
 def negative_log_abs_det(
     kernel: Array, input_shape: tuple[int, ...], conv: Conv, *, floor: float | None = None
 ) -> Array:

@@ -10,10 +10,12 @@ from convsv_core._spectrum.numbers import stable_rank as operator_stable_rank
 from convsv_core._symbol.operand import Operand, check_bound, make_operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
+from convsv_core.plugins import on_host
 
 __all__ = ["norm_hinge", "squared_excess", "squared_norm", "stable_rank"]
 
 
+@on_host
 def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: float | Array) -> Array:
     """Penalise an operator norm above a bound: ``max(0, norm - bound)**2``.
 
@@ -52,6 +54,7 @@ def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: f
     return operand.run(squared_excess, arrays=(norm, check_bound(operand, bound)))
 
 
+@on_host
 def squared_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Penalise the square of the operator norm.
 
@@ -80,6 +83,7 @@ def squared_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Arr
     return operator_norm(kernel, input_shape, conv) ** 2
 
 
+@on_host
 def stable_rank(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Array:
     """Penalise a flat spectrum by the stable rank ``|A|_F**2 / |A|_2**2``, divided by the number of frequencies.
 

@@ -11,6 +11,7 @@ from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
 from convsv_core.penalties._gram import mean_over_grams, squared_gram
 from convsv_core.penalties._norms import squared_excess
+from convsv_core.plugins import on_host
 
 __all__ = ["orthogonality", "schatten", "spectrum_hinge"]
 
@@ -21,6 +22,7 @@ A guess. Up to 8 a frequency needs one product of matrices beside its Gram matri
 """
 
 
+@on_host
 def spectrum_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: float | Array) -> Array:
     """Penalise every singular value above a bound by the mean over frequencies of ``sum max(0, sigma - bound)**2``.
 
@@ -55,6 +57,7 @@ def spectrum_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, boun
     return operand.run(_spectrum_hinge, arrays=(check_bound(operand, bound) / operand.scale,))
 
 
+@on_host
 def orthogonality(kernel: Array, input_shape: tuple[int, ...] | None, conv: Conv) -> Array:
     """Penalise a layer that is not orthogonal, by the mean over frequencies of ``sum (sigma**2 - 1)**2``.
 
@@ -98,6 +101,7 @@ def orthogonality(kernel: Array, input_shape: tuple[int, ...] | None, conv: Conv
     return make_operand(kernel, input_shape, conv).run(_orthogonality)
 
 
+@on_host
 def schatten(kernel: Array, input_shape: tuple[int, ...], conv: Conv, p: float) -> Array:
     """Penalise all singular values by the mean over frequencies of ``sum sigma**p``.
 

@@ -5,6 +5,8 @@
 
 from convsv_core.reports import texts
 from convsv_core.reports.analysis import bounds_reports, layer_reports, reshaped_norm
+from convsv_core.reports.comparison import Comparison, difference_reports
+from convsv_core.reports.matching import Matching, Pair, Unmatched, match_layers
 from convsv_core.reports.model_files import read_model, write_model
 from convsv_core.reports.network_report import Report, figures_of, import_for
 from convsv_core.reports.plain_table import TextColumn, TextTable, lay_out
@@ -14,6 +16,7 @@ from convsv_core.reports.report import (
     QUANTILES,
     Bounds,
     BoundsReport,
+    DifferenceReport,
     LayerReport,
     ModelReport,
     ProjectionReport,
@@ -21,6 +24,7 @@ from convsv_core.reports.report import (
 )
 from convsv_core.reports.views import (
     ANY_SORT_KEYS,
+    DIFFERENCE,
     GEOMETRY_FIELDS,
     NORM,
     SPECTRUM,
@@ -35,6 +39,7 @@ from convsv_core.reports.views import (
 __all__ = [
     "ANY_SORT_KEYS",
     "BOUNDS",
+    "DIFFERENCE",
     "GEOMETRY_FIELDS",
     "NORM",
     "QUANTILES",
@@ -42,21 +47,28 @@ __all__ = [
     "Bounds",
     "BoundsReport",
     "Column",
+    "Comparison",
+    "DifferenceReport",
     "LayerReport",
+    "Matching",
     "ModelReport",
+    "Pair",
     "ProjectionReport",
     "Report",
     "Row",
     "SortKey",
     "TextColumn",
     "TextTable",
+    "Unmatched",
     "View",
     "bounds_reports",
     "descending",
+    "difference_reports",
     "figures_of",
     "import_for",
     "lay_out",
     "layer_reports",
+    "match_layers",
     "project_layers",
     "projection_view",
     "read_model",

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,8 +20,10 @@ from convsv_core.conv import Conv
 from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
 from convsv_core.plugins import backend_of, get_backend, one_line, plugins
 from convsv_core.reports import texts
+from convsv_core.reports.certified import folded_upper
 from convsv_core.reports.images import by_frequency, top_vectors
 from convsv_core.reports.network_report import Report
+from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row
 from convsv_core.reports.views import spectrum_view
 
@@ -34,8 +36,10 @@ __all__ = [
     "declared_bounds",
     "describe",
     "layer_reports",
+    "model_layers",
     "reshaped_norm",
     "with_bounds",
+    "with_folded",
     "with_spectrum",
 ]
 
@@ -54,39 +58,11 @@ Among them are the LinAlgError of NumPy and of PyTorch, and the errors of librar
 R = TypeVar("R", bound=Row)
 
 
-@dataclass(frozen=True)
-class Placement:
-    """The library, dtype and device that stored kernels are computed with.
-
-    Attributes
-    ----------
-    backend : Backend
-    dtype : str, optional
-        Such as "float64". By default float64 for kernels that are stored in it where the library has it, else
-        float32. Complex kernels keep their dtype.
-    device : str, optional
-        Such as "cuda:0"; by default the library's own.
-    """
-
-    backend: Backend
-    dtype: str | None = None
-    device: str | None = None
-
-    def dtype_of(self, stored: HostArray) -> str | None:
-        """Return the name of the dtype to compute a kernel in; None leaves the array as it is."""
-        if self.dtype is not None or stored.dtype.kind != "f":
-            return self.dtype
-        return "float64" if stored.dtype.itemsize > 4 and "float64" in self.backend.dtypes(self.device) else "float32"
-
-    def array(self, kernel: HostArray, dtype: str | None) -> Array:
-        """Return a kernel on the host as an array of the library, in the given dtype."""
-        return self.backend.asarray(kernel, dtype=dtype, device=self.device)
-
-
 def analyze(
     model: object,
     example_input: object = None,
     *,
+    linear: bool = False,
     backend: str = "numpy",
     dtype: str | None = None,
     device: str | None = None,
@@ -100,6 +76,8 @@ def analyze(
     example_input : object, optional
         An input for the model, from which the extents of each layer's input follow. The adapter of the framework says
         in which form. Without it, layers whose extents are open are reported without figures.
+    linear : bool, default False
+        Whether to report dense layers too. A dense layer is the convolution of one tap on one pixel.
     backend : str, default "numpy"
         Name of the library to compute with. Kernels are copied to it through the host.
     dtype, device : str, optional
@@ -108,8 +86,9 @@ def analyze(
     Returns
     -------
     Report of LayerReport
-        A list with one report a convolution, in the order of the model. A figure that could not be computed is None,
-        and the note says why. Printed, it is the table of `convsv spectrum`; see `convsv_core.Report`.
+        A list with one report a layer, in the order of the model. A figure that could not be computed is None, and the
+        note says why. Where a batch normalisation surely follows a layer, `folded_upper` is the norm with it. Printed,
+        it is the table of `convsv spectrum`; see `convsv_core.Report`.
 
     Raises
     ------
@@ -132,7 +111,23 @@ def analyze(
     ('0', (8, 3, 3, 3), (16, 16))
     """
     computing = get_backend(backend)
-    layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input)
+    layers = map(_asking_for_extents, model_layers(model, example_input, linear=linear))
+    name = type(model).__name__
+    return Report(
+        layer_reports(layers, computing, dtype=dtype, device=device, images=True),
+        view=spectrum_view("none"),
+        title=f"{name}, with {computing.name}",
+        about={"model": name, "backend": computing.name},
+    )
+
+
+def model_layers(model: object, example_input: object = None, *, linear: bool = False) -> list[Layer]:
+    """Return the layers of a model object, with their kernels on the host.
+
+    The arguments and the errors are those of `analyze`. A kernel that has no numbers for NumPy is left out, and the
+    layer's note says why.
+    """
+    layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input, linear=linear)
     if layers is None:
         known = [name for name, _ in plugins().manager.list_name_plugin() if name.startswith("convsv.models:")]
         names = ", ".join(sorted(name.partition(":")[2] for name in known)) or "none is installed"
@@ -140,13 +135,7 @@ def analyze(
             f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
             f"plugin knows ({names})"
         )
-    name = type(model).__name__
-    return Report(
-        layer_reports(map(_on_host, layers), computing, dtype=dtype, device=device, images=True),
-        view=spectrum_view("none"),
-        title=f"{name}, with {computing.name}",
-        about={"model": name, "backend": computing.name},
-    )
+    return list(map(_on_host, layers))
 
 
 def layer_reports(
@@ -184,7 +173,7 @@ def layer_reports(
             report = _measured(report, layer, measure, placement)
         if bounds != "none" and not (report.input_shape is not None and report.operator_norm is None):
             report = with_bounds(report, layer, placement, bounds)
-        yield report
+        yield with_folded(report, layer, placement, BOUNDS_RTOL)
 
 
 def bounds_reports(
@@ -209,7 +198,8 @@ def bounds_reports(
     """
     placement = Placement(backend, dtype, device)
     for layer in layers:
-        yield _measured(BoundsReport.of(layer), layer, functools.partial(_bounds, rtol=rtol), placement)
+        report = _measured(BoundsReport.of(layer), layer, functools.partial(_bounds, rtol=rtol), placement)
+        yield with_folded(report, layer, placement, rtol, every_size=True)
 
 
 def with_bounds(report: LayerReport, layer: Layer, placement: Placement, bounds: Bounds) -> LayerReport:
@@ -218,6 +208,24 @@ def with_bounds(report: LayerReport, layer: Layer, placement: Placement, bounds:
     if bounds != "none":
         measure = functools.partial(_declared, extents=layer.input_shape, exact=bounds == "both")
     return _measured(report, layer, measure, placement)
+
+
+def with_folded(report: R, layer: Layer, placement: Placement, rtol: float, *, every_size: bool = False) -> R:
+    """Return the report with the norm of the layer and its normalisation, if there is one and the bound is known.
+
+    With `every_size`, the layer's own extents are not used, and a layer whose norm depends on them has no figure.
+    """
+    if layer.normalisation is None or layer.kernel is None or layer.conv is None:
+        return report
+    known = () if every_size or layer.input_shape is None else (layer.input_shape,)
+    try:
+        (operator,) = layer_operators(tuple(layer.kernel.shape), layer.conv, known)
+        upper = folded_upper(layer, operator, placement, rtol=rtol)
+    except UnknownExtents:
+        return report
+    except COMPUTING_FAILS as error:
+        return report.with_note(f"no norm with {layer.normalisation.name}: {one_line(error)}")
+    return replace(report, folded_upper=upper, normalisation=layer.normalisation.name)
 
 
 def declared_bounds(
@@ -307,6 +315,13 @@ def with_spectrum(report: LayerReport, values: HostArray, frobenius: float) -> L
         quantiles=_quantiles(values),
         curve=values[ranks],
     )
+
+
+def _asking_for_extents(layer: Layer) -> Layer:
+    """Return the layer with a note if nothing else than its extents is missing."""
+    if layer.input_shape is not None or layer.note:
+        return layer
+    return dataclasses.replace(layer, note="extents unknown: wanted an example_input")
 
 
 def _on_host(layer: Layer) -> Layer:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeVar, overload
 
+from convsv_core.reports import texts
 from convsv_core.reports.plain_table import lay_out, plain_text
 from convsv_core.reports.report import Row
 from convsv_core.reports.views import SPECTRUM, View
@@ -33,7 +34,7 @@ class Report(list[R]):
     ----------
     rows : iterable of Row
     view : View
-        The columns of the table, and the fields of the JSON.
+        The columns of the table, and the fields of the JSON. `View.fitting` leaves out what no row has.
     title : str, default ""
         The line above the table: the network, and what computed the figures.
     about : mapping, optional
@@ -67,7 +68,7 @@ class Report(list[R]):
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(rows)
-        self.view, self.title, self.about = view, title, dict(about or {})
+        self.view, self.title, self.about = view.fitting(self), title, dict(about or {})
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> R: ...
@@ -102,8 +103,7 @@ class Report(list[R]):
 
     def __repr__(self) -> str:
         """Return one line, because a test or a debugger may print many reports."""
-        layers = "1 convolution" if len(self) == 1 else f"{len(self)} convolutions"
-        return f"<Report of {layers}{f': {self.title}' if self.title else ''}; print it for the table>"
+        return f"<Report of {texts.layers(self)}{f': {self.title}' if self.title else ''}; print it for the table>"
 
     def __str__(self) -> str:
         """Return the table, its legend and the notes of the layers."""

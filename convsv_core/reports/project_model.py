@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._norm.bounds import norm_bounds
 from convsv_core._projection.certificate import CERTIFICATE_RTOL
 from convsv_core._projection.projection import Projection, ProjectionMethod, project
 from convsv_core.backend import Backend
-from convsv_core.layers import Layer, Operator, Stored, join_notes, layer_operators
+from convsv_core.layers import Layer, Operator, Stored, join_notes
 from convsv_core.plugins import one_line
-from convsv_core.reports.analysis import COMPUTING_FAILS, Placement
+from convsv_core.reports.analysis import COMPUTING_FAILS, with_folded
+from convsv_core.reports.certified import certified_norms, layer_operator
+from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import ProjectionReport
 
 __all__ = ["STORED_EPS", "project_layers", "rounded_to"]
@@ -60,7 +60,9 @@ def project_layers(
     a few roundings. The certificate belongs to the stored kernel. Layers that share their weights are projected
     together, for each of their operators in turn, until the kernel is within the bound for all of them.
 
-    A layer whose padding repeats pixels is held to the bound at its own extents (`layer_operators`).
+    A layer whose padding repeats pixels is held to the bound at its own extents (`layer_operators`). A dense layer is
+    projected as the convolution of one tap. A batch normalisation behind a layer stays as it is: `folded_upper` is the
+    certified norm of the two with the weights as they are stored.
 
     Parameters
     ----------
@@ -106,7 +108,14 @@ def project_layers(
                 found[key] = _project(group or [layer], placement, bound, nearest)
             except COMPUTING_FAILS as error:
                 found[key] = one_line(error)
-        yield _reported(report, layer, group, found[key])
+        result = found[key]
+        yield with_folded(
+            _reported(report, layer, group, result),
+            layer if isinstance(result, str) or result.kernel is None else replace(layer, kernel=result.kernel),
+            placement,
+            CERTIFICATE_RTOL,
+            every_size=layer.assumed_extents,
+        )
 
 
 def rounded_to(kernel: HostArray, dtype: str) -> HostArray:
@@ -147,24 +156,12 @@ class Projected:
     note: str = ""
 
 
-def _operator(layer: Layer) -> Operator:
-    """Return the operator of a layer with a kernel, for every input size or at the layer's own extents.
-
-    Extents that a reader assumed do not count: a bound has to hold for the extents that the network will see.
-    """
-    assert layer.conv is not None
-    assert layer.kernel is not None
-    extents = () if layer.input_shape is None or layer.assumed_extents else (layer.input_shape,)
-    (operator,) = layer_operators(tuple(layer.kernel.shape), layer.conv, extents)
-    return operator
-
-
 def _project(layers: Sequence[Layer], placement: Placement, bound: float, nearest: Projector) -> Projected:
     """Project the one kernel that the layers share."""
     kernel, stored = np.asarray(layers[0].kernel), layers[0].stored
     dtype = placement.dtype_of(kernel)
-    operators = list(dict.fromkeys(map(_operator, layers)))
-    norms = functools.partial(_norms, operators=operators, placement=placement, dtype=dtype)
+    operators = list(dict.fromkeys(map(layer_operator, layers)))
+    norms = functools.partial(certified_norms, operators=operators, placement=placement, dtype=dtype)
     before = norms(kernel)
     if max(before.values()) <= bound:
         return Projected(None, before, before)
@@ -203,33 +200,13 @@ def _rounded(
     return new, after
 
 
-def _norms(
-    kernel: HostArray, *, operators: Sequence[Operator], placement: Placement, dtype: str | None
-) -> dict[Operator, float]:
-    """Return certified norms of a kernel on the host, for the layer of each operator.
-
-    The rounding of the kernel to the computing dtype is included.
-    """
-    array = placement.array(kernel, dtype)
-    wide = np.result_type(kernel.dtype, np.float64)
-    lost = float(np.linalg.norm((kernel.astype(wide) - placement.backend.to_numpy(array)).ravel()))
-    found = {}
-    for operator in operators:
-        channels = math.prod(kernel.shape[operator.conv.layout.index(letter)] for letter in "OI")
-        upper = float(norm_bounds(array, operator.conv, rtol=CERTIFICATE_RTOL).upper)
-        # The norm of a convolution is at most sqrt(taps) times the Frobenius norm of its kernel. The margin that
-        # `norm_bounds` leaves for rounding covers the rounding of this sum too.
-        found[operator] = operator.layer_upper(upper + math.sqrt(kernel.size // channels) * lost)
-    return found
-
-
 def _reported(
     report: ProjectionReport, layer: Layer, group: Sequence[Layer], projected: Projected | str
 ) -> ProjectionReport:
     """Return the report with the projection of the layer's kernel, or with the reason why there is none."""
     if isinstance(projected, str):
         return report.with_note(projected)
-    operator = _operator(layer)
+    operator = layer_operator(layer)
     shared = [other.name for other in group if other is not layer]
     return replace(
         report.with_note(f"its weights are those of {', '.join(shared)} too" if shared else "", projected.note),

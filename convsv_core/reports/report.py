@@ -16,6 +16,7 @@ __all__ = [
     "QUANTILES",
     "Bounds",
     "BoundsReport",
+    "DifferenceReport",
     "LayerReport",
     "ModelReport",
     "ProjectionReport",
@@ -43,6 +44,12 @@ class Row:
     transposed : bool
     reshaped_norm : float or None
         Norm of the kernel reshaped into a matrix of O rows: see `convsv_core.reports.analysis.reshaped_norm`.
+    linear : bool
+        Whether the layer is a dense one, which is the convolution of one tap on one pixel.
+    normalisation : str or None
+        The name of the batch normalisation that surely follows the layer and acts on nothing else.
+    folded_upper : float or None
+        Certified upper bound of the norm of the layer with that normalisation at inference.
     note : str
         For people: an assumption that was made, or why a figure is None.
     """
@@ -56,11 +63,14 @@ class Row:
     transposed: bool = False
     reshaped_norm: float | None = None
     note: str = ""
+    linear: bool = False
+    normalisation: str | None = None
+    folded_upper: float | None = None
 
     @classmethod
     def of(cls, layer: Layer, **fields: Any) -> Self:
         """Return the report of a layer: its name, geometry and note, and the given fields."""
-        known: dict[str, Any] = {"note": layer.note}
+        known: dict[str, Any] = {"note": layer.note, "linear": layer.linear}
         if layer.kernel is not None:
             known["kernel_shape"] = tuple(layer.kernel.shape)
         if layer.conv is not None:
@@ -212,6 +222,43 @@ class ProjectionReport(Row):
     def failed(self) -> bool:
         """Whether the layer was to be projected, and is not shown to be within the bound."""
         return self.selected and not (self.norm_after is not None and self.norm_after <= self.bound)
+
+
+@dataclass(frozen=True, eq=False)
+class DifferenceReport(Row):
+    """The difference between the weights that two models have for one layer. Norms are certified upper bounds.
+
+    Attributes
+    ----------
+    other_name : str
+        The layer's name in the second model; `name` is the one in the first model.
+    difference_upper : float or None
+        Bound of the norm of the layer whose weights are the difference. Like `norm_upper` it holds for the layer's own
+        padding, for every input size where the padding repeats no pixel.
+    norm_upper : float or None
+        Bound of the norm of the layer in the first model.
+    share : float or None
+        Bound of the norm of the difference, divided by the norm in the first model. Both are suprema over all
+        frequencies, because the norm of the padding is a factor of both. Infinite if the first model's weights are 0.
+    place : int
+        The layer's place among the compared layers, in the order of the first model.
+    """
+
+    other_name: str = ""
+    difference_upper: float | None = None
+    norm_upper: float | None = None
+    share: float | None = None
+    place: int = 0
+
+    @property
+    def norm(self) -> float | None:
+        """The certified norm of the difference."""
+        return self.difference_upper
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether something is known of the difference."""
+        return self.share is not None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ __all__ = [
     "extents",
     "figure",
     "kernel",
+    "layers",
+    "percent_up",
     "rounded_down",
     "rounded_up",
     "times",
@@ -85,8 +87,27 @@ def extents(value: Sequence[int] | None) -> str:
     return "-" if value is None else "x".join(map(str, value))
 
 
+def percent_up(value: float | None) -> str:
+    """Return an upper bound of a share in percent.
+
+    Examples
+    --------
+    >>> percent_up(0.01234501), percent_up(None)
+    ('1.235%', '-')
+    """
+    return "-" if value is None else f"{rounded_up(100 * value)}%"
+
+
+def layers(rows: Sequence[Any]) -> str:
+    """Return how many layers there are: "3 convolutions", or "3 layers" if some are dense."""
+    noun = "layer" if any(row.linear for row in rows) else "convolution"
+    return f"{len(rows)} {noun}{'' if len(rows) == 1 else 's'}"
+
+
 def kernel(row: Any) -> str:
     """Return the shape of a row's kernel, with the stride, the dilation, the groups and T where it has them."""
+    if row.linear and row.kernel_shape is not None:
+        return f"{extents(row.kernel_shape[:2])} dense"
     parts = [extents(row.kernel_shape)]
     if row.transposed:
         parts.append("T")

@@ -15,6 +15,7 @@ from convsv_core.reports.report import Bounds, Row
 
 __all__ = [
     "ANY_SORT_KEYS",
+    "DIFFERENCE",
     "GEOMETRY_FIELDS",
     "NORM",
     "SPECTRUM",
@@ -36,6 +37,9 @@ an error bound. "" is for what is no figure of the operator, such as a number of
 
 SortKey: TypeAlias = Callable[[Any], float | str | None]
 """The key by which a row is sorted, or None for the end of the table."""
+
+FACTS_OF_SOME = ("linear", "normalisation", "folded_upper")
+"""The fields of rows that a report has only where some row has more than their default to say."""
 
 GEOMETRY_FIELDS = ("name", "kernel_shape", "layout", "stride", "dilation", "groups")
 """The fields with which the JSON of every command describes a layer."""
@@ -105,6 +109,18 @@ class View:
     rows_key: str = field(default="layers", kw_only=True)
     sentences: Callable[[Sequence[Any]], list[str]] | None = field(default=None, kw_only=True)
 
+    def fitting(self, rows: Sequence[Any]) -> View:
+        """Return the view without those of `FACTS_OF_SOME` of which no row knows anything."""
+        lacking = {fact for fact in FACTS_OF_SOME if not any(getattr(row, fact) for row in rows)}
+        if not lacking:
+            return self
+        return replace(
+            self,
+            legend=self.legend.replace(_FOLDED_LEGEND, "") if _FOLDED.field in lacking else self.legend,
+            columns=tuple(column for column in self.columns if column.field not in lacking),
+            fields=tuple(field for field in self.fields if field not in lacking),
+        )
+
 
 def descending(value: float | None) -> float | None:
     """Return the key that sorts figures from the largest one on, with None last."""
@@ -119,7 +135,7 @@ def _off_by(rows: Sequence[Row]) -> str:
     largest = max(known, key=lambda row: row.norm or 0.0)
     factors = [row.factor or 0.0 for row in known]
     return (
-        f"{_convolutions(len(rows))}. Largest norm: {texts.figure(largest.norm)}, {largest.name}. "
+        f"{texts.layers(rows)}. Largest norm: {texts.figure(largest.norm)}, {largest.name}. "
         f"The reshaped norm is off by factors of {min(factors):.2f} to {max(factors):.2f}."
     )
 
@@ -128,13 +144,9 @@ def _moved(rows: Sequence[Any]) -> str:
     """Return a line that says how many layers have changed, and how far."""
     changed = [row for row in rows if row.kernel is not None]
     if not changed:
-        return f"None of {_convolutions(len(rows))} changed."
+        return f"None of {texts.layers(rows)} changed."
     total = math.hypot(*(row.distance for row in changed))
-    return f"{len(changed)} of {_convolutions(len(rows))} changed, by {texts.figure(total)} in all."
-
-
-def _convolutions(number: int) -> str:
-    return "1 convolution" if number == 1 else f"{number} convolutions"
+    return f"{len(changed)} of {texts.layers(rows)} changed, by {texts.figure(total)} in all."
 
 
 # ---- the orders of the rows: functions with names, so that a report can be pickled ---------------------------------
@@ -176,6 +188,14 @@ def _by_distance(row: Any) -> float | None:
     return descending(row.distance)
 
 
+def _by_share(row: Any) -> float | None:
+    return descending(row.share)
+
+
+def _by_place(row: Any) -> float:
+    return float(row.place)
+
+
 ANY_SORT_KEYS: Mapping[str, SortKey] = {"depth": _by_depth, "name": _by_name, "norm": _by_norm}
 """The orders that the rows of every report have."""
 
@@ -186,6 +206,18 @@ _FACTOR_SORT_KEYS: Mapping[str, SortKey] = {**ANY_SORT_KEYS, "factor": _by_facto
 
 BOUND_DIGITS = 5
 """The number of digits of a bound in a table of bounds, enough to show a gap of 1e-3 (a guess)."""
+
+_FOLDED = Column(
+    "with\nnorm.",
+    "folded_upper",
+    texts.rounded_up,
+    "certified",
+    "An upper bound of the norm of the layer with the batch normalisation directly behind it, at inference.",
+)
+_FOLDED_LEGEND = (
+    " with norm.: a certified bound of the norm of the layer with the batch normalisation directly behind it, at "
+    "inference."
+)
 
 _RESHAPED = (
     Column(
@@ -202,7 +234,7 @@ _RESHAPED_LEGEND = (
 
 SPECTRUM = View(
     "figures of the circular convolution at each layer's extents",
-    "min: the smallest singular value. cond.: norm / min." + _RESHAPED_LEGEND,
+    "min: the smallest singular value. cond.: norm / min." + _FOLDED_LEGEND + _RESHAPED_LEGEND,
     (
         Column(
             "extents",
@@ -250,6 +282,7 @@ SPECTRUM = View(
             "certified",
             "An upper bound of the norm with the layer's own padding.",
         ),
+        _FOLDED,
         *_RESHAPED,
     ),
     (
@@ -262,6 +295,7 @@ SPECTRUM = View(
         "norm_lower",
         "norm_upper",
         "reshaped_norm",
+        *FACTS_OF_SOME,
         "note",
     ),
     {**_FACTOR_SORT_KEYS, "smallest": _by_smallest, "condition": _by_condition, "rank": _by_rank},
@@ -288,7 +322,7 @@ NORM = View(
     "certified bounds of the norm, for every input size",
     "lower, upper: bounds of the largest factor by which the layer stretches an input, over all extents, with zero or "
     "valid padding, or with circular padding where the stride divides the extents. evals: number of matrices whose "
-    "norm was computed. met: whether the requested gap was reached." + _RESHAPED_LEGEND,
+    "norm was computed. met: whether the requested gap was reached." + _FOLDED_LEGEND + _RESHAPED_LEGEND,
     (
         Column(
             "lower",
@@ -306,10 +340,16 @@ NORM = View(
         ),
         Column("evals", "evaluations", texts.count, "", "The number of matrices whose norm was computed."),
         Column("met", "converged", texts.yes_or_no, "", "Whether the requested gap between the bounds was reached."),
+        _FOLDED,
         _RESHAPED[0],
         replace(_RESHAPED[1], meaning="The lower bound divided by the reshaped norm."),
     ),
-    (*GEOMETRY_FIELDS, "lower", "upper", "frequency", "evaluations", "converged", "reshaped_norm", "note"),
+    (
+        *GEOMETRY_FIELDS,
+        *("lower", "upper", "frequency", "evaluations", "converged", "reshaped_norm"),
+        *FACTS_OF_SOME,
+        "note",
+    ),
     _FACTOR_SORT_KEYS,
     _off_by,
     sentences=sentences.of_bounds,
@@ -324,15 +364,57 @@ def projection_view(bound: float, method: str) -> View:
         f"projected to norms of at most {bound:g} by {method}",
         "before, after: certified norms with the layer's own padding, which under zero padding hold for every input "
         "size. after belongs to the weights as they are stored. distance: Frobenius norm of the change of the weights. "
-        "iter.: number of iterations. conv.: whether the method converged.",
+        "iter.: number of iterations. conv.: whether the method converged." + _FOLDED_LEGEND,
         (
             Column("before", "norm_before", bound_text, "certified", "An upper bound of the norm before."),
             Column("after", "norm_after", bound_text, "certified", "An upper bound of the norm of the stored weights."),
             Column("distance", "distance", meaning="The Frobenius norm of the change of the weights."),
             Column("iter.", "iterations", texts.count, "", "The number of iterations."),
             Column("conv.", "converged", texts.yes_or_no, "", "Whether the method converged."),
+            _FOLDED,
         ),
-        (*GEOMETRY_FIELDS, "norm_before", "norm_after", "distance", "iterations", "converged", "note"),
+        (
+            *GEOMETRY_FIELDS,
+            *("norm_before", "norm_after", "distance", "iterations", "converged"),
+            *FACTS_OF_SOME,
+            "note",
+        ),
         {**ANY_SORT_KEYS, "before": _by_norm_before, "distance": _by_distance},
         _moved,
     )
+
+
+def _changed(rows: Sequence[Any]) -> str:
+    """Return a line that says how many layers differ."""
+    same = sum(row.difference_upper == 0 or row.share == 0 for row in rows)
+    return f"{texts.layers(rows)} compared, of which {same} {'has' if same == 1 else 'have'} equal weights."
+
+
+DIFFERENCE = View(
+    "the difference of the weights, as a layer of its own",
+    "difference: a certified bound of the norm of the layer whose weights are the difference. norm: a certified bound "
+    "of the norm of the first model's layer. Both hold with the layer's own padding, and for every input size where "
+    "the padding repeats no pixel. share: a bound of the norm of the difference, divided by the norm of the first "
+    "model's layer.",
+    (
+        Column(
+            "difference",
+            "difference_upper",
+            texts.rounded_up,
+            "certified",
+            "An upper bound of the norm of the layer whose weights are the difference.",
+        ),
+        Column("norm", "norm_upper", texts.rounded_up, "certified", "An upper bound of the norm of the first layer."),
+        Column(
+            "share",
+            "share",
+            texts.percent_up,
+            "certified",
+            "An upper bound of the norm of the difference, divided by the norm of the first model's layer.",
+        ),
+    ),
+    (*GEOMETRY_FIELDS, "other_name", "difference_upper", "norm_upper", "share", "linear", "note"),
+    {"share": _by_share, "depth": _by_place, "name": _by_name, "norm": _by_norm},
+    _changed,
+)
+"""The report of `convsv compare`, whose rows are a `DifferenceReport` each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from examples.paper.certified import certified
 from examples.paper.cost import cost
 from examples.paper.frameworks import frameworks
 from examples.paper.robustness import robustness
@@ -18,6 +19,7 @@ def paper() -> None:
 
 
 paper.add_command(robustness)
+paper.add_command(certified)
 paper.add_command(cost)
 paper.add_command(spectra)
 paper.add_command(frameworks)

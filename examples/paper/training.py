@@ -44,6 +44,13 @@ class Recipe:
         Steps from one projection to the next. A projection always follows the last step.
     method : str
         As for `convsv_core.project`; "dykstra" finds the nearest kernel.
+    everywhere : bool
+        Whether the bound is also one of the linear layer, and of each convolution together with the batch normalisation
+        behind it, with its own padding.
+    network_bound : float or None
+        The bound of the Lipschitz constant of the whole network, in place of `bound`, by `everywhere`'s layers.
+    logit_scale : float
+        The loss takes the logits times this number. A bounded network cannot enlarge them by itself.
     seed : int
         The seed of the initial weights and of the order of the images.
     """
@@ -57,7 +64,15 @@ class Recipe:
     bound: float | None = None
     every: int = 1
     method: str = "dykstra"
+    everywhere: bool = False
+    network_bound: float | None = None
+    logit_scale: float = 1.0
     seed: int = 0
+
+    @property
+    def layers_alone(self) -> bool:
+        """Whether the bound is one of the convolutions alone, or there is none."""
+        return self.network_bound is None and not (self.everywhere and self.bound is not None)
 
 
 @dataclass(frozen=True)
@@ -119,16 +134,14 @@ def train(images: Images, recipe: Recipe, watch: Watch | None = None) -> Trained
     batches = len(images.train_images) // recipe.batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * batches)
     # `project_after_step` would do the same, but inside the optimizer's step, where its time cannot be measured.
-    projection = None
-    if recipe.bound is not None:
-        options = {"method": recipe.method, "headroom": 0.0, "circular": True, "layers": layers}
-        projection = StepProjection(model, recipe.bound, recipe.every, **options)
+    projection = _projection(model, images, layers, recipe)
     steps, seconds, projection_seconds = 0, 0.0, 0.0
     for _ in range(recipe.epochs):
         order = torch.randperm(len(images.train_images))
         for rows in order[: batches * recipe.batch].split(recipe.batch):
             began = time.process_time()
-            loss = F.cross_entropy(model(images.train_images[rows]), images.train_labels[rows])
+            logits = recipe.logit_scale * model(images.train_images[rows])
+            loss = F.cross_entropy(logits, images.train_labels[rows])
             if not torch.isfinite(loss):
                 return Trained(model.eval(), layers, steps, True, seconds, projection_seconds)
             optimizer.zero_grad()
@@ -145,7 +158,24 @@ def train(images: Images, recipe: Recipe, watch: Watch | None = None) -> Trained
                     projection.project()
                 projection_seconds += time.process_time() - began
     torch.optim.swa_utils.update_bn(images.train_images.split(recipe.batch), model)
+    if projection is not None and not recipe.layers_alone:
+        projection.project()  # the new moments change the scale of batch normalisation
     return Trained(model.eval(), layers, steps, False, seconds, projection_seconds)
+
+
+def _projection(model: ResNet, images: Images, layers: list[ConvLayer], recipe: Recipe) -> StepProjection | None:
+    """Return the projection of a recipe, or None without a bound."""
+    if recipe.layers_alone:
+        if recipe.bound is None:
+            return None
+        options = {"method": recipe.method, "headroom": 0.0, "circular": True, "layers": layers}
+        return StepProjection(model, recipe.bound, recipe.every, **options)
+    options = {"method": recipe.method, "example_input": images.train_images[:1]}
+    if recipe.network_bound is None:
+        options |= {"bound": recipe.bound, "linear": True, "batch_norm": "fold"}
+    else:
+        options |= {"network_bound": recipe.network_bound}
+    return StepProjection(model, every=recipe.every, **options)
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

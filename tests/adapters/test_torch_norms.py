@@ -97,13 +97,47 @@ INDUCTOR = (pytest.mark.thorough, pytest.mark.skipif(COMPILER is None, reason="n
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=INDUCTOR)])
 def test_a_compiled_model_is_the_same(backend: str) -> None:
     model = nn.Sequential(operator_norm(nn.Conv2d(3, 4, 3), bound=0.3), nn.ReLU())
-    compiled = torch.compile(model, backend=backend)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     batch = images(2)
     wanted, found = model(batch), compiled(batch)
     assert torch.allclose(found, wanted, rtol=0, atol=16 * torch.finfo(torch.float32).eps)
     found.square().sum().backward()
     gradient = model[0].parametrizations.weight.original.grad
     assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize("with_extents", [False, True])
+@pytest.mark.parametrize("kind", ["norm_hinge", "squared_norm"])
+def test_a_compiled_penalty_is_the_same(kind: str, with_extents: bool) -> None:
+    batch = images(2)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, stride=2, padding=1))
+    layers = conv_layers(model, batch if with_extents else None)
+    options = {"bound": 0.1} if kind == "norm_hinge" else {}
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).square().sum() + penalty(model, kind, layers=layers, **options)
+
+    gradients = []
+    for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        function(batch).backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+    for wanted, found in zip(*gradients, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_model_has_operators_of_pytorch_alone() -> None:
+    model = nn.Sequential(operator_norm(nn.Conv2d(3, 4, 3), bound=0.3), nn.ReLU()).eval()
+    batch = images(2)
+    exported = torch.export.export(model, (batch,))
+    assert not any("convsv" in str(node.target) for node in exported.graph.nodes)
+    assert torch.allclose(exported.module()(batch), model(batch), atol=1e-6)
+
+
+def test_a_second_derivative_is_that_of_the_norm() -> None:
+    conv = convsv.Conv("OIHW")
+    kernel = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda kernel: convsv.operator_norm(kernel, (5, 4), conv), kernel)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -46,3 +46,17 @@ def test_training_replays_every_layer_and_step(training: dict[str, Any]) -> None
     (ranks,) = training["ranks"]
     assert len(ranks["alone_times"]) == len(ranks["shared_times"]) == training["arguments"]["turns"]
     assert all(seconds > 0 for seconds in ranks["alone_times"] + ranks["shared_times"])
+
+
+def test_compiled_training_holds_the_bound_where_it_promises_to(measure: Any) -> None:
+    pytest.importorskip("optax")
+    found = measure("training-jax", shows="rescale, every size", plot=False)
+    rows = {row["method"]: row for row in found["rows"]}
+    plain = np.asarray(rows["plain step"]["times"])
+    assert len(plain) == found["arguments"]["turns"]
+    for row in rows.values():
+        assert row["overhead"] == pytest.approx(np.median(np.asarray(row["times"]) / plain[: row["steps"]] - 1))
+    for method in ("rescale", "dykstra"):
+        assert rows[f"{method}, every size"]["norm"] <= 1 + 1e-6
+        assert rows[f"{method}, circular"]["circular_norm"] <= 1 + 1e-6
+    assert rows["plain step"]["circular_norm"] > 1

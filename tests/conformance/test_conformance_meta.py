@@ -160,7 +160,7 @@ def pytest_anywhere(directory: Path, environment: dict[str, str], *options: str)
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -277,6 +277,21 @@ def test_jax_passes_in_its_default_mode_too(tmp_path: Path) -> None:
             tmp_path, {**os.environ, "JAX_ENABLE_X64": "0"}, "--convsv-backend", "jax", "--convsv-dtype", "float64"
         ).stdout
     )
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(("-k", "(values/rectangular or gradients/1d or errors/nan or norm/2d) and float32"), id="few"),
+        pytest.param(("--convsv-quick",), id="all", marks=pytest.mark.thorough),
+    ],
+)
+def test_jax_passes_without_calls_of_the_host_too(tmp_path: Path, chosen: tuple[str, ...]) -> None:
+    """On a CPU, programs call the host; here they are as on an accelerator."""
+    pytest.importorskip("jax")
+    environment = {**os.environ, "CONVSV_JAX_HOST": "0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = pytest_anywhere(tmp_path, environment, "--convsv-backend", "jax", *chosen)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout
 
 
 def test_the_suite_runs_under_pytest_from_anywhere(tmp_path: Path) -> None:

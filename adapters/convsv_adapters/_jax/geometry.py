@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
-from convsv_adapters._layers import ConvLayer, make_layer
+from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import transposed_conv
-from convsv_core.layers import Extents
+from convsv_core.layers import Extents, Layer, join_notes
 
 __all__ = [
+    "COMPUTED_BY",
     "FoundConv",
     "Sides",
+    "computed_layer",
     "linear_conv",
     "make_conv",
     "make_traced_layer",
     "make_transposed_conv",
     "per_axis",
 ]
+
+COMPUTED_BY = "its weight is computed in the forward pass by {}"
+"""The words for a weight that a wrapper computes, with a place for the wrapper's class."""
 
 Sides: TypeAlias = tuple[tuple[int, int], ...]
 """The numbers of elements added before and after each spatial axis."""
@@ -82,6 +87,34 @@ def make_traced_layer(
 def linear_conv(layout: str) -> FoundConv:
     """Return the geometry of a linear layer, whose kernel has one more axis, W, with the layer's weight as its tap."""
     return FoundConv(Conv(layout, padding=0, padding_mode="zeros"))
+
+
+def computed_layer(layer: ConvLayer, found: FoundConv, kernels: Sequence[jax.Array], wrapper: str) -> Layer:
+    """Return a layer whose kernel a wrapper computes, with the kernel that it used in a call.
+
+    Parameters
+    ----------
+    layer : ConvLayer
+        Without geometry.
+    found : FoundConv
+        The geometry of the layer inside of the wrapper.
+    kernels : sequence of array
+        The kernels that the layer used, one for each of its calls.
+    wrapper : str
+        The class of the wrapper.
+
+    Returns
+    -------
+    Layer
+        Without figures, and with the reason, unless there was just one call.
+    """
+    if found.conv is None or layer.unknown_forward:
+        return dataclasses.replace(model_layer(layer, None), conv=None)
+    if len(kernels) != 1:
+        calls = "wanted an example_input that reaches it" if not kernels else f"it is called {len(kernels)} times"
+        return Layer(layer.name, None, None, None, f"{COMPUTED_BY.format(wrapper)}: {calls}")
+    note = f"its kernel is the one that {wrapper} computes for the example_input"
+    return Layer(layer.name, kernels[0], found.conv, layer.largest_input_shape, join_notes(note, found.note))
 
 
 def make_conv(

@@ -10,6 +10,7 @@ __all__ = ["COMMANDS", "convsv"]
 
 COMMANDS = {
     "backends": "List the array libraries, and say why one cannot be used.",
+    "compare": "Certify how far the weights of two networks are apart, layer by layer.",
     "conformance": "Check backends against the dense matrix of the operator.",
     "lipschitz": "Certify the Lipschitz constant of a whole network.",
     "norm": "Certify the norm of every convolution for every input size.",

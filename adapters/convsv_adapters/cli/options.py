@@ -146,7 +146,7 @@ class ModelOptions:
 
 
 def model_options(
-    sort_keys: Iterable[str], argument: Callable[[Any], Any] | None = None
+    sort_keys: Iterable[str], argument: Callable[[Any], Any] | None = None, default_sort: str = "depth"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a decorator that gives a command a model, `options` as `ModelOptions`, `json_path` and `sort`.
 
@@ -156,6 +156,8 @@ def model_options(
         The orders that the command's table can have.
     argument : callable, optional
         The click argument in place of that for one model, which is called `model`.
+    default_sort : str, default "depth"
+        The order of the table without ``--sort``.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,19 +171,20 @@ def model_options(
             backend_name: str,
             device: str | None,
             dtype: str | None,
+            linear: bool,
             **others: Any,
         ) -> Any:
             shapes = shapes_by_input(input_shapes)
             patterns = [pattern for pattern, _ in geometries]
             if repeated := {pattern for pattern in patterns if patterns.count(pattern) > 1}:
                 raise click.UsageError(f"--layer is given twice for {min(repeated)}")
-            read_options = ReadOptions(shapes, layout, network, dict(geometries))
+            read_options = ReadOptions(shapes, layout, network, dict(geometries), linear)
             return command(options=ModelOptions(read_options, backend_name, device, dtype), **others)
 
         sort = click.option(
             "--sort",
             type=click.Choice(list(sort_keys)),
-            default="depth",
+            default=default_sort,
             show_default=True,
             help="Order of the table: depth begins at the input, name is alphabetical, and the others show the most "
             "remarkable layers first.",
@@ -275,6 +278,12 @@ _MODEL_OPTIONS = (
         multiple=True,
         help="Geometry of a layer in files that hold only weights, as 'conv1.weight:groups=4,stride=2x1'. FACTS are "
         f"{', '.join(GEOMETRY_KEYS)}. NAME may be a pattern, as 'up*'. May be given more than once.",
+    ),
+    click.option(
+        "--linear",
+        is_flag=True,
+        help="List dense layers too, which are convolutions of one tap on one pixel. In files that hold only weights: "
+        "the matrices whose names or biases say that they are dense layers.",
     ),
     click.option(
         "--backend", "backend_name", default="numpy", show_default=True, help="Array library to compute with."

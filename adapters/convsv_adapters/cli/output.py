@@ -79,7 +79,8 @@ def exit_without_figures(reports: Sequence[Row]) -> None:
     """Say how many layers have no figures, and exit with status 1 if no layer has any."""
     without = sum(not report.has_figures for report in reports)
     if without:
-        click.echo(f"{without} of {len(reports)} convolutions have no figures; their notes say why.", err=True)
+        nouns = "layers" if any(report.linear for report in reports) else "convolutions"
+        click.echo(f"{without} of {len(reports)} {nouns} have no figures; their notes say why.", err=True)
     if without == len(reports):
         raise click.exceptions.Exit(1)
 

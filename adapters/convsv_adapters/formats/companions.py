@@ -10,7 +10,7 @@ import numpy as np
 
 from convsv_adapters.formats.parts import HostArray
 
-__all__ = ["Companions", "look_around", "shown_names"]
+__all__ = ["Companions", "bias_of", "doubt_about", "look_around", "owner_of", "shown_names"]
 
 WRAPPERS = ("_orig_mod", "module")
 """Parts of names that `torch.compile`, `DataParallel` and wrappers of a layer add."""
@@ -74,10 +74,10 @@ def look_around(
     sure : bool
         Whether the user says that it is a kernel.
     """
-    bias = _bias(name, named)
+    bias = bias_of(name, named)
     if bias is not None and bias.shape == array.shape and not sure:
         return Companions(is_kernel=False)
-    if doubt := _changed(name, array, named):
+    if doubt := doubt_about(name, array, named):
         return Companions(doubt=doubt)
     told = Companions()
     if bias is not None and bias.ndim == 1 and not sure:
@@ -107,14 +107,15 @@ def shown_names(names: Collection[str]) -> dict[str, str]:
     return {name: shown if shown and counts[shown] == 1 else name for name, shown in short.items()}
 
 
-def _owner(name: str) -> str | None:
+def owner_of(name: str) -> str | None:
     """Return the prefix of the layer that owns a weight; None if the name is not one of a layer's weight."""
     match = WEIGHT.fullmatch(name)
     return None if match is None else (match[1] or "")
 
 
-def _bias(name: str, named: Mapping[str, HostArray | str]) -> HostArray | None:
-    owner = _owner(name)
+def bias_of(name: str, named: Mapping[str, HostArray | str]) -> HostArray | None:
+    """Return the bias beside a weight; None if there is none."""
+    owner = owner_of(name)
     candidates = [f"{name}_bias", f"{name}.bias", f"{name}_b"]
     if owner is not None:
         candidates = [f"{owner}bias", f"{owner}b", *candidates]
@@ -124,9 +125,9 @@ def _bias(name: str, named: Mapping[str, HostArray | str]) -> HostArray | None:
     return next((bias for bias in found if isinstance(bias, np.ndarray)), None)
 
 
-def _changed(name: str, array: HostArray, named: Mapping[str, HostArray | str]) -> str:
+def doubt_about(name: str, array: HostArray, named: Mapping[str, HostArray | str]) -> str:
     """Return the reason why a stored array is not the weight of the layer; "" if nothing says so."""
-    owner = _owner(name)
+    owner = owner_of(name)
     if match := re.fullmatch(r"(.*\bparametrizations\.[^.]+)\..+", name):
         return f"a part of {match[1]}, of which the file does not say how it makes the weight"
     if re.search(r"(^|[._])(weight|kernel|w)_(orig|bar|v|mask)$", name):

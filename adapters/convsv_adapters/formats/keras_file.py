@@ -17,7 +17,7 @@ from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
 from convsv_adapters.parameters import LAYOUTS, HostArray, refuse_geometry
 from convsv_core.conv import SPATIAL_LETTERS, Conv, transposed_conv
-from convsv_core.layers import Layer, ModelError, ReadOptions
+from convsv_core.layers import Layer, ModelError, ReadOptions, dense_layer
 from convsv_core.plugins import hookimpl
 
 __all__ = ["convsv_read_model", "convsv_write_model"]
@@ -246,6 +246,12 @@ def _holds_kernels(file: Any, layer: _Configured, archive: bool) -> bool:
 def _layers(layer: _Configured, arrays: _Arrays | str, options: ReadOptions, *, holds_kernels: bool) -> Iterator[Layer]:
     """Yield the convolutions of a layer: two of a separable one, none of a layer without convolutions."""
     match = KERAS_LAYER.fullmatch(layer.kind)
+    if options.linear and layer.kind == "Dense" and layer.is_keras:
+        yield _dense(layer, arrays)
+        return
+    if options.linear and layer.kind == "EinsumDense":
+        yield Layer(layer.name, None, None, None, "an EinsumDense, which is not read as a dense layer", linear=True)
+        return
     if match is None or not layer.is_keras:
         if "Conv" in layer.kind or (not layer.is_keras and holds_kernels):
             recurrent = layer.is_keras and re.fullmatch(r"ConvLSTM\dD", layer.kind)
@@ -291,6 +297,13 @@ def _layers(layer: _Configured, arrays: _Arrays | str, options: ReadOptions, *, 
         outputs = tuple((n + sum(sides) - span) // s + 1 for n, sides, span, s in axes)
     pointwise = Conv(f"{letters}IO", padding="valid", padding_mode="zeros")
     yield Layer(f"{layer.name}/pointwise", arrays.values[1], pointwise, outputs, note)
+
+
+def _dense(layer: _Configured, arrays: _Arrays | str) -> Layer:
+    reason = _doubt(layer, arrays, 0, separable=False)
+    if isinstance(arrays, str) or reason:
+        return Layer(layer.name, None, None, None, arrays if isinstance(arrays, str) else reason, linear=True)
+    return dense_layer(layer.name, arrays.values[0], "IO")
 
 
 def _doubt(layer: _Configured, arrays: _Arrays | str, rank: int, *, separable: bool) -> str:

@@ -13,7 +13,13 @@ import numpy as np
 
 from convsv_adapters.formats.errors import damaged
 from convsv_adapters.formats.files import zip_members
-from convsv_adapters.parameters import LAYOUTS, HostArray, in_natural_order, layers_from_arrays, not_floating
+from convsv_adapters.parameters import (
+    HostArray,
+    in_natural_order,
+    kernel_ranks,
+    layers_from_arrays,
+    not_floating,
+)
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
@@ -41,7 +47,8 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
         raise damaged(path, "an .npz archive", error) from None
     named = [(name, array) for name, array in arrays if isinstance(array, np.ndarray)]
     stored = {name: Stored(name, array.dtype.name) for name, array in named if array.dtype.itemsize <= 16}
-    quantised = {name: not_floating(name, array.dtype.name) for name, array in named if array.ndim in LAYOUTS}
+    ranks = kernel_ranks(options)
+    quantised = {name: not_floating(name, array.dtype.name) for name, array in named if array.ndim in ranks}
     readable: list[tuple[str, HostArray | str]] = [(name, quantised.get(name) or array) for name, array in named]
     ordered = in_natural_order(name for name, _ in named)
     return layers_from_arrays(readable, options, path, ordered=ordered, stored=stored)

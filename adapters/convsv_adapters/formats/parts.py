@@ -44,16 +44,19 @@ class _Whole(NamedTuple):
     parts: tuple[str, ...]
 
 
-def put_together(named: Mapping[str, HostArray | str]) -> Named:
+def put_together(named: Mapping[str, HostArray | str], *, least_rank: int = 3) -> Named:
     """Return named arrays with each weight that is kept in parts put together, or the reason why it is not.
 
     The weight takes the place of the part that has its shape, under its own name, such as ``conv.weight``. The other
     parts are left out. Known are weight normalisation along any axis or none, spectral normalisation, and a mask of
     `torch.nn.utils.prune`, as `torch.nn.utils` and its parametrizations store them and as wrappers of PyTorch 0.4 did.
-    A weight behind any other parametrization is not known. Names that only look like parts stay.
+    A weight behind any other parametrization is not known. Names that only look like parts stay, and so do the parts of
+    weights of fewer axes than `least_rank`.
     """
     found = dict(named)
-    while whole := next(_wholes(found), None):  # a part may itself be in parts: a mask on the v of a normalisation
+    while whole := next(
+        _wholes(found, least_rank), None
+    ):  # a part may itself be in parts: a mask on the v of a normalisation
         merged: Named = {}
         for name, array in found.items():
             if name == whole.place:
@@ -64,7 +67,7 @@ def put_together(named: Mapping[str, HostArray | str]) -> Named:
     return found
 
 
-def _wholes(named: Named) -> Any:
+def _wholes(named: Named, least_rank: int) -> Any:
     """Yield each weight whose parts are all there."""
     families: dict[tuple[str, str, bool], dict[str, str]] = {}
     for name in named:
@@ -79,7 +82,7 @@ def _wholes(named: Named) -> Any:
         if place is None:
             continue
         reasons = [part for part in parts.values() if isinstance(part, str)]
-        if not reasons and np.ndim(parts[place]) < 3:
+        if not reasons and np.ndim(parts[place]) < least_rank:
             continue
         arrays = {part: array for part, array in parts.items() if isinstance(array, np.ndarray)}
         weight = reasons[0] if reasons else (_new if is_new else _old)(arrays, named.get(whole))

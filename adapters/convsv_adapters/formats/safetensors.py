@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from convsv_adapters.formats.bfloat16 import from_bfloat16_bits, to_bfloat16_bits
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes
-from convsv_adapters.parameters import LAYOUTS, HostArray, layers_from_arrays, may_be_kernel, not_floating
+from convsv_adapters.parameters import HostArray, kernel_ranks, layers_from_arrays, may_be_kernel, not_floating
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
@@ -47,15 +47,16 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     if not _is_safetensors(path):
         return None
     tensors = _tensors(path)
-    arrays = [(name, array) for name, tensor in tensors if (array := _array(name, tensor)) is not None]
+    ranks = kernel_ranks(options)
+    arrays = [(name, array) for name, tensor in tensors if (array := _array(name, tensor, ranks)) is not None]
     dtypes = {name: tensor["dtype"] for name, tensor in tensors}
     stored = {name: Stored(name, NUMBERS[dtype].name) for name, dtype in dtypes.items() if dtype in NUMBERS}
     return layers_from_arrays(arrays, options, path, ordered=False, stored=stored)
 
 
-def read_shard(path: Path) -> dict[str, HostArray | str]:
-    """Return the arrays of a file that holds a part of one network."""
-    return {name: array for name, tensor in _tensors(path) if (array := _array(name, tensor)) is not None}
+def read_shard(path: Path, ranks: Collection[int]) -> dict[str, HostArray | str]:
+    """Return the arrays of a file that holds a part of one network, whose weights have so many axes."""
+    return {name: array for name, tensor in _tensors(path) if (array := _array(name, tensor, ranks)) is not None}
 
 
 @hookimpl
@@ -94,10 +95,10 @@ def _tensors(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise damaged(path, "a safetensors file", error) from None
 
 
-def _array(name: str, tensor: dict[str, Any]) -> HostArray | str | None:
+def _array(name: str, tensor: dict[str, Any], ranks: Collection[int]) -> HostArray | str | None:
     """Return the array of a tensor, the reason why it cannot be read, or None if it could not be a kernel."""
     dtype, shape = tensor["dtype"], tuple(tensor["shape"])
-    could_be_kernel = len(shape) in LAYOUTS and math.prod(shape) > 0
+    could_be_kernel = len(shape) in ranks and math.prod(shape) > 0
     if dtype == "BOOL" or (dtype in ("I8", "U8") and name.endswith("mask")):
         return np.frombuffer(tensor["data"], np.uint8).reshape(shape)
     if dtype in NOT_FLOATING:

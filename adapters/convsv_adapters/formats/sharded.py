@@ -9,7 +9,7 @@ from pathlib import Path
 from convsv_adapters.formats import safetensors, state_dict
 from convsv_adapters.formats.errors import damaged
 from convsv_adapters.formats.files import first_bytes
-from convsv_adapters.parameters import HostArray, layers_from_arrays
+from convsv_adapters.parameters import HostArray, kernel_ranks, layers_from_arrays
 from convsv_core.layers import Layer, ModelError, ReadOptions
 from convsv_core.plugins import hookimpl
 
@@ -29,7 +29,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
         if not shard.is_file():
             raise ModelError(f"{path}: the file {name} of its index is missing")
         reader = safetensors if shard.suffix.lower() == ".safetensors" else state_dict
-        arrays |= reader.read_shard(shard)
+        arrays |= reader.read_shard(shard, kernel_ranks(options))
     return layers_from_arrays(arrays.items(), options, path, ordered=False)
 
 

@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
 from convsv_adapters.formats.tree import Tree, find_networks
 from convsv_adapters.parameters import (
-    LAYOUTS,
     HostArray,
     NetworkArrays,
+    kernel_ranks,
     layers_from_networks,
     may_be_kernel,
     not_floating,
@@ -65,7 +65,8 @@ def convsv_read_model(path: Path, options: ReadOptions) -> LayerList | None:
         return None
     stored = _stored(loaded)
     networks, left_out = loaded.tree.networks, list(loaded.tree.left_out)
-    with_kernels = [name for name, tensors in networks.items() if any(t.ndim in LAYOUTS for t in tensors.values())]
+    ranks = kernel_ranks(options)
+    with_kernels = [name for name, tensors in networks.items() if any(t.ndim in ranks for t in tensors.values())]
     chosen = options.network
     if chosen is not None:
         if chosen not in networks:
@@ -77,7 +78,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> LayerList | None:
     found = [
         NetworkArrays(
             name if several else "",
-            {key: array for key, t in networks[name].items() if (array := _array(key, t, loaded.torch)) is not None},
+            _arrays(networks[name], loaded.torch, ranks),
             {key: stored[full] for key in networks[name] if (full := _key(name, key)) in stored},
         )
         for name in with_kernels
@@ -86,14 +87,13 @@ def convsv_read_model(path: Path, options: ReadOptions) -> LayerList | None:
     return LayerList(layers, networks=with_kernels, left_out=[*left_out, *layers.left_out])
 
 
-def read_shard(path: Path) -> dict[str, HostArray | str]:
-    """Return the arrays of a file that holds a part of one state dict."""
+def read_shard(path: Path, ranks: Collection[int]) -> dict[str, HostArray | str]:
+    """Return the arrays of a file that holds a part of one state dict, whose weights have so many axes."""
     loaded = _load(path)
     if loaded is None:
         raise ModelError(f"{path}: not a PyTorch checkpoint")
     tensors = {name: tensor for part in loaded.tree.networks.values() for name, tensor in part.items()}
-    arrays = {name: _array(name, tensor, loaded.torch) for name, tensor in tensors.items()}
-    return {name: array for name, array in arrays.items() if array is not None}
+    return _arrays(tensors, loaded.torch, ranks)
 
 
 @hookimpl
@@ -110,7 +110,7 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
     with loaded.torch.no_grad():
         tensors = loaded.keyed()
         for name, kernel in kernels.items():
-            tensors[name].copy_(loaded.torch.from_numpy(kernel))
+            tensors[name].copy_(loaded.torch.from_numpy(kernel).reshape(tensors[name].shape))
     with target.open("wb") as file:
         loaded.torch.save(loaded.content, file, _use_new_zipfile_serialization=zipfile.is_zipfile(path))
     return True
@@ -183,7 +183,13 @@ def _dtype_name(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _array(name: str, tensor: Any, torch: Any) -> HostArray | str | None:
+def _arrays(tensors: Mapping[str, Any], torch: Any, ranks: Collection[int]) -> dict[str, HostArray | str]:
+    """Return the numbers of tensors by name, or the reasons why they cannot be read: see `_array`."""
+    arrays = {name: _array(name, tensor, torch, ranks) for name, tensor in tensors.items()}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _array(name: str, tensor: Any, torch: Any, ranks: Collection[int]) -> HostArray | str | None:
     """Return a tensor's numbers, the reason why they cannot be read, or None for such a tensor that is no kernel.
 
     A dtype that NumPy lacks comes as float32 or complex64, which hold it exactly.
@@ -197,7 +203,7 @@ def _array(name: str, tensor: Any, torch: Any) -> HostArray | str | None:
     elif not is_number:
         reason = not_floating(name, _dtype_name(tensor))
     if reason:
-        return reason if tensor.ndim in LAYOUTS and tensor.numel() and may_be_kernel(name) else None
+        return reason if tensor.ndim in ranks and tensor.numel() and may_be_kernel(name) else None
     if not is_number:
         return tensor.numpy() if name.endswith("mask") and not tensor.is_meta else None
     tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
 import convsv_core
 from convsv_adapters._layers import ConvLayer, check_bound, check_method, operators_of
+from convsv_adapters.keras._folding import Folded, bound_normalisations, following
 from convsv_adapters.keras._geometry import check_dtype, register
-from convsv_adapters.keras._layers import conv_layers
+from convsv_adapters.keras._layers import conv_layers, every_layer
 from convsv_core.conv import as_int
 from convsv_core.layers import Operator
 from convsv_core.plugins import backend_of
@@ -39,11 +40,18 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
         input size.
     example_input : optional
         As for `conv_layers`; needed with `circular`.
+    linear : bool, default False
+        Bound the kernels of `Dense` layers too.
+    batch_norm : "fold", optional
+        Bound every batch normalisation too, as it is in inference mode: together with the layer that it follows
+        directly, whose own kernel is then free, or alone. The normalisation's scale is made smaller, whatever the
+        `method`. The model has to be functional or sequential, as have nested models with normalisations.
 
     Attributes
     ----------
     norms : dict of str to float
-        Certified upper bound of each kernel's norm at the last projection, by the path of its variable.
+        Certified upper bound of each kernel's norm at the last projection, by the path of its variable. It is the norm
+        of both where a normalisation follows the layer. A normalisation that stands alone has the path of its scale.
 
     Notes
     -----
@@ -63,10 +71,15 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
         method: ProjectionMethod = "rescale",
         circular: bool = False,
         example_input: Any = None,
+        linear: bool = False,
+        batch_norm: Literal["fold"] | None = None,
     ) -> None:
         super().__init__()
         self.bound, self.every = check_bound(bound, positive=True), as_int("every", every, least=1)
         self.method, self.circular, self.example_input = check_method(method), circular, example_input
+        if batch_norm not in (None, "fold"):
+            raise ValueError(f"batch_norm={batch_norm!r}: wanted 'fold' or None")
+        self.linear, self.batch_norm = linear, batch_norm
         self.norms: dict[str, float] = {}
         self._batches = 0
 
@@ -74,13 +87,20 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
         """Project the convolutions of `model`, or of the model that is trained, and return `norms`."""
         model = self.model if model is None else model  # on JAX, reading `self.model` writes the trainer's state back
         groups: dict[Any, list[ConvLayer]] = {}
-        for layer in conv_layers(model, self.example_input):
+        found = conv_layers(model, self.example_input, linear=self.linear)
+        folded: list[Folded] = []
+        if self.batch_norm == "fold":
+            followed = following(model, every_layer(model), found)
+            found, folded = followed.bare, followed.folded
+        for layer in found:
             key = layer.kernel_shape, str(layer.kernel.dtype), operators_of(layer, self.circular)
             groups.setdefault(key, []).append(layer)
         self.norms = {}
         for (*_, operators), layers in groups.items():
             for layer, norm in zip(layers, self._project(layers, operators), strict=True):
                 self.norms[layer.name] = norm
+        for name, norm in bound_normalisations(folded, self.bound, self.circular).items():
+            self.norms[name] = max(norm, self.norms.get(name, 0.0))
         return self.norms
 
     def _project(self, layers: list[ConvLayer], operators: tuple[Operator, ...]) -> list[float]:
@@ -119,7 +139,8 @@ class OperatorNormProjection(keras.callbacks.Callback):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, without the `example_input`, for `from_config`."""
-        return {"bound": self.bound, "every": self.every, "method": self.method, "circular": self.circular}
+        names = ("bound", "every", "method", "circular", "linear", "batch_norm")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> OperatorNormProjection:

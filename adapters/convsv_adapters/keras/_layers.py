@@ -12,7 +12,7 @@ from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
 from convsv_adapters._layers import ConvLayer, make_layer, model_layer
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents, Layer, join_notes
+from convsv_core.layers import Extents, Layer, dense_layer, join_notes
 
 __all__ = ["conv_layers", "declared_input", "kernel_shape", "model_layers"]
 
@@ -88,11 +88,12 @@ def conv_layers(model: keras.layers.Layer, example_input: object = None, *, line
     return [found for _, kernels in _by_layer(model, example_input, kinds) for found in kernels]
 
 
-def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer]:
+def model_layers(model: keras.layers.Layer, example_input: object, linear: bool = False) -> list[Layer]:
     """Return the convolutions with their kernels, as a report of the core takes them.
 
     Without an example input the extents are those of `keras.Input`, with `FREE_EXTENT` for axes that it leaves free.
     The kernels of recurrent convolutions are listed without geometry, because no norm of one kernel bounds the layer.
+    With `linear` the `Dense` layers are among the rows.
     """
     note = ""
     if example_input is None:
@@ -103,6 +104,8 @@ def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer
             row = model_layer(one, one.kernel)
             assumed = bool(note) and row.input_shape is not None
             rows.append(replace(row, note=join_notes(row.note, note), assumed_extents=True) if assumed else row)
+        if linear and isinstance(layer, LINEAR):
+            rows.append(_dense(layer))
         if isinstance(layer, RECURRENT):
             kind = type(layer).__name__
             reason = (
@@ -113,11 +116,20 @@ def model_layers(model: keras.layers.Layer, example_input: object) -> list[Layer
     return rows
 
 
+def _dense(layer: keras.layers.Layer) -> Layer:
+    """Return a dense layer with the matrix that its call uses, or with the reason why that is not known."""
+    if type(layer) is not keras.layers.Dense or not layer.built or getattr(layer, "quantization_mode", None):
+        reason = f"a {type(layer).__name__} that is not built, is quantised or is a class of its own: it is not read"
+        return Layer(layer.path, None, None, None, reason, linear=True)
+    kernel = keras.ops.convert_to_tensor(layer.kernel)  # with the low-rank adaptation, if there is one
+    return dense_layer(layer._kernel.path if hasattr(layer, "_kernel") else layer.path, kernel, "IO")
+
+
 def _by_layer(
     model: keras.layers.Layer, example_input: object, kinds: tuple[type[Any], ...]
 ) -> Iterator[tuple[keras.layers.Layer, list[ConvLayer]]]:
     """Yield each layer of a model, once, with its kernels, which are none unless it is of one of the given classes."""
-    layers = list(dict.fromkeys(_every_layer(model)))
+    layers = list(dict.fromkeys(every_layer(model)))
     traced = example_input is not None
     seen = _extents(model, [one for one in layers if isinstance(one, kinds)], example_input) if traced else {}
     for layer in layers:
@@ -148,11 +160,12 @@ def declared_input(model: keras.layers.Layer) -> tuple[Any, str]:
     return example, f"keras.Input leaves axes free: the extents are those for {taken}; an example_input gives others"
 
 
-def _every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def every_layer(model: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yield a model and every layer in it, one that is shared several times."""
     yield model
     for layer in getattr(model, "_layers", ()):
         if isinstance(layer, keras.layers.Layer):
-            yield from _every_layer(layer)
+            yield from every_layer(layer)
 
 
 def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, reached: bool) -> Iterator[ConvLayer]:

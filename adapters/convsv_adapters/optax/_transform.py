@@ -72,8 +72,9 @@ def operator_norm_bound(
     Notes
     -----
     A step of "dykstra" decomposes the matrices at all frequencies of the grid. The check whether a kernel is within the
-    bound decomposes about a tenth of them. On a CPU, ten steps for a layer of 64 channels take seconds: use a larger
-    `every` there, or "rescale", which takes a tenth of the time or less.
+    bound decomposes about a tenth of them. A program for one device of a CPU calls NumPy code for both, which visits
+    few frequencies. On two busy cores, with four convolutions of up to 128 channels and batches of 64 images,
+    "dykstra" doubled the time of a training step, and "rescale" added 15 %.
 
     Batch normalisations are not bounded: a transformation sees parameters alone, and their scale depends on running
     variances, which are no parameters.

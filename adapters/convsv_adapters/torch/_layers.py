@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from convsv_adapters._layers import ConvLayer, make_layer, model_layer
+from convsv_adapters._layers import ConvLayer, make_layer
 from convsv_adapters.torch._folding import Following, FollowingWatch, is_batch_norm, scale_of, scaled_kernel
 from convsv_adapters.torch._forward import run_forward
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents, Layer, join_notes
+from convsv_core.layers import Extents, join_notes
 
 __all__ = [
     "COMPUTED_IN_FORWARD",
@@ -25,8 +25,9 @@ __all__ = [
     "BatchNormMode",
     "conv_layers",
     "convolutions",
+    "found_layers",
+    "has_torch_forward",
     "listed_modules",
-    "model_layers",
     "renewed_layers",
     "unwrapped",
     "without_autocast",
@@ -111,19 +112,35 @@ def conv_layers(
     watch = None if batch_norm is None else FollowingWatch([one for one in found.values() if is_batch_norm(one)])
     if watch is not None:
         _check_statistics(found, example_input)
-    seen: dict[nn.Module, dict[Extents, Extents]] = {}
-    if example_input is not None:
-        run_forward(
-            unwrapped(model), example_input, {one for one in found.values() if not is_batch_norm(one)}, seen, watch
-        )
-    layers = {
-        module: _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
-        for name, module in found.items()
-        if not is_batch_norm(module)
-    }
+    layers = found_layers(model, found, example_input, watch)
     if watch is None:
         return list(layers.values())
     return list(_with_normalisations(found, layers, watch.result()))
+
+
+def found_layers(
+    model: nn.Module, found: Mapping[str, nn.Module], example_input: object, watch: FollowingWatch | None
+) -> dict[nn.Module, ConvLayer]:
+    """Return the layers of a model by their modules, after a forward pass if there is an input for it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    found : mapping from str to torch.nn.Module
+        The modules of the layers and of normalisations, from `listed_modules`.
+    example_input : object
+        As for `conv_layers`.
+    watch : FollowingWatch or None
+        It sees the forward pass.
+    """
+    seen: dict[nn.Module, dict[Extents, Extents]] = {}
+    listed = {module: name for name, module in found.items() if not is_batch_norm(module)}
+    if example_input is not None:
+        run_forward(unwrapped(model), example_input, listed, seen, watch)
+    return {
+        module: _conv_layer(name, module, seen.get(module, {}), reached=example_input is None or module in seen)
+        for module, name in listed.items()
+    }
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Module]:
@@ -194,11 +211,6 @@ def renewed_layers(
     return found
 
 
-def model_layers(model: nn.Module, example_input: object) -> list[Layer]:
-    """Return the convolutions with their weights, as a report of the core takes them."""
-    return [model_layer(layer, layer.kernel.detach()) for layer in conv_layers(model, example_input)]
-
-
 def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
     """Return a context manager that switches `torch.autocast` off for the device of `weight`."""
     return torch.autocast(weight.device.type, enabled=False)
@@ -236,7 +248,7 @@ def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], *, r
         linear=isinstance(module, nn.Linear),
         reached=reached,
         computed_in_forward=computed,
-        unknown_forward=not _has_torch_forward(module),
+        unknown_forward=not has_torch_forward(module),
         read=_weight,
     )
 
@@ -291,7 +303,7 @@ def _with_normalisations(
 
 def _normalised(layer: ConvLayer, norm: nn.Module) -> ConvLayer:
     """Return a layer with the normalisation that follows it."""
-    if _has_torch_forward(norm):
+    if has_torch_forward(norm):
         return dataclasses.replace(layer, normalisation=norm)
     note = join_notes(layer.note, "followed by a normalisation of a subclass with a forward pass of its own")
     return dataclasses.replace(layer, normalisation=norm, unknown_forward=True, note=note)
@@ -306,7 +318,7 @@ def _lone_normalisation(name: str, module: nn.Module) -> ConvLayer:
         input_shapes=((1,),),
         module=module,
         normalisation=module,
-        unknown_forward=not _has_torch_forward(module),
+        unknown_forward=not has_torch_forward(module),
         read=_weight,
     )
 
@@ -340,7 +352,7 @@ def _kernel_shape(module: nn.Module) -> tuple[int, ...]:
     return (whole, grouped // module.groups, *module.kernel_size)
 
 
-def _has_torch_forward(module: nn.Module) -> bool:
+def has_torch_forward(module: nn.Module) -> bool:
     """Return whether the module uses weight and padding as PyTorch's own class does."""
     if is_batch_norm(module):
         return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)

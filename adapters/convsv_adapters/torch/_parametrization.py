@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 import convsv_core
 from convsv_adapters._layers import check_bound, geometry_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
+from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
 from convsv_core import Conv, norm_upper_bound
 from convsv_core.layers import Extents, circular_geometry
 
@@ -18,6 +19,18 @@ __all__ = ["OperatorNorm", "operator_norm"]
 
 Mode = Literal["bound", "normalise"]
 """How a weight is scaled: see `OperatorNorm`."""
+
+
+@register
+def layer_norm(
+    weights: list[torch.Tensor], conv: tuple[Any, ...], input_shape: Extents | None, rtol: float
+) -> torch.Tensor:
+    """Return the norm of the one weight, or the upper bound for every input size without an `input_shape`."""
+    (weight,) = weights
+    with without_autocast(weight):
+        if input_shape is None:
+            return norm_upper_bound(weight, Conv(*conv), rtol=rtol)
+        return convsv_core.operator_norm(weight, input_shape, Conv(*conv))
 
 
 class OperatorNorm(nn.Module):  # type: ignore[misc]
@@ -50,7 +63,7 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
     -----
     Differentiable. The zero weight stays zero. Autocast is off for the norm. The result has the weight's dtype, and
     is within the bound to the rounding of this dtype. An assignment to the weight stores the assigned value, which
-    reads back scaled. `torch.compile` breaks its graph at the norm.
+    reads back scaled. `torch.compile` keeps the norm in its graph as one operator, with a first derivative.
 
     Examples
     --------
@@ -76,13 +89,12 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
             raise ValueError(f"mode={mode!r}: wanted 'bound' or 'normalise'")
         self.conv, self.input_shape, self.bound, self.mode, self.rtol = conv, input_shape, bound, mode, rtol
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def norm(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the norm of a weight, or its upper bound: a 0-d tensor, differentiable."""
-        with without_autocast(weight):
-            if self.input_shape is None:
-                return norm_upper_bound(weight, self.conv, rtol=self.rtol)
-            return convsv_core.operator_norm(weight, self.input_shape, self.conv)
+        arguments = conv_arguments(self.conv), self.input_shape, self.rtol
+        return (
+            compiled_number([weight], "layer_norm", *arguments) if in_compiler() else layer_norm([weight], *arguments)
+        )
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the scaled weight; on the meta device, where there are no values, a weight of the same shape."""

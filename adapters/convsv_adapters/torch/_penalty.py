@@ -10,11 +10,26 @@ from torch import nn
 
 from convsv_adapters._layers import ConvLayer, check_penalty, layer_penalty
 from convsv_adapters.torch._layers import conv_layers, without_autocast
+from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
+from convsv_core import Conv
 
 __all__ = ["penalty"]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@register
+def sum_of_penalties(
+    weights: list[torch.Tensor], kind: str, options: dict[str, Any], layers: tuple[tuple[Any, ...], ...]
+) -> torch.Tensor:
+    """Return the sum of a penalty over layers, each given as the arguments of a `ConvLayer`."""
+    parts = []
+    for weight, (name, conv, extents, note) in zip(weights, layers, strict=True):
+        geometry = None if conv is None else Conv(*conv)
+        layer = ConvLayer(name=name, kernel_shape=tuple(weight.shape), conv=geometry, input_shapes=extents, note=note)
+        with without_autocast(weight):
+            parts.append(layer_penalty(layer, weight, kind, options))
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+
+
 def penalty(
     model: nn.Module,
     kind: str = "norm_hinge",
@@ -48,7 +63,8 @@ def penalty(
     Returns
     -------
     0-d tensor
-        Differentiable. `torch.compile` breaks its graph at the penalty. For layers without extents, "norm_hinge" and
+        Differentiable. `torch.compile` keeps the penalty in its graph as one operator, with a first derivative, if
+        `layers` are given and the options are numbers. For layers without extents, "norm_hinge" and
         "squared_norm" take the upper bound for every input size, and "orthogonality" takes the infinite lattice.
 
     Raises
@@ -72,9 +88,8 @@ def penalty(
     chosen = conv_layers(model, example_input, **kinds) if layers is None else list(layers)
     if not chosen:
         raise ValueError("model has no convolution")
-    parts = []
-    for layer in chosen:
-        weight = layer.weight
-        with without_autocast(weight):
-            parts.append(layer_penalty(layer, weight, kind, options))
-    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+    weights = [layer.weight for layer in chosen]
+    described = tuple([(one.name, one.conv and conv_arguments(one.conv), one.input_shapes, one.note) for one in chosen])
+    if in_compiler():
+        return compiled_number(weights, "sum_of_penalties", kind, options, described)
+    return sum_of_penalties(weights, kind, options, described)

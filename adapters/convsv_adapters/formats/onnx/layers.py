@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from convsv_adapters.formats.onnx.dense import dense_layers
 from convsv_adapters.formats.onnx.extents import infer_types, open_inputs, shown_inputs, with_free_axes
 from convsv_adapters.formats.onnx.graph import STANDARD, Node, Place, Scope, attributes, operator_name
+from convsv_adapters.formats.onnx.neighbours import Uses, following_normalisation, layer_name, with_unique_names
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
 from convsv_adapters.formats.onnx.tensors import STORED_DTYPES
 from convsv_adapters.formats.onnx.types import Dims, Types, dims_of
 from convsv_adapters.parameters import LAYOUTS, HostArray
 from convsv_core.conv import SPATIAL_LETTERS, Conv, Pads, transposed_conv
-from convsv_core.layers import Layer, Stored
+from convsv_core.layers import Layer, Normalisation, Stored
 from convsv_core.plugins import one_line
 
-__all__ = ["PadNode", "convolutions", "declared_geometry", "read_pad"]
+__all__ = ["PadNode", "declared_geometry", "network_layers", "read_pad"]
 
 WEIGHT_INPUT = {"Conv": 1, "com.microsoft.FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
 """The input of each operator that is the kernel, by its index. Operators of other domains have rules of their own."""
@@ -31,8 +34,10 @@ PAD_MODES = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wr
 """The padding mode of a `Conv` for each mode of a Pad node."""
 
 
-def convolutions(model: Any, root: Scope, inputs: Types, stored: Mapping[str, Any]) -> list[Layer]:
-    """Return every convolution of a graph and its bodies, in the order of execution.
+def network_layers(
+    model: Any, root: Scope, inputs: Types, stored: Mapping[str, Any], *, linear: bool = False
+) -> list[Layer]:
+    """Return every convolution of a graph and its bodies, in the order of execution; with `linear` also dense layers.
 
     Parameters
     ----------
@@ -45,12 +50,18 @@ def convolutions(model: Any, root: Scope, inputs: Types, stored: Mapping[str, An
     stored : mapping of str to onnx.TensorProto
         The tensors of the file, by their keys (`Scope.stored`).
     """
-    types = infer_types(root, inputs)
-    found = [_find(place) for place in root.walk() if "Conv" in place.node.op_type]
+    types, uses = infer_types(root, inputs), Uses(root)
+    rows: list[_Found | Layer] = []
+    for place in root.walk():
+        if "Conv" in place.node.op_type:
+            rows.append(_find(place, uses))
+        elif linear:
+            rows.extend(dense_layers(place, uses, functools.partial(_stored, place.scope, stored)))
+    found = [row for row in rows if isinstance(row, _Found)]
     for item in found:
         item.dims = _known_dims(types[item.scope], item.source, item.rank)
     _run_for_the_rest(model, root.folder, found, _take_free_axes(root, found, inputs))
-    return list(_with_unique_names(_layer(item, stored) for item in found))
+    return list(with_unique_names(_layer(row, stored) if isinstance(row, _Found) else row for row in rows))
 
 
 # ---- weights and padding ----------------------------------------------------------------------------------
@@ -76,6 +87,8 @@ class _Found:
         The shape of `source`.
     assumed : bool
         Whether `dims` depend on extents that were chosen for free axes of the network's inputs.
+    normalisation : Normalisation or None
+        The batch normalisation that alone reads the layer's output.
     """
 
     scope: Scope
@@ -87,6 +100,7 @@ class _Found:
     notes: list[str] = field(default_factory=list)
     dims: Dims | None = None
     assumed: bool = False
+    normalisation: Normalisation | None = None
 
     @property
     def rank(self) -> int | None:
@@ -99,7 +113,7 @@ class _Found:
         return None if spatial is None or None in spatial else tuple(d for d in spatial if d is not None)
 
 
-def _find(place: Place) -> _Found:
+def _find(place: Place, uses: Uses) -> _Found:
     """Return the convolution of a node, with its kernel and padding."""
     scope, node = place
     item = _Found(scope, node, node.input[0])
@@ -117,7 +131,7 @@ def _find(place: Place) -> _Found:
     if kernel.ndim not in LAYOUTS:
         item.notes.append(f"a kernel of rank {kernel.ndim} is not supported")
         return item
-    item.kernel = kernel
+    item.kernel, item.normalisation = kernel, following_normalisation(place, uses)
     item.pads = ((0, 0),) * (kernel.ndim - 2)
     if node.op_type != "ConvTranspose":
         _fold_pad(item, kernel.ndim)
@@ -287,22 +301,29 @@ def _run_for_the_rest(model: Any, folder: Path, found: list[_Found], inputs: Typ
 
 
 def _layer(item: _Found, stored: Mapping[str, Any]) -> Layer:
-    name = item.scope.prefix + (item.node.name or item.node.output[0])
     conv = None
     if item.kernel is not None:
         try:
             conv = _conv(item, item.kernel)
         except (TypeError, ValueError) as error:
             item.notes.append(f"its geometry is not valid: {one_line(error)}")
-    note = "; ".join(item.notes)
-    return Layer(name, item.kernel, conv, item.extents, note, _stored(item, stored), assumed_extents=item.assumed)
+    as_stored = item.kernel is not None and item.node.op_type not in QUANTISED
+    weight = item.node.input[WEIGHT_INPUT[operator_name(item.node)]] if as_stored else ""
+    return Layer(
+        layer_name(Place(item.scope, item.node)),
+        item.kernel,
+        conv,
+        item.extents,
+        "; ".join(item.notes),
+        _stored(item.scope, stored, weight) if as_stored else None,
+        assumed_extents=item.assumed,
+        normalisation=item.normalisation,
+    )
 
 
-def _stored(item: _Found, stored: Mapping[str, Any]) -> Stored | None:
-    """Return where the file stores the kernel; None if it is computed, or of a dtype that is not written."""
-    if item.kernel is None or item.node.op_type in QUANTISED:
-        return None
-    found = item.scope.stored(item.node.input[WEIGHT_INPUT[operator_name(item.node)]])
+def _stored(scope: Scope, stored: Mapping[str, Any], name: str) -> Stored | None:
+    """Return where the file stores a constant; None if it is computed, or of a dtype that is not written."""
+    found = scope.stored(name)
     if found is None or found.key not in stored or found.tensor.data_type not in STORED_DTYPES:
         return None
     return Stored(found.key, STORED_DTYPES[found.tensor.data_type])
@@ -380,11 +401,3 @@ def _halves(totals: list[int], auto_pad: str) -> list[tuple[int, int]]:
     """Split the padding of each axis; of an odd number SAME_UPPER adds the larger part at the end."""
     halves = [(total // 2, total - total // 2) for total in totals]
     return halves if auto_pad == "SAME_UPPER" else [(after, before) for before, after in halves]
-
-
-def _with_unique_names(layers: Iterator[Layer]) -> Iterator[Layer]:
-    """Yield layers with names that tell them apart: ONNX lets nodes share a name."""
-    seen: dict[str, int] = {}
-    for layer in layers:
-        count = seen[layer.name] = seen.get(layer.name, 0) + 1
-        yield layer if count == 1 else replace(layer, name=f"{layer.name}#{count}")

@@ -42,7 +42,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
 
     from convsv_adapters.formats.onnx.extents import pin_inputs
     from convsv_adapters.formats.onnx.graph import Scope
-    from convsv_adapters.formats.onnx.layers import convolutions
+    from convsv_adapters.formats.onnx.layers import network_layers
     from convsv_adapters.formats.onnx.tensors import check_external_data, fill_in
 
     model = _load(path)
@@ -54,7 +54,8 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     if fill_in(model.graph, path) or has_functions:
         root = Scope(model.graph, model.opset_import, path.parent)
     check_external_data(root.tensors(), path)
-    return convolutions(model, root, pin_inputs(root, options.input_shapes, path), stored)
+    inputs = pin_inputs(root, options.input_shapes, path)
+    return network_layers(model, root, inputs, stored, linear=options.linear)
 
 
 @hookimpl

@@ -1,0 +1,58 @@
+"""The command `convsv compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convsv_adapters.cli.options import MODEL, ModelOptions, add_options, html_option, model_options
+from convsv_adapters.cli.output import exit_without_figures, files_of, write_results
+from convsv_adapters.cli.progress import tracked
+from convsv_adapters.cli.request import Request
+from convsv_adapters.cli.table import show
+from convsv_core.reports import DIFFERENCE, Comparison, difference_reports, match_layers
+
+__all__ = ["FIELDS", "command"]
+
+FIELDS = DIFFERENCE.fields
+"""The fields of a layer in the JSON."""
+
+
+def _models(command: Callable[..., Any]) -> Callable[..., Any]:
+    return add_options(command, [click.argument("model", type=MODEL), click.argument("other", type=MODEL)])
+
+
+@click.command("compare")
+@model_options(DIFFERENCE.sort_keys, _models, default_sort="share")
+@html_option
+def command(
+    model: Path, other: Path, options: ModelOptions, json_path: Path | None, sort: str, html: Path | None
+) -> None:
+    """Certify how far the weights of two networks are apart, layer by layer.
+
+    MODEL and OTHER are as for `convsv spectrum`, and may be of different formats: a network and the same network
+    quantised, fine-tuned, pruned or exported. Layers are matched by name. Layers that one network alone has, or that
+    differ in shape or geometry, are named below the table, and under "unmatched" in the JSON.
+
+    difference is a certified bound of the norm of the layer whose weights are the difference. share is a bound of that
+    norm divided by the norm of MODEL's layer. Both include rounding, and with zero padding they hold for every input
+    size.
+
+    The exit status is 0 if some layer has figures. It is 1 if no layer has figures or something failed, and 2 if the
+    call was wrong.
+    """
+    first, second = Request.of(model, options), Request.of(other, options)
+    matching = match_layers(first.layers, second.layers)
+    rows = difference_reports(matching.pairs, first.backend, dtype=options.dtype, device=options.device)
+    found = list(tracked(rows, len(matching.pairs)))
+    report = Comparison(
+        found,
+        title=f"{first.label} and {second.label}, with {first.backend.name}",
+        about={"model": str(model), "other": str(other), "backend": first.backend.name},
+        unmatched=matching.unmatched,
+    ).ordered("share")
+    write_results(report.document(), json_path, lambda: show(report, sort), files_of(report, html=html))
+    exit_without_figures(report)

@@ -1,0 +1,204 @@
+"""Compare the weights of two models, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from convsv_core.backend import Backend
+from convsv_core.layers import Layer, Operator, ReadOptions, UnknownExtents, lattice
+from convsv_core.plugins import get_backend, one_line
+from convsv_core.reports.analysis import COMPUTING_FAILS, model_layers
+from convsv_core.reports.certified import certified_bounds, layer_operator
+from convsv_core.reports.matching import Pair, Unmatched, match_layers
+from convsv_core.reports.model_files import read_model
+from convsv_core.reports.network_report import Report
+from convsv_core.reports.placement import Placement
+from convsv_core.reports.report import DifferenceReport
+from convsv_core.reports.views import DIFFERENCE, View
+
+__all__ = ["Comparison", "compare", "difference_reports"]
+
+DIFFERENCE_EPS = float(np.finfo(np.float64).eps)
+"""Relative error of the difference of two numbers in float64: half an eps, doubled for complex numbers."""
+
+
+def difference_reports(
+    pairs: Sequence[Pair], backend: Backend, *, dtype: str | None = None, device: str | None = None
+) -> Iterator[DifferenceReport]:
+    """Yield the figures of each layer that two models share, in turn.
+
+    The difference is taken in double precision. Its rounding and the rounding to the computing dtype are part of the
+    bounds.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+    backend : Backend
+        The library to compute with.
+    dtype, device : str, optional
+        As for `layer_reports`.
+    """
+    placement = Placement(backend, dtype, device)
+    for place, pair in enumerate(pairs):
+        row = DifferenceReport.of(pair.layer, other_name=pair.other_name, place=place)
+        try:
+            yield _measured(row, pair, placement)
+        except COMPUTING_FAILS as error:
+            yield row.with_note(one_line(error))
+
+
+def _measured(row: DifferenceReport, pair: Pair, placement: Placement) -> DifferenceReport:
+    layer, note = pair.layer, ""
+    kernel, conv = np.asarray(layer.kernel), layer.conv
+    assert conv is not None
+    operator, padded = Operator(lattice(conv), None), None
+    try:
+        operator = padded = layer_operator(layer)
+    except UnknownExtents as error:
+        note = one_line(error)
+    wide = np.result_type(kernel.dtype, pair.other.dtype, np.float64)
+    difference = kernel.astype(wide) - pair.other.astype(wide)
+    changed = certified_bounds(
+        difference, [operator], placement, placement.dtype_of(difference), entry_eps=DIFFERENCE_EPS
+    )[operator]
+    original = certified_bounds(kernel, [operator], placement, placement.dtype_of(kernel))[operator]
+    if not difference.any():
+        changed = changed._replace(upper=0.0)
+    share = changed.upper / original.lower if original.lower > 0 else math.inf if changed.upper else 0.0
+    return replace(
+        row.with_note(note),
+        difference_upper=None if padded is None else padded.layer_upper(changed.upper),
+        norm_upper=None if padded is None else padded.layer_upper(original.upper),
+        share=math.nextafter(share, math.inf) if share else 0.0,
+    )
+
+
+class Comparison(Report[DifferenceReport]):
+    """The differences between the weights of two models, as a `Report` with the largest share first.
+
+    Parameters
+    ----------
+    rows : iterable of DifferenceReport
+    view, title, about
+        As for `Report`.
+    unmatched : iterable of Unmatched
+        The layers that were not compared, each with the reason.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[DifferenceReport] = (),
+        *,
+        view: View = DIFFERENCE,
+        title: str = "",
+        about: Mapping[str, Any] | None = None,
+        unmatched: Iterable[Unmatched] = (),
+    ) -> None:
+        self.unmatched = tuple(unmatched)
+        facts = {**(about or {}), "unmatched": [dataclasses.asdict(one) for one in self.unmatched]}
+        summary = functools.partial(_summary, unmatched=self.unmatched)
+        super().__init__(rows, view=replace(view, summary=summary), title=title, about=facts)
+
+    def of(self, rows: Iterable[DifferenceReport]) -> Self:
+        """Return the comparison of other rows, with the title and the unmatched layers of this one."""
+        return type(self)(rows, view=self.view, title=self.title, about=self.about, unmatched=self.unmatched)
+
+
+def _summary(rows: Sequence[DifferenceReport], unmatched: Sequence[Unmatched]) -> str:
+    """Return a paragraph that says how many layers differ, and names those that were not compared by reason."""
+    reasons: dict[str, list[str]] = {}
+    for one in unmatched:
+        reasons.setdefault(one.reason, []).append(one.name)
+    lacking = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return DIFFERENCE.summary(rows) + (f" Not compared: {lacking}." if lacking else "")
+
+
+def compare(
+    model_a: object,
+    model_b: object,
+    example_input: object = None,
+    *,
+    linear: bool = False,
+    backend: str = "numpy",
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Comparison:
+    """Certify, layer by layer, how far the weights of one model are from those of another.
+
+    The difference of two layers of one geometry is the layer with the difference of their weights. Its norm tells how
+    much the outputs can differ for an input of norm 1. So the models may be a network and the same network quantised,
+    fine-tuned, pruned, or merged with a low-rank adaptation.
+
+    Parameters
+    ----------
+    model_a, model_b : str, path, or model object
+        Files of any format that an installed plugin reads, or models as for `analyze`. They may be of different kinds:
+        layers are matched by name, and axes by the layouts. The names of a state dict match those of its module.
+    example_input : object, optional
+        As for `analyze`, for both models. Only padding that repeats pixels needs it.
+    linear : bool, default False
+        Whether to compare dense layers too.
+    backend : str, default "numpy"
+        Name of the library to compute with.
+    dtype, device : str, optional
+        As for `convsv_core.reports.layer_reports`.
+
+    Returns
+    -------
+    Comparison
+        A list of `DifferenceReport`, the largest share of the norm first. `unmatched` names the layers that were not
+        compared, because one model alone has them, or because shape or geometry differ. Printed, it is the table of
+        `convsv compare`.
+
+    Raises
+    ------
+    TypeError
+        A model is of no framework that an installed plugin knows.
+    convsv_core.layers.ModelError
+        A file cannot be read.
+    ValueError
+        There is no such backend.
+
+    Notes
+    -----
+    Neither traceable nor differentiable. The difference is taken in double precision. The bounds include its rounding,
+    and hold for every input size with zero padding.
+
+    Examples
+    --------
+    >>> import copy, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+    >>> other = copy.deepcopy(model)
+    >>> with torch.no_grad():
+    ...     _ = other[2].weight.mul_(0.75)
+    >>> [(layer.name, 0.25 <= layer.share <= 0.2503) for layer in compare(model, other) if layer.share]
+    [('2', True)]
+    """
+    computing = get_backend(backend)
+    layers = [_layers(model, example_input, linear) for model in (model_a, model_b)]
+    names = [
+        str(model) if isinstance(model, str | os.PathLike) else type(model).__name__ for model in (model_a, model_b)
+    ]
+    matching = match_layers(*layers)
+    rows = difference_reports(matching.pairs, computing, dtype=dtype, device=device)
+    return Comparison(
+        rows,
+        title=f"{names[0]} and {names[1]}, with {computing.name}",
+        about={"model": names[0], "other": names[1], "backend": computing.name},
+        unmatched=matching.unmatched,
+    ).ordered("share")
+
+
+def _layers(model: object, example_input: object, linear: bool) -> list[Layer]:
+    if isinstance(model, str | os.PathLike):
+        return read_model(Path(model), ReadOptions(linear=linear))
+    return model_layers(model, example_input, linear=linear)
