@@ -32,8 +32,8 @@ DIRECTION_COLUMNS = (
 )
 DIRECTION_EXPLANATION = (
     "share: inner product with the momentum over a proved upper bound of the optimum, on circular images; mean and "
-    "least of the layers; time: processor time of a call, with its certificate and its bounds; warm: from the directions of "
-    "the step before."
+    "least of the layers; time: processor time of a call, with its certificate and its bounds; warm: from the "
+    "directions of the step before."
 )
 STEP_COLUMNS = (
     words("optimizer"),

@@ -233,7 +233,7 @@ def _search(
     pulled = dataclasses.replace(operand, kernel=pull.kernel)
     weights = pull.weights * operand.scale
     iterations, reached = 0, None
-    if method == "exact" and not operand.plan.is_full:
+    if method == "exact" and not operand.plan.is_full and bool(xp.any(pull.nonzero)):
         gap = rtol * GRID_SHARE if every_size else rtol
         split = Split(*(pulled.run(begin) if matrices is None else pulled.run(resume, arrays=(matrices,))))
         best = lowers = uppers = None

@@ -253,7 +253,7 @@ def _directions(
 ) -> tuple[list[jax.Array], list[jax.Array | None]]:
     """Return the directions of kernels of one shape and geometry, and the matrices for the next update."""
     sharding = explicit_sharding(pulls[0])
-    pulls = [on_every_device(pull, sharding) for pull in pulls]  # type: ignore[misc]
+    pulls = [on_every_device(pull, sharding) for pull in pulls]
     if matrices[0] is None:
         directions, _ = _cold(pulls, settings)
         found: list[jax.Array | None] = [None] * len(pulls)

@@ -19,7 +19,7 @@ from convsv_core.training import DirectionMethod, check_direction_method, steepe
 __all__ = ["ConvMuon"]
 
 
-class ConvMuon(torch.optim.Optimizer):
+class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
     """Muon with the operator norm of each convolution, and AdamW for all other parameters.
 
     The step of a convolution or a linear layer is the kernel of a given operator norm with the largest inner product
@@ -132,7 +132,7 @@ class ConvMuon(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: also the geometry of the layers."""
         own = {"_geometries": self._geometries, "_exchange": self._exchange}
-        return {**super().__getstate__(), **own}  # type: ignore[no-untyped-call]
+        return {**super().__getstate__(), **own}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: its convolutions and linear layers, and its other parameters, each as a group of its own."""
@@ -159,8 +159,8 @@ class ConvMuon(torch.optim.Optimizer):
                     group |= {"lr": options["adamw_lr"], "weight_decay": options["adamw_weight_decay"]}
                 super().add_param_group(group)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step, and return what `closure` returns; with several ranks, all of them have to call it."""
         loss = None
         if closure is not None:
@@ -268,7 +268,7 @@ def _adamw_step(states: Any, params: list[nn.Parameter], group: dict[str, Any]) 
     beta1, beta2 = group["adamw_betas"]
     adamw(
         params,
-        [one.grad for one in params],  # type: ignore[misc]
+        [one.grad for one in params],
         [states[one]["exp_avg"] for one in params],
         [states[one]["exp_avg_sq"] for one in params],
         [],
