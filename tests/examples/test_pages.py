@@ -111,6 +111,7 @@ COMMANDS = [pytest.param(line, id=f"{name_of(page)}: {line}") for page in PAGES 
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the files that the pages' commands name, and go to their folder."""
     onnx_models.two_convolutions(tmp_path / "model.onnx", ["N", 3, "H", "W"])
+    onnx_models.two_convolutions(tmp_path / "quantised.onnx", ["N", 3, "H", "W"])
     torch = pytest.importorskip("torch")
     weight = torch.from_numpy(onnx_models.KERNEL_OF_3)
     torch.save({"conv1.weight": weight, "layer1.conv1.weight": weight}, tmp_path / "weights.pth")
