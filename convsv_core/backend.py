@@ -312,9 +312,8 @@ class Backend:
     def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
         """Tell whether a call with these arguments, a tree, should be made by `run_on_host`.
 
-        Override it if the library compiles, or if its calls take longer than NumPy's for small arrays: return True
-        where all arrays have values in the memory of the host. A `search` consists of many calls on small arrays, and
-        its results have no derivatives.
+        Override it if NumPy is faster: return True where all arrays have values in the memory of the host. A `search`
+        consists of many calls on small arrays, and its results have no derivatives.
         """
         return False
 
@@ -333,11 +332,10 @@ class Backend:
     ) -> tuple[Array, ...]:
         """Return ``otherwise(*arrays)``, or in code that is traced for a CPU ``function(*arrays)``.
 
-        Override it if a program of the library can call the host. `function` takes NumPy arrays, whose values it may
-        read, in NumPy's `computation_context`. `results` describes what it returns. `otherwise` is pure, returns the
-        same up to rounding, and gives the derivatives. `gradient`, if given, returns the results and an array D like
-        the first argument. The first result then has the derivative ``Re sum(D * change)`` by the first argument, and
-        everything else is constant to differentiation.
+        Override it if a program of the library, or the library itself, can call the host. `function` takes NumPy
+        arrays and may read their values. `results` describes what it returns. `otherwise` is pure, returns the same
+        up to rounding, and gives the derivatives. `gradient` returns the results and an array D like the first
+        argument: the first result changes by ``Re sum(D * change)``, and everything else is constant.
         """
         return otherwise(*arrays)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -18,17 +17,17 @@ from convsv_core._spectrum.values import frequency_singular_values, singular_val
 from convsv_core.backend import Array, Backend
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, UnknownExtents, circular_geometry, join_notes, lattice, layer_operators
-from convsv_core.plugins import backend_of, get_backend, one_line, plugins
+from convsv_core.plugins import get_backend, one_line
 from convsv_core.reports import texts
 from convsv_core.reports.certified import folded_upper
 from convsv_core.reports.images import by_frequency, top_vectors
+from convsv_core.reports.live_models import COMPUTING_FAILS, asking_for_extents, model_layers
 from convsv_core.reports.network_report import Report
 from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import QUANTILES, Bounds, BoundsReport, LayerReport, Row
 from convsv_core.reports.views import spectrum_view
 
 __all__ = [
-    "COMPUTING_FAILS",
     "CURVE_POINTS",
     "Placement",
     "analyze",
@@ -36,7 +35,6 @@ __all__ = [
     "declared_bounds",
     "describe",
     "layer_reports",
-    "model_layers",
     "reshaped_norm",
     "with_bounds",
     "with_folded",
@@ -48,12 +46,6 @@ CURVE_POINTS = 512
 
 BOUNDS_RTOL = 1e-2
 """Relative gap of the bounds beside a spectrum. A guess: the padding usually sets the bounds further apart."""
-
-COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""Errors that cost one layer its figures, and not the report of the others.
-
-Among them are the LinAlgError of NumPy and of PyTorch, and the errors of libraries whose device is out of memory.
-"""
 
 R = TypeVar("R", bound=Row)
 
@@ -111,7 +103,7 @@ def analyze(
     ('0', (8, 3, 3, 3), (16, 16))
     """
     computing = get_backend(backend)
-    layers = map(_asking_for_extents, model_layers(model, example_input, linear=linear))
+    layers = map(asking_for_extents, model_layers(model, example_input, linear=linear))
     name = type(model).__name__
     return Report(
         layer_reports(layers, computing, dtype=dtype, device=device, images=True),
@@ -119,23 +111,6 @@ def analyze(
         title=f"{name}, with {computing.name}",
         about={"model": name, "backend": computing.name},
     )
-
-
-def model_layers(model: object, example_input: object = None, *, linear: bool = False) -> list[Layer]:
-    """Return the layers of a model object, with their kernels on the host.
-
-    The arguments and the errors are those of `analyze`. A kernel that has no numbers for NumPy is left out, and the
-    layer's note says why.
-    """
-    layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input, linear=linear)
-    if layers is None:
-        known = [name for name, _ in plugins().manager.list_name_plugin() if name.startswith("convsv.models:")]
-        names = ", ".join(sorted(name.partition(":")[2] for name in known)) or "none is installed"
-        raise TypeError(
-            f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
-            f"plugin knows ({names})"
-        )
-    return list(map(_on_host, layers))
 
 
 def layer_reports(
@@ -315,23 +290,6 @@ def with_spectrum(report: LayerReport, values: HostArray, frobenius: float) -> L
         quantiles=_quantiles(values),
         curve=values[ranks],
     )
-
-
-def _asking_for_extents(layer: Layer) -> Layer:
-    """Return the layer with a note if nothing else than its extents is missing."""
-    if layer.input_shape is not None or layer.note:
-        return layer
-    return dataclasses.replace(layer, note="extents unknown: wanted an example_input")
-
-
-def _on_host(layer: Layer) -> Layer:
-    """Return the layer with its kernel on the host, or without a kernel and with the reason in its note."""
-    if layer.kernel is None:
-        return layer
-    try:
-        return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
-    except COMPUTING_FAILS as error:  # such as a dtype that NumPy does not have, or the meta device
-        return dataclasses.replace(layer, kernel=None, note=join_notes(layer.note, one_line(error)))
 
 
 def _measured(report: R, layer: Layer, measure: Callable[[R, Array, Conv, Backend], R], placement: Placement) -> R:

@@ -16,8 +16,8 @@ import numpy as np
 from convsv_core.backend import Backend
 from convsv_core.layers import Layer, Operator, ReadOptions, UnknownExtents, lattice
 from convsv_core.plugins import get_backend, one_line
-from convsv_core.reports.analysis import COMPUTING_FAILS, model_layers
 from convsv_core.reports.certified import certified_bounds, layer_operator
+from convsv_core.reports.live_models import COMPUTING_FAILS, model_layers
 from convsv_core.reports.matching import Pair, Unmatched, match_layers
 from convsv_core.reports.model_files import read_model
 from convsv_core.reports.network_report import Report

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from convsv_core.layers import ReadOptions
 from convsv_core.plugins import get_backend, one_line
 from convsv_core.reports import tasks
-from convsv_core.reports.analysis import COMPUTING_FAILS
+from convsv_core.reports.live_models import COMPUTING_FAILS
 from convsv_core.reports.report import BOUNDS, Bounds, LayerReport, ModelReport
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from convsv_core._projection.projection import Projection, ProjectionMethod, pro
 from convsv_core.backend import Backend
 from convsv_core.layers import Layer, Operator, Stored, join_notes
 from convsv_core.plugins import one_line
-from convsv_core.reports.analysis import COMPUTING_FAILS, with_folded
+from convsv_core.reports.analysis import with_folded
 from convsv_core.reports.certified import certified_norms, layer_operator
+from convsv_core.reports.live_models import COMPUTING_FAILS
 from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import ProjectionReport
 

@@ -11,6 +11,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from convsv_core.reports import sentences, texts
+from convsv_core.reports.orders import (
+    SortKey,
+    by_condition,
+    by_depth,
+    by_distance,
+    by_factor,
+    by_name,
+    by_norm,
+    by_norm_before,
+    by_place,
+    by_rank,
+    by_share,
+    by_smallest,
+)
 from convsv_core.reports.report import Bounds, Row
 
 __all__ = [
@@ -21,9 +35,7 @@ __all__ = [
     "SPECTRUM",
     "Column",
     "Origin",
-    "SortKey",
     "View",
-    "descending",
     "projection_view",
     "spectrum_view",
 ]
@@ -34,9 +46,6 @@ Origin: TypeAlias = Literal["", "exact", "certified", "estimated"]
 "exact": to the rounding of the arithmetic. "certified": a bound that is proved, with its rounding. "estimated": without
 an error bound. "" is for what is no figure of the operator, such as a number of iterations.
 """
-
-SortKey: TypeAlias = Callable[[Any], float | str | None]
-"""The key by which a row is sorted, or None for the end of the table."""
 
 FACTS_OF_SOME = ("linear", "normalisation", "folded_upper")
 """The fields of rows that a report has only where some row has more than their default to say."""
@@ -122,11 +131,6 @@ class View:
         )
 
 
-def descending(value: float | None) -> float | None:
-    """Return the key that sorts figures from the largest one on, with None last."""
-    return None if value is None else -value
-
-
 def _off_by(rows: Sequence[Row]) -> str:
     """Return a line that says how far off the reshaped norm is."""
     known = [row for row in rows if row.norm is not None and row.factor is not None]
@@ -149,57 +153,10 @@ def _moved(rows: Sequence[Any]) -> str:
     return f"{len(changed)} of {texts.layers(rows)} changed, by {texts.figure(total)} in all."
 
 
-# ---- the orders of the rows: functions with names, so that a report can be pickled ---------------------------------
-
-
-def _by_depth(row: Row) -> float:
-    return 0.0
-
-
-def _by_name(row: Row) -> str:
-    return row.name
-
-
-def _by_norm(row: Row) -> float | None:
-    return descending(row.norm)
-
-
-def _by_factor(row: Row) -> float | None:
-    return -abs(math.log(row.factor)) if row.factor else None
-
-
-def _by_smallest(row: Any) -> float | None:
-    return row.smallest_singular_value
-
-
-def _by_condition(row: Any) -> float | None:
-    return descending(row.condition_number)
-
-
-def _by_rank(row: Any) -> float | None:
-    return row.stable_rank
-
-
-def _by_norm_before(row: Any) -> float | None:
-    return descending(row.norm_before)
-
-
-def _by_distance(row: Any) -> float | None:
-    return descending(row.distance)
-
-
-def _by_share(row: Any) -> float | None:
-    return descending(row.share)
-
-
-def _by_place(row: Any) -> float:
-    return float(row.place)
-
-
-ANY_SORT_KEYS: Mapping[str, SortKey] = {"depth": _by_depth, "name": _by_name, "norm": _by_norm}
+ANY_SORT_KEYS: Mapping[str, SortKey] = {"depth": by_depth, "name": by_name, "norm": by_norm}
 """The orders that the rows of every report have."""
 
-_FACTOR_SORT_KEYS: Mapping[str, SortKey] = {**ANY_SORT_KEYS, "factor": _by_factor}
+_FACTOR_SORT_KEYS: Mapping[str, SortKey] = {**ANY_SORT_KEYS, "factor": by_factor}
 
 
 # ---- the views ------------------------------------------------------------------------------------------------------
@@ -298,7 +255,7 @@ SPECTRUM = View(
         *FACTS_OF_SOME,
         "note",
     ),
-    {**_FACTOR_SORT_KEYS, "smallest": _by_smallest, "condition": _by_condition, "rank": _by_rank},
+    {**_FACTOR_SORT_KEYS, "smallest": by_smallest, "condition": by_condition, "rank": by_rank},
     _off_by,
     sentences=sentences.of_spectrum,
 )
@@ -379,7 +336,7 @@ def projection_view(bound: float, method: str) -> View:
             *FACTS_OF_SOME,
             "note",
         ),
-        {**ANY_SORT_KEYS, "before": _by_norm_before, "distance": _by_distance},
+        {**ANY_SORT_KEYS, "before": by_norm_before, "distance": by_distance},
         _moved,
     )
 
@@ -414,7 +371,7 @@ DIFFERENCE = View(
         ),
     ),
     (*GEOMETRY_FIELDS, "other_name", "difference_upper", "norm_upper", "share", "linear", "note"),
-    {"share": _by_share, "depth": _by_place, "name": _by_name, "norm": _by_norm},
+    {"share": by_share, "depth": by_place, "name": by_name, "norm": by_norm},
     _changed,
 )
 """The report of `convsv compare`, whose rows are a `DifferenceReport` each."""

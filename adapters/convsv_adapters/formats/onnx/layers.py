@@ -29,7 +29,6 @@ WEIGHT_INPUT = {"Conv": 1, "com.microsoft.FusedConv": 1, "ConvTranspose": 1, "Co
 """The input of each operator that is the kernel, by its index. Operators of other domains have rules of their own."""
 
 QUANTISED = ("ConvInteger", "QLinearConv")
-
 PAD_MODES = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 """The padding mode of a `Conv` for each mode of a Pad node."""
 
@@ -109,8 +108,8 @@ class _Found:
     @property
     def extents(self) -> tuple[int, ...] | None:
         """The spatial extents of the layer's input, or None if one of them is unknown."""
-        spatial = None if self.dims is None else self.dims[2:]
-        return None if spatial is None or None in spatial else tuple(d for d in spatial if d is not None)
+        spatial = (None,) if self.dims is None else self.dims[2:]
+        return None if None in spatial else tuple(d for d in spatial if d is not None)
 
 
 def _find(place: Place, uses: Uses) -> _Found:
@@ -345,10 +344,7 @@ def _conv(item: _Found, kernel: HostArray) -> Conv:
 
 
 def declared_geometry(scope: Scope, node: Node, kernel: HostArray, dims: tuple[int, ...]) -> Conv:
-    """Return the geometry of a Conv or ConvTranspose node, whose input has the shape `dims`.
-
-    Raises TypeError or ValueError where it is not valid.
-    """
+    """Return the geometry of a Conv or ConvTranspose node on an input of shape `dims`, or raise TypeError or ValueError."""
     return _conv(_Found(scope, node, node.input[0], kernel, ((0, 0),) * (kernel.ndim - 2), dims=dims), kernel)
 
 
@@ -392,7 +388,7 @@ def _explicit_pads(values: Mapping[str, Any], auto_pad: str, ndim: int) -> list[
 
 
 def _pairs(flat: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the padding of each axis, from ONNX's list: first all entries before an axis, then all entries after."""
+    """Return the padding of each axis, from ONNX's list: all entries before the axes, then all entries after them."""
     half = len(flat) // 2
     return list(zip(flat[:half], flat[half:], strict=True))
 

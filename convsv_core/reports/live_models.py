@@ -1,0 +1,50 @@
+"""The layers of a model object of any framework, with their kernels on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from convsv_core.layers import Layer, join_notes
+from convsv_core.plugins import backend_of, one_line, plugins
+
+__all__ = ["COMPUTING_FAILS", "asking_for_extents", "model_layers"]
+
+COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""Errors that cost one layer its figures, and not the report of the others.
+
+Among them are the LinAlgError of NumPy and of PyTorch, and the errors of libraries whose device is out of memory.
+"""
+
+
+def model_layers(model: object, example_input: object = None, *, linear: bool = False) -> list[Layer]:
+    """Return the layers of a model object, with their kernels on the host.
+
+    The arguments and the errors are those of `analyze`. A kernel that has no numbers for NumPy is left out, and the
+    layer's note says why.
+    """
+    layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input, linear=linear)
+    if layers is None:
+        known = [name for name, _ in plugins().manager.list_name_plugin() if name.startswith("convsv.models:")]
+        names = ", ".join(sorted(name.partition(":")[2] for name in known)) or "none is installed"
+        raise TypeError(
+            f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
+            f"plugin knows ({names})"
+        )
+    return list(map(_on_host, layers))
+
+
+def asking_for_extents(layer: Layer) -> Layer:
+    """Return the layer with a note if nothing else than its extents is missing."""
+    if layer.input_shape is not None or layer.note:
+        return layer
+    return dataclasses.replace(layer, note="extents unknown: wanted an example_input")
+
+
+def _on_host(layer: Layer) -> Layer:
+    """Return the layer with its kernel on the host, or without a kernel and with the reason in its note."""
+    if layer.kernel is None:
+        return layer
+    try:
+        return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
+    except COMPUTING_FAILS as error:  # such as a dtype that NumPy does not have, or the meta device
+        return dataclasses.replace(layer, kernel=None, note=join_notes(layer.note, one_line(error)))
