@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from convsv_core.networks import Graph, Kind, Node, Shape, Unsupported
+from convsv_core.networks import Concatenate, Gather, Graph, Identity, Kind, Node, Reshape, Shape, Unsupported
 
-__all__ = ["GraphWriter", "Traced", "Undescribed", "adaptive_matrix", "as_number"]
+__all__ = [
+    "GraphWriter",
+    "Traced",
+    "Undescribed",
+    "adaptive_matrix",
+    "as_number",
+    "describe_gather",
+    "describe_stack",
+]
 
 
 class Traced(NamedTuple):
@@ -52,6 +60,35 @@ class GraphWriter:
         """Return the network whose outputs these tensors are, without nodes that no output depends on."""
         names = tuple(dict.fromkeys(one.name for one in outputs))
         return Graph(tuple(self._nodes.values()), names).until(names)
+
+
+class Describing(Protocol):
+    """What describes one operator of a framework by nodes."""
+
+    def step(self, kind: Kind, *inputs: Traced, shape: Sequence[int]) -> Traced:
+        """Add a node that is a part of the operator, before its result."""
+
+    def result(self, kind: Kind, *inputs: Traced) -> Traced:
+        """Add the node whose tensor the operator returns."""
+
+    def as_traced(self, operand: Any) -> Traced:
+        """Return a tensor of the network as it is, and anything else as a `Constant` node."""
+
+
+def describe_gather(call: Describing, x: Traced, indices: Mapping[int, Any]) -> Traced:
+    """Describe a choice of elements along each of some axes, by the indices of each axis."""
+    for axis, chosen in indices.items():
+        if not np.array_equal(chosen, np.arange(x.shape[axis])):
+            shape = (*x.shape[:axis], *np.shape(chosen), *x.shape[axis + 1 :])
+            x = call.step(Gather(np.asarray(chosen, np.int64), axis), x, shape=shape)
+    return call.result(Identity(), x)
+
+
+def describe_stack(call: Describing, tensors: Sequence[Any], axis: int) -> Traced:
+    """Describe a concatenation of tensors of one shape along a new axis."""
+    flat = [call.as_traced(one) for one in tensors]
+    parts = [call.step(Reshape(), one, shape=(*one.shape[:axis], 1, *one.shape[axis:])) for one in flat]
+    return call.result(Concatenate(axis), *parts)
 
 
 def adaptive_matrix(outputs: int, inputs: int) -> npt.NDArray[np.float64]:

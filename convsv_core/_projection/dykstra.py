@@ -44,8 +44,12 @@ __all__ = [
     "squared_change",
 ]
 
-LONGER = 1.1
-"""Factor by which the step of the dual grows after each step that was not too long. A guess."""
+LONGER = 1.03
+"""Factor by which the step of the dual grows after each step that was not too long.
+
+Measured on the largest layers of the network that comes along and of facenet-pytorch's onet, at a gap of 1e-2: 1.03
+took 14.8 processor seconds, 1.05 took 15.9, 1.1 took 19.6. With 1.2 a layer did not converge in 200 iterations.
+"""
 
 NEAR = 0.97
 """Frequencies with a norm of at least this share of the bound enter the first working set. A guess."""

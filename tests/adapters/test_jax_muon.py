@@ -67,6 +67,7 @@ def test_the_norm_of_a_step_is_the_rate_times_the_factor_and_the_rest_is_adamw()
     np.testing.assert_allclose(found[-1]["one"]["bias"], others[-1]["one"]["bias"], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_steps_are_those_of_torch() -> None:
     torch = pytest.importorskip("torch")
     from convsv_adapters.torch import ConvMuon

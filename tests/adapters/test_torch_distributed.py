@@ -249,6 +249,7 @@ def _sharded_muon(rank: int, folder: Path) -> Any:
     return {name: value.full_tensor() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.thorough
 def test_muon_steps_sharded_tensors_as_whole_ones() -> None:
     first, second = run_on_ranks(_sharded_muon)
     assert all(torch.equal(first[name], second[name]) for name in first)

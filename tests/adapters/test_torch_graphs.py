@@ -313,6 +313,19 @@ def test_a_resnet_of_transformers() -> None:
     assert found.log10_upper < found.log10_product
 
 
+@pytest.mark.thorough
+def test_the_resnet_18_of_transformers() -> None:
+    model = residual_network(
+        {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+    ).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert difference(model_graph(model, x), [x.numpy()], model(x).logits.numpy()) < 1e-5
+    found = convsv.lipschitz(model, x, lower=False)
+    assert not found.missing
+    assert found.log10_upper < found.log10_product - 2
+
+
 def test_several_inputs_outputs_and_other_arguments() -> None:
     class Net(nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor, *, twice: bool = False, mask: object = None) -> Any:

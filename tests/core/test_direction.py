@@ -99,6 +99,7 @@ def test_groups_have_norms_of_their_own() -> None:
         assert float(np.vdot(gradient[part], found.direction[part])) >= 0.98 * float(alone.upper)
 
 
+@pytest.mark.thorough
 def test_libraries_agree() -> None:
     torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
     gradient = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)

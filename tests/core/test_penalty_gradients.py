@@ -71,7 +71,7 @@ def test_kernels_of_absurd_scale(power: int) -> None:
     """Finite wherever the true value is, in single precision."""
     torch = pytest.importorskip("torch")
     degrees = dict.fromkeys(CALLS, 2) | {"orthogonality": 4, "schatten-4": 4, "schatten-6": 6, "schatten-1.5": 1.5}
-    degrees |= {"nuclear": 1, "log_condition_number": 0, "negative_log_abs_det": 0, "stable_rank": 0}
+    degrees |= {"nuclear": 1, "log_condition_number": 0, "log_lipschitz": 0, "negative_log_abs_det": 0, "stable_rank": 0}
     kernel = torch.tensor(np.ldexp(HARD["random"], power), dtype=torch.float32, requires_grad=True)
     for name, call in CALLS.items():
         value = call(kernel, (4, 6), CONV)

@@ -49,6 +49,34 @@ def run(module: Callable[[str], ModuleType], tmp_path: Path) -> Callable[..., di
     return run
 
 
+@pytest.mark.thorough
+def test_certified_has_a_run_of_every_kind(run: Callable[..., dict[str, Any]], module: Callable[[str], Any]) -> None:
+    runs = run("certified")["runs"]
+    kinds = module("certified").KINDS
+    assert [(one["batch_norm"], one["kind"]) for one in runs] == [(b, kind) for b in (False, True) for kind in kinds]
+    for one in runs:
+        assert one["lower"] <= one["upper"]
+        assert one["kind"] != "network bound 1" or one["upper"] <= 1
+        assert one["accuracy"] == sorted(one["accuracy"], reverse=True)
+
+
+def test_no_change_within_the_certified_radius_alters_a_label(module: Callable[[str], Any]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 3))
+    images, labels = torch.randn(64, 1, 3, 3), torch.randint(3, (64,))
+    norm = float(torch.linalg.matrix_norm(model[1].weight.detach().double(), 2))
+    radii = module("certified").certified_radii(model, images, labels, norm)
+    right = model(images).argmax(dim=1) == labels
+    assert torch.equal(radii >= 0, right)
+    assert 10 < int(right.sum()) < 50
+    weight = model[1].weight.detach()
+    with torch.inference_mode():
+        for image, label, radius in zip(images[right], labels[right], radii[right], strict=True):
+            for other in set(range(3)) - {int(label)}:  # the direction in which a linear map changes its label first
+                direction = torch.nn.functional.normalize(weight[other] - weight[label], dim=0).view_as(image)
+                assert int(model(image + 0.999 * float(radius) * direction).argmax()) == int(label)
+
+
 def test_robustness_has_a_run_of_every_kind(run: Callable[..., dict[str, Any]]) -> None:
     runs = run("robustness")["runs"]
     assert {(one["batch_norm"], one["bound"]) for one in runs} == {

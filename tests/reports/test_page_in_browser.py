@@ -205,12 +205,13 @@ def test_a_page_that_is_open_follows_the_theme(page: Page, path: Path) -> None:
     assert page.messages() == []
 
 
-def test_paper_is_white(page: Page, path: Path) -> None:
-    page.open(path, theme="dark")
+def test_paper_is_white_and_has_every_column(page: Page, path: Path) -> None:
+    page.open(path, theme="dark", width=720)
     page.emulate("dark", "print")
     assert page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.run("return getComputedStyle(document.querySelector('.choice')).display") == "none"
     assert page.contrasts()["#curves svg text"] >= CONTRAST
+    assert page.run("const one = document.querySelector('.wide'); return one.scrollWidth <= one.clientWidth")
 
 
 def test_hovering_over_a_curve_names_the_layer(page: Page, path: Path, report: Report[LayerReport]) -> None:

@@ -36,6 +36,15 @@ class Call:
         self._writer = writer
 
     @property
+    def _source(self) -> str:
+        """Return the path of the layer whose parameter is an operand, or else the scope of the equation."""
+        return self.equation.layer or self.equation.scope
+
+    def _name(self, op: str) -> str:
+        """Return the path of the layer whose parameter is an operand, or else the operation within its scope."""
+        return self.equation.layer or "/".join(filter(None, (self.equation.scope, op)))
+
+    @property
     def params(self) -> Mapping[str, Any]:
         """Return the parameters of the primitive."""
         return self.equation.params
@@ -74,13 +83,14 @@ class Call:
 
     def step(self, kind: Kind, *inputs: Traced, shape: Sequence[int]) -> Traced:
         """Add a node that is a part of the equation, before its result."""
-        name = f"{self.equation.primitive}/{type(kind).__name__.lower()}"
-        return self._writer.add(name, kind, inputs, shape, self.equation.primitive, self.equation.scope)
+        name = f"{self._name(self.equation.primitive)}/{type(kind).__name__.lower()}"
+        return self._writer.add(name, kind, inputs, shape, self.equation.primitive, self._source)
 
     def result(self, kind: Kind, *inputs: Traced, shape: Sequence[int] | None = None, op: str = "") -> Traced:
         """Add the node whose tensor the equation computes."""
-        name = op or self.equation.primitive
-        return self._writer.add(name, kind, inputs, self.shape if shape is None else shape, name, self.equation.scope)
+        op = op or self.equation.primitive
+        shape = self.shape if shape is None else shape
+        return self._writer.add(self._name(op), kind, inputs, shape, op, self._source)
 
     def as_traced(self, operand: Traced | npt.NDArray[Any]) -> Traced:
         """Return a tensor of the network as it is, and an array as a `Constant` node."""
@@ -94,7 +104,7 @@ class Call:
         equation = self.equation
         found = tuple(
             self._writer.add_unsupported(
-                equation.primitive, reason, self.tensors, one.shape, equation.primitive, equation.scope
+                self._name(equation.primitive), reason, self.tensors, one.shape, equation.primitive, self._source
             )
             for one in equation.results
         )

@@ -59,15 +59,18 @@ class Constant:
         The array. What is computed from floating-point numbers has float64.
     compute : callable
         Returns the array as JAX computes it, in the dtypes of the function.
+    path : str, default ""
+        The path of the array in the model, if it is one of the model's parameters.
     """
 
     array: npt.NDArray[Any]
     compute: Callable[[], Any]
+    path: str = ""
 
     @classmethod
-    def of(cls, value: Any) -> Constant:
+    def of(cls, value: Any, path: str = "") -> Constant:
         """Return an array or a number of a function as a constant."""
-        return cls(promoted(value), lambda: value)
+        return cls(promoted(value), lambda: value, path)
 
 
 Operand: TypeAlias = Value | Constant
@@ -95,6 +98,12 @@ class Equation:
     results: tuple[Value, ...]
     scope: str
 
+    @property
+    def layer(self) -> str:
+        """Return the path of the layer whose parameter an operand is; "" if no operand is one."""
+        paths = [one.path for one in self.operands if isinstance(one, Constant) and one.path]
+        return paths[0].rpartition("/")[0] if paths else ""
+
 
 class Traced(NamedTuple):
     """The equations of one call of a function.
@@ -116,7 +125,9 @@ class Traced(NamedTuple):
     outputs: list[Value]
 
 
-def trace_equations(function: Callable[..., object], example_input: object) -> Traced:
+def trace_equations(
+    function: Callable[..., object], example_input: object, paths: Mapping[int, str] | None = None
+) -> Traced:
     """Return the equations of a call of a function, in which calls of other functions are expanded.
 
     Parameters
@@ -125,6 +136,8 @@ def trace_equations(function: Callable[..., object], example_input: object) -> T
     example_input : array, jax.ShapeDtypeStruct, tuple, list or mapping
         The argument of the function, its positional arguments or its keyword arguments. Arrays and
         `jax.ShapeDtypeStruct` are inputs; numbers, booleans and strings are passed as they are.
+    paths : mapping from int to str, optional
+        The paths of the model's parameters, by the `id` of each array.
 
     Raises
     ------
@@ -157,7 +170,7 @@ def trace_equations(function: Callable[..., object], example_input: object) -> T
         ) from error
     inputs = [Value(tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in given]
     equations: list[Equation] = []
-    constants = [Constant.of(one) for one in closed.consts]
+    constants = [Constant.of(one, (paths or {}).get(id(one), "")) for one in closed.consts]
     results = _expand(closed.jaxpr, [*constants, *inputs], "", equations)
     outputs = [one for one in results if isinstance(one, Value)]
     if not outputs:
@@ -218,4 +231,5 @@ def _computed(source: Any, operands: tuple[Any, ...]) -> list[Constant]:
     floating = jnp.issubdtype(source.outvars[0].aval.dtype, jnp.floating)
     if fold is None or not (floating or all(one.array.dtype.kind != "f" for one in operands)):
         return [Constant.of(one) for one in native()]
-    return [Constant(np.asarray(fold(source.params, *(one.array for one in operands))), lambda: native()[0])]
+    path = operands[0].path if source.primitive.name == "convert_element_type" else ""
+    return [Constant(np.asarray(fold(source.params, *(one.array for one in operands))), lambda: native()[0], path)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -14,6 +14,7 @@ from convsv_adapters._jax.graph_functions import FUNCTION_RULES
 from convsv_adapters._jax.graph_layers import LAYER_RULES
 from convsv_adapters._jax.graph_shapes import SHAPE_RULES
 from convsv_adapters._jax.patterns import find_function
+from convsv_adapters._jax.trees import named_leaves
 from convsv_adapters._networks import GraphWriter, Traced, Undescribed
 from convsv_core.networks import Elementwise, Graph, Input
 
@@ -47,12 +48,19 @@ def model_graph(model: Any, example_input: object) -> Graph:
     """
     if example_input is None:
         raise ValueError("example_input=None: wanted the input of one call of the model, or a jax.ShapeDtypeStruct")
-    return function_graph(_inference(model), example_input)
+    function, parameters = _inference(model)
+    return function_graph(function, example_input, parameters)
 
 
-def function_graph(function: Callable[..., object], example_input: object) -> Graph:
-    """Return a function of JAX arrays as a graph of maps; the arguments are as for `model_graph`."""
-    traced = trace_equations(function, example_input)
+def function_graph(function: Callable[..., object], example_input: object, parameters: object = ()) -> Graph:
+    """Return a function of JAX arrays as a graph of maps; the arguments are as for `model_graph`.
+
+    `parameters` is a tree of arrays that the function uses. Nodes that take one of them have the name of its layer.
+    """
+    paths: dict[int, str] = {}
+    for path, leaf in named_leaves(parameters).items():
+        paths.setdefault(id(leaf.value), path)
+    traced = trace_equations(function, example_input, paths)
     writer = GraphWriter()
     known: dict[Value, Traced] = {}
     for place, (value, example) in enumerate(zip(traced.inputs, traced.examples, strict=True)):
@@ -88,7 +96,14 @@ def _described(equation: Equation, known: dict[Value, Traced], writer: GraphWrit
 # ---- models ------------------------------------------------------------------------------------------------
 
 
-def _inference(model: Any) -> Callable[..., object]:
+class _Inference(NamedTuple):
+    """The function that a model is in its present mode, and the tree of its parameters."""
+
+    function: Callable[..., object]
+    parameters: object
+
+
+def _inference(model: Any) -> _Inference:
     """Return the function that a model is in its present mode; raise ValueError if it is in training mode."""
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     if nnx is not None and isinstance(model, nnx.Module):
@@ -100,15 +115,15 @@ def _inference(model: Any) -> Callable[..., object]:
                 f"model.bind(variables)"
             )
         module, variables = model.unbind()
-        return lambda *args, **kwargs: module.apply(variables, *args, **kwargs)
-    return model
+        return _Inference(lambda *args, **kwargs: module.apply(variables, *args, **kwargs), variables)
+    return _Inference(model, model)
 
 
 TRAINING_FLAGS = ("deterministic", "use_running_average")
 """The attributes of nnx modules that are False in training mode."""
 
 
-def _nnx_function(nnx: Any, model: Any) -> Callable[..., object]:
+def _nnx_function(nnx: Any, model: Any) -> _Inference:
     for path, module in nnx.iter_graph(model):
         training = [flag for flag in TRAINING_FLAGS if getattr(module, flag, None) is False]
         if training and getattr(module, "rate", 1) != 0:
@@ -123,4 +138,4 @@ def _nnx_function(nnx: Any, model: Any) -> Callable[..., object]:
         # The call may write to the model's state, which must not end in the caller's model.
         return nnx.merge(definition, state)(*args, **kwargs)
 
-    return call
+    return _Inference(call, state)

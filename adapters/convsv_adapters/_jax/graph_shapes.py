@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from convsv_adapters._jax.calls import Call, Result, Rule
 from convsv_adapters._jax.index_maps import as_padding, index_map
-from convsv_adapters._networks import Traced, Undescribed
-from convsv_core.networks import Concatenate, Expand, Gather, Identity, Pad, Permute, Reshape, Slice
+from convsv_adapters._networks import Undescribed, describe_gather, describe_stack
+from convsv_core.networks import Concatenate, Expand, Gather, Pad, Permute, Reshape, Slice
 
 __all__ = ["SHAPE_RULES"]
 
@@ -84,30 +82,18 @@ def _concatenate(call: Call) -> Result:
         if (padding := as_padding(found)) is not None:
             return call.result(padding, x, op="pad")
         if all(np.all(indices >= 0) for indices in found.axes):
-            return _gathered(call, x, dict(enumerate(found.axes)))
+            return describe_gather(call, x, dict(enumerate(found.axes)))
     axis = int(call.params["dimension"])
     return call.result(Concatenate(axis), *(call.as_traced(one) for one in call.operands))
 
 
 def _stack(call: Call) -> Result:
-    axis = int(call.params["axis"])
-    flat = [call.as_traced(one) for one in call.operands]
-    parts = [call.step(Reshape(), one, shape=(*one.shape[:axis], 1, *one.shape[axis:])) for one in flat]
-    return call.result(Concatenate(axis), *parts)
+    return describe_stack(call, call.operands, int(call.params["axis"]))
 
 
 def _tile(call: Call) -> Result:
     x, times = call.x, call.params["reps"]
-    return _gathered(call, x, {axis: np.tile(np.arange(n), times[axis]) for axis, n in enumerate(x.shape)})
-
-
-def _gathered(call: Call, x: Traced, indices: dict[int, Any]) -> Result:
-    """Describe a choice of elements along each of some axes."""
-    for axis, chosen in indices.items():
-        if not np.array_equal(chosen, np.arange(x.shape[axis])):
-            shape = (*x.shape[:axis], *np.shape(chosen), *x.shape[axis + 1 :])
-            x = call.step(Gather(np.asarray(chosen, np.int64), axis), x, shape=shape)
-    return call.result(Identity(), x)
+    return describe_gather(call, x, {axis: np.tile(np.arange(n), times[axis]) for axis, n in enumerate(x.shape)})
 
 
 def _gather(call: Call) -> Result:

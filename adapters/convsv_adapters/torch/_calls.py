@@ -114,11 +114,11 @@ class Call:
         """Add the node whose tensor the operator returns."""
         return self._writer.add(self._name, kind, inputs, self.shape if shape is None else shape, self.op, self.source)
 
-    def as_traced(self, value: Any, shape: Sequence[int] | None = None) -> Traced:
+    def as_traced(self, operand: Any) -> Traced:
         """Return a tensor of the network as it is, and anything else as a `Constant` node."""
-        if isinstance(value, Traced):
-            return value
-        array = host(value)
+        if isinstance(operand, Traced):
+            return operand
+        array = host(operand)
         return self._writer.add(f"{self._name}/constant", Constant(array), (), array.shape, "constant")
 
     def unsupported(self, reason: str) -> Traced:

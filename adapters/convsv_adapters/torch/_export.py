@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.export.graph_signature import ConstantArgument, InputKind
 
 from convsv_adapters._layers import call_arguments
 
@@ -111,7 +111,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         # For its error messages `torch.export` prints programs.
         with warnings.catch_warnings(), _quiet(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs).run_decompositions({})
+            return torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
     except Exception as error:  # The forward pass is the user's, and can raise anything.
         reason = str(error).strip().split("\n\n")[0]
         raise ValueError(
@@ -154,7 +154,7 @@ def _check_fixed(program: torch.export.ExportedProgram, model: nn.Module) -> Non
         if name in UNINITIALISED_OPERATORS:
             raise ValueError(f"{_place(node)} returns memory that is not initialised: wanted values")
     for output in program.graph_signature.output_specs:
-        if output.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION):
+        if output.kind.name.endswith("MUTATION"):  # The value of a buffer, an input or a parameter changes.
             raise ValueError(f"the forward pass changes {output.target!r}, so that the model is no fixed map{advice}")
 
 

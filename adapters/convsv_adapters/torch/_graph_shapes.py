@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from convsv_adapters._networks import Traced, Undescribed
+from convsv_adapters._networks import Traced, Undescribed, describe_gather, describe_stack
 from convsv_adapters.torch._calls import Call, Result, Rule, host
-from convsv_core.networks import Concatenate, Expand, Gather, Identity, Pad, Permute, Reshape, Slice
+from convsv_core.networks import Concatenate, Expand, Pad, Permute, Reshape, Slice
 
 __all__ = ["SHAPE_RULES"]
 
@@ -90,14 +90,6 @@ def _flip(call: Call) -> Result:
 # ---- elements by constant indices ------------------------------------------------------------------------------
 
 
-def _gathered(call: Call, x: Traced, indices: dict[int, Any]) -> Result:
-    """Describe a choice of elements along each of some axes."""
-    for axis, chosen in indices.items():
-        shape = (*x.shape[:axis], *np.shape(chosen), *x.shape[axis + 1 :])
-        x = call.step(Gather(np.asarray(chosen, np.int64), axis), x, shape=shape)
-    return call.result(Identity(), x)
-
-
 def _roll(call: Call) -> Result:
     x = call.traced("self")
     if not call["dims"]:
@@ -106,7 +98,7 @@ def _roll(call: Call) -> Result:
     for shift, axis in zip(call["shifts"], call["dims"], strict=True):
         at = int(axis) % len(x.shape)
         indices[at] = np.roll(indices.get(at, np.arange(x.shape[at])), int(shift))
-    return _gathered(call, x, indices)
+    return describe_gather(call, x, indices)
 
 
 def _repeat(call: Call) -> Result:
@@ -116,7 +108,7 @@ def _repeat(call: Call) -> Result:
     if new:
         x = call.step(Reshape(), x, shape=(*(1,) * new, *x.shape))
     chosen = {axis: np.tile(np.arange(x.shape[axis]), count) for axis, count in enumerate(times) if count != 1}
-    return _gathered(call, x, chosen)
+    return describe_gather(call, x, chosen)
 
 
 def _repeat_interleave(call: Call) -> Result:
@@ -124,12 +116,12 @@ def _repeat_interleave(call: Call) -> Result:
     if not isinstance(call["repeats"], int) or call["dim"] is None:
         raise Undescribed("a repetition whose counts are not one number")
     axis = int(call["dim"]) % len(x.shape)
-    return _gathered(call, x, {axis: np.repeat(np.arange(x.shape[axis]), call["repeats"])})
+    return describe_gather(call, x, {axis: np.repeat(np.arange(x.shape[axis]), call["repeats"])})
 
 
 def _index_select(call: Call) -> Result:
     x = call.traced("self")
-    return _gathered(call, x, {int(call["dim"]) % len(x.shape): _indices(call["index"])})
+    return describe_gather(call, x, {int(call["dim"]) % len(x.shape): _indices(call["index"])})
 
 
 def _index(call: Call) -> Result:
@@ -138,7 +130,7 @@ def _index(call: Call) -> Result:
     if len(given) != 1:
         raise Undescribed("indices along several axes at once")
     ((axis, index),) = given.items()
-    return _gathered(call, x, {axis: _indices(index) % x.shape[axis]})
+    return describe_gather(call, x, {axis: _indices(index) % x.shape[axis]})
 
 
 def _indices(value: Any) -> Any:
@@ -176,10 +168,7 @@ def _concatenate(call: Call) -> Result:
 
 
 def _stack(call: Call) -> Result:
-    axis = int(call["dim"]) % len(call.shape)
-    flat = [call.as_traced(one) for one in call["tensors"]]
-    parts = [call.step(Reshape(), one, shape=(*one.shape[:axis], 1, *one.shape[axis:])) for one in flat]
-    return call.result(Concatenate(axis), *parts)
+    return describe_stack(call, call["tensors"], int(call["dim"]) % len(call.shape))
 
 
 # ---- channels and pixels ---------------------------------------------------------------------------------------
