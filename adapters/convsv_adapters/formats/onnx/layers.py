@@ -344,7 +344,7 @@ def _conv(item: _Found, kernel: HostArray) -> Conv:
 
 
 def declared_geometry(scope: Scope, node: Node, kernel: HostArray, dims: tuple[int, ...]) -> Conv:
-    """Return the geometry of a Conv or ConvTranspose node on an input of shape `dims`; TypeError or ValueError if none."""
+    """Return the geometry of a Conv or ConvTranspose node on an input of shape `dims`; an error if it is invalid."""
     return _conv(_Found(scope, node, node.input[0], kernel, ((0, 0),) * (kernel.ndim - 2), dims=dims), kernel)
 
 
