@@ -8,7 +8,7 @@ from typing import Any
 
 from convsv_core._network.bounds import Missing
 
-__all__ = ["Lipschitz", "LipschitzNode", "ResidualBlock"]
+__all__ = ["Lipschitz", "LipschitzNode", "ResidualBlock", "finite"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Lipschitz:
     missing: tuple[Missing, ...] = ()
     output: str = ""
 
+    @property
+    def upper_text(self) -> str:
+        """The upper bound in words for people: its decimal logarithm, and the number itself where that is finite."""
+        return self._number(self.log10_upper, self.upper)
+
     def __str__(self) -> str:
         width = max([4, *(len(node.name) for node in self.nodes)])
         ops = max([2, *(len(node.op) for node in self.nodes)])
@@ -106,7 +111,7 @@ class Lipschitz:
                 f"[{block.smallest_singular_value:.4g}, {block.largest_singular_value:.4g}]"
             )
         lines += [line for missing in self.missing for line in [self._missing_line(missing)]]
-        lines.append(f"upper: {self._number(self.log10_upper, self.upper)}")
+        lines.append(f"upper: {self.upper_text}")
         lines.append(f"product of all factors: {self._number(self.log10_product, None)}")
         lines.append(f"lower: {'unknown' if self.lower is None else format(self.lower, '.6g')}")
         return "\n".join(line.rstrip() for line in lines)

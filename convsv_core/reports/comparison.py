@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from convsv_core._network.constant import lipschitz as network_constant
+from convsv_core._network.result import Lipschitz, finite
 from convsv_core.backend import Backend
 from convsv_core.layers import Layer, Operator, ReadOptions, UnknownExtents, lattice
 from convsv_core.plugins import get_backend, one_line
@@ -92,6 +94,8 @@ class Comparison(Report[DifferenceReport]):
         As for `Report`.
     unmatched : iterable of Unmatched
         The layers that were not compared, each with the reason.
+    lipschitz : sequence of Lipschitz
+        The certified Lipschitz constants of the two networks, or nothing.
     """
 
     def __init__(
@@ -102,24 +106,39 @@ class Comparison(Report[DifferenceReport]):
         title: str = "",
         about: Mapping[str, Any] | None = None,
         unmatched: Iterable[Unmatched] = (),
+        lipschitz: Sequence[Lipschitz] = (),
     ) -> None:
-        self.unmatched = tuple(unmatched)
+        self.unmatched, self.lipschitz = tuple(unmatched), tuple(lipschitz)
         facts = {**(about or {}), "unmatched": [dataclasses.asdict(one) for one in self.unmatched]}
-        summary = functools.partial(_summary, unmatched=self.unmatched)
+        if self.lipschitz:
+            facts["log10_lipschitz"] = [finite(one.log10_upper) for one in self.lipschitz]
+        summary = functools.partial(_summary, unmatched=self.unmatched, lipschitz=self.lipschitz)
         super().__init__(rows, view=replace(view, summary=summary), title=title, about=facts)
 
     def of(self, rows: Iterable[DifferenceReport]) -> Self:
         """Return the comparison of other rows, with the title and the unmatched layers of this one."""
-        return type(self)(rows, view=self.view, title=self.title, about=self.about, unmatched=self.unmatched)
+        return type(self)(
+            rows,
+            view=self.view,
+            title=self.title,
+            about=self.about,
+            unmatched=self.unmatched,
+            lipschitz=self.lipschitz,
+        )
 
 
-def _summary(rows: Sequence[DifferenceReport], unmatched: Sequence[Unmatched]) -> str:
-    """Return a paragraph that says how many layers differ, and names those that were not compared by reason."""
+def _summary(rows: Sequence[DifferenceReport], unmatched: Sequence[Unmatched], lipschitz: Sequence[Lipschitz]) -> str:
+    """Return a paragraph: how many layers differ, which were not compared by reason, and the networks' constants."""
     reasons: dict[str, list[str]] = {}
     for one in unmatched:
         reasons.setdefault(one.reason, []).append(one.name)
     lacking = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
-    return DIFFERENCE.summary(rows) + (f" Not compared: {lacking}." if lacking else "")
+    constants = " and ".join(one.upper_text for one in lipschitz)
+    return (
+        DIFFERENCE.summary(rows)
+        + (f" Not compared: {lacking}." if lacking else "")
+        + (f" Lipschitz constants of the networks, at most: {constants}." if constants else "")
+    )
 
 
 def compare(
@@ -128,6 +147,7 @@ def compare(
     example_input: object = None,
     *,
     linear: bool = False,
+    lipschitz: bool = False,
     backend: str = "numpy",
     dtype: str | None = None,
     device: str | None = None,
@@ -147,6 +167,9 @@ def compare(
         As for `analyze`, for both models. Only padding that repeats pixels needs it.
     linear : bool, default False
         Whether to compare dense layers too.
+    lipschitz : bool, default False
+        Whether to certify the Lipschitz constant of each whole network too, as `convsv_core.lipschitz` does. Both
+        models must have a graph, which a file of weights alone has not.
     backend : str, default "numpy"
         Name of the library to compute with.
     dtype, device : str, optional
@@ -156,8 +179,8 @@ def compare(
     -------
     Comparison
         A list of `DifferenceReport`, the largest share of the norm first. `unmatched` names the layers that were not
-        compared, because one model alone has them, or because shape or geometry differ. Printed, it is the table of
-        `convsv compare`.
+        compared, because one model alone has them, or because shape or geometry differ. `lipschitz` holds the
+        constants of the two networks, if asked for. Printed, it is the table of `convsv compare`.
 
     Raises
     ------
@@ -166,7 +189,7 @@ def compare(
     convsv_core.layers.ModelError
         A file cannot be read.
     ValueError
-        There is no such backend.
+        There is no such backend, or with `lipschitz` a model has no graph.
 
     Notes
     -----
@@ -195,6 +218,9 @@ def compare(
         title=f"{names[0]} and {names[1]}, with {computing.name}",
         about={"model": names[0], "other": names[1], "backend": computing.name},
         unmatched=matching.unmatched,
+        lipschitz=[network_constant(one, example_input, lower=False) for one in (model_a, model_b)]
+        if lipschitz
+        else (),
     ).ordered("share")
 
 

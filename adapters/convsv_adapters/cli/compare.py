@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from convsv_adapters.cli.options import MODEL, ModelOptions, add_options, html_option, model_options
-from convsv_adapters.cli.output import exit_without_figures, files_of, write_results
+from convsv_adapters.cli.output import exit_without_figures, files_of, one_line_errors, write_results
 from convsv_adapters.cli.progress import tracked
 from convsv_adapters.cli.request import Request
 from convsv_adapters.cli.table import show
+from convsv_core import Lipschitz
+from convsv_core.networks import network_graph, network_lipschitz
 from convsv_core.reports import DIFFERENCE, Comparison, difference_reports, match_layers
 
 __all__ = ["FIELDS", "command"]
@@ -25,11 +27,26 @@ def _models(command: Callable[..., Any]) -> Callable[..., Any]:
     return add_options(command, [click.argument("model", type=MODEL), click.argument("other", type=MODEL)])
 
 
+def _constant(path: Path, options: ModelOptions) -> Lipschitz:
+    """Return the certified Lipschitz constant of a file's network."""
+    with one_line_errors(path):
+        return network_lipschitz(network_graph(path, options=options.read_options), lower=False)
+
+
 @click.command("compare")
 @model_options(DIFFERENCE.sort_keys, _models, default_sort="share")
 @html_option
+@click.option(
+    "--lipschitz", is_flag=True, help="Also certify the Lipschitz constant of each network, if both files hold graphs."
+)
 def command(
-    model: Path, other: Path, options: ModelOptions, json_path: Path | None, sort: str, html: Path | None
+    model: Path,
+    other: Path,
+    options: ModelOptions,
+    json_path: Path | None,
+    sort: str,
+    html: Path | None,
+    lipschitz: bool,
 ) -> None:
     """Certify how far the weights of two networks are apart, layer by layer.
 
@@ -53,6 +70,7 @@ def command(
         title=f"{first.label} and {second.label}, with {first.backend.name}",
         about={"model": str(model), "other": str(other), "backend": first.backend.name},
         unmatched=matching.unmatched,
+        lipschitz=[_constant(path, options) for path in (model, other)] if lipschitz else (),
     ).ordered("share")
     write_results(report.document(), json_path, lambda: show(report, sort), files_of(report, html=html))
     exit_without_figures(report)
