@@ -152,7 +152,7 @@ class TorchBackend(Backend):
         import torch
 
         tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-        return search and all(one.device.type == "cpu" and self.has_values(one) for one in tensors)
+        return search and all(map(self._on_host, tensors))
 
     def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Call the function with NumPy arrays that share the memory of the tensors. Its results hold no arrays."""
@@ -181,7 +181,7 @@ class TorchBackend(Backend):
         import torch
 
         first = arrays[0]
-        if gradient is None or first.device.type != "cpu" or not self.has_values(first):
+        if gradient is None or not self._on_host(first):
             return otherwise(*arrays)
         host = [array.detach().resolve_conj().numpy() for array in arrays]
         if not (first.requires_grad and torch.is_grad_enabled()):
@@ -189,6 +189,13 @@ class TorchBackend(Backend):
         *found, slope = (torch.from_numpy(np.asarray(one, order="C")) for one in gradient(*host))
         number = _with_slope()(first, found[0], slope, lambda again: otherwise(again, *arrays[1:])[0])
         return number, *found[1:]
+
+    def _on_host(self, array: Array) -> bool:
+        """Tell whether NumPy can read a tensor in place: it is on the CPU, and no subclass wraps other tensors."""
+        from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+        wrapped = is_traceable_wrapper_subclass(array)
+        return array.device.type == "cpu" and not wrapped and self.has_values(array)
 
     def single_threaded(self) -> AbstractContextManager[object]:
         """Return a context manager that limits PyTorch to one thread, a limit that `map_blocks` keeps to."""
