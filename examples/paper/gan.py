@@ -105,7 +105,7 @@ def gan(quick: bool, cifar10: Path | None, seeds: int, epochs: int | None, outpu
     recipe = replace(recipe, epochs=epochs or recipe.epochs)
     runs, samples = [], {}
     for (kind, bound), seed in itertools.product(KINDS.items(), range(seeds)):
-        run, trained = _run(images, replace(recipe, seed=seed, **bound), kind, 2 if quick else WATCHES)
+        run, trained = _run(images, replace(recipe, seed=seed, **bound), kind, 1 if quick else WATCHES)
         last = run.measurements[-1]
         click.echo(
             f"{kind}, seed {seed}: constant at most {last.upper:.3g}, at least {last.attained:.3g}, "
