@@ -7,6 +7,7 @@ import click
 from examples.paper.certified import certified
 from examples.paper.cost import cost
 from examples.paper.frameworks import frameworks
+from examples.paper.gan import gan
 from examples.paper.robustness import robustness
 from examples.paper.spectra import spectra
 
@@ -23,6 +24,7 @@ paper.add_command(certified)
 paper.add_command(cost)
 paper.add_command(spectra)
 paper.add_command(frameworks)
+paper.add_command(gan)
 
 if __name__ == "__main__":
     paper(prog_name="python -m examples.paper")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -145,6 +146,58 @@ def test_another_training_is_told_from_the_same(
     result = CliRunner().invoke(frameworks.frameworks, arguments)
     assert result.exit_code == 1
     assert "jax differs from PyTorch" in result.output
+
+
+def test_a_gan_is_measured_within_what_is_certified(
+    run: Callable[..., dict[str, Any]], module: Callable[[str], Any]
+) -> None:
+    runs, kinds = run("gan")["runs"], module("gan").KINDS
+    assert [one["kind"] for one in runs] == list(kinds)
+    for one in runs:
+        assert len(one["measurements"]) == 2
+        for found in one["measurements"]:
+            attained = max(found[name] for name in ("lower", "real", "generated", "between"))
+            assert 0 < attained <= found["upper"] * SLACK
+            assert "network_bound" not in kinds[one["kind"]] or found["upper"] <= 1
+            assert abs(found["difference"]) <= found["upper"] * found["wasserstein"] * SLACK
+
+
+def test_runs_of_a_gan_differ_in_the_bound_alone(module: Callable[[str], Any]) -> None:
+    training, images = module("gan_training"), module("data").load(None, 64)
+    recipe = training.GanRecipe(width=2, batch=16, epochs=1)
+
+    def weights(watch: Callable[[Any], Any], **bound: Any) -> list[Any]:
+        trained = training.train_gan(images, dataclasses.replace(recipe, **bound), watch, 2)
+        assert trained.steps == 4
+        return list(trained.generator.parameters())
+
+    def measured(trained: Any) -> None:
+        assert trained.critic.training
+        module("gan").measure(trained, images)
+
+    free = weights(lambda _: None)
+    for other in (weights(measured), weights(lambda _: None, network_bound=1e9)):
+        assert all(map(torch.equal, free, other))
+    assert not all(map(torch.equal, free, weights(lambda _: None, network_bound=0.1)))
+    beginnings: list[Any] = []
+    for bound in module("gan").KINDS.values():
+        weights(lambda now: beginnings.append(copy.deepcopy(now.generator)), **bound)
+    first, *others = (list(one.parameters()) for one in beginnings[::3])
+    assert all(all(map(torch.equal, first, other)) for other in others)
+
+
+def test_distances_of_images_are_those_of_known_sets(module: Callable[[str], Any]) -> None:
+    gan = module("gan")
+    torch.manual_seed(0)
+    some, shift = torch.randn(40, 1, 3, 3), torch.full((1, 1, 3, 3), 0.5)
+    assert gan.wasserstein(some, some.flip(0)) == 0
+    assert gan.wasserstein(some, some.flip(0) + shift) == pytest.approx(1.5)
+    # Between two points at 0 and 1 and two at 5 and 7 the mean distance is 5.5; within the pairs it is 1 and 2.
+    points = (torch.tensor(values).view(2, 1, 1, 1) for values in ([0.0, 1.0], [5.0, 7.0]))
+    assert gan.energy_distance(*points) == pytest.approx(2 * 5.5 - 1 - 2)
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 1))
+    norms = gan.gradient_norms(linear, some)
+    assert torch.allclose(norms, linear[1].weight.detach().norm().expand(40))
 
 
 def test_network_is_the_one_of_the_paper(module: Callable[[str], ModuleType]) -> None:
