@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from convsv_adapters.formats.onnx.graph import Node
 from convsv_adapters.formats.onnx.layers import declared_geometry
+from convsv_adapters.formats.onnx.pads import forward_pads
 from convsv_adapters.formats.onnx.resizing import resize_matrix
 from convsv_adapters.formats.onnx.translation import Reading, Untranslated, operator
-from convsv_core.conv import Pads
 from convsv_core.networks import (
     AveragePool,
     AxisMaps,
@@ -22,7 +21,6 @@ from convsv_core.networks import (
     Normalize,
     Reshape,
     Scale,
-    Shape,
 )
 
 __all__: list[str] = []
@@ -46,7 +44,7 @@ def _pool(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     ones = (1,) * len(window)
     strides, dilations = tuple(values.get("strides", ones)), tuple(values.get("dilations", ones))
     reach = [d * (w - 1) + 1 for w, d in zip(window, dilations, strict=True)]
-    pads = _pool_pads(values, shape[2:], strides, reach)
+    pads = tuple(forward_pads(values, shape[2:], strides, reach))
     # What rounding up the number of windows adds at the end is no part of the declared padding.
     ends = zip(shape[2:], out[2:], strides, reach, pads, strict=True)
     whole = tuple((before, s * (m - 1) + r - n - before) for n, m, s, r, (before, _) in ends)
@@ -57,16 +55,6 @@ def _pool(reading: Reading, node: Node, values: dict[str, Any]) -> None:
         return
     counted = pads if values.get("count_include_pad", 0) else tuple((0, 0) for _ in pads)
     reading.add(node, AveragePool(*geometry, (*none, *counted)), node.input[:1])
-
-
-def _pool_pads(values: dict[str, Any], extents: Shape, strides: Sequence[int], reach: Sequence[int]) -> Pads:
-    auto_pad, count = values.get("auto_pad", "NOTSET"), len(extents)
-    if auto_pad.startswith("SAME"):
-        totals = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(extents, strides, reach, strict=True)]
-        halves = [(total // 2, total - total // 2) for total in totals]
-        return tuple(halves if auto_pad == "SAME_UPPER" else [(after, before) for before, after in halves])
-    flat = (0,) * 2 * count if auto_pad == "VALID" else tuple(values.get("pads", (0,) * 2 * count))
-    return tuple(zip(flat[:count], flat[count:], strict=True))
 
 
 # ---- normalisations ----------------------------------------------------------------
