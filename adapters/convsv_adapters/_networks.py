@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from convsv_core.networks import Concatenate, Gather, Graph, Identity, Kind, Node, Reshape, Shape, Unsupported
+from convsv_core.networks import Concatenate, Gather, Graph, Identity, Kind, Node, Reshape, Scale, Shape, Unsupported
 
 __all__ = [
     "GraphWriter",
@@ -18,6 +18,7 @@ __all__ = [
     "as_number",
     "describe_gather",
     "describe_stack",
+    "stored_normalization",
 ]
 
 
@@ -89,6 +90,28 @@ def describe_stack(call: Describing, tensors: Sequence[Any], axis: int) -> Trace
     flat = [call.as_traced(one) for one in tensors]
     parts = [call.step(Reshape(), one, shape=(*one.shape[:axis], 1, *one.shape[axis:])) for one in flat]
     return call.result(Concatenate(axis), *parts)
+
+
+def stored_normalization(
+    x_rank: int, mean: Any, variance: Any, epsilon: float, weight: Any = None, bias: Any = None
+) -> Scale:
+    """Return a normalisation by stored statistics as a kind of map.
+
+    Parameters
+    ----------
+    x_rank : int
+        Number of axes of the input.
+    mean, variance : array
+        Of shape (channels,) for the channels of axis 1, or of the shape of an input without its batch.
+    epsilon : float
+    weight, bias : array, optional
+        The factors behind the normalisation, and what is added after them. Their shape is the shape of `mean`.
+    """
+    mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+    scale = (1.0 if weight is None else np.asarray(weight, np.float64)) / np.sqrt(variance + epsilon)
+    shift = (0.0 if bias is None else np.asarray(bias, np.float64)) - mean * scale
+    shape = (-1, *(1,) * (x_rank - 2)) if scale.ndim == 1 else scale.shape
+    return Scale(scale.reshape(shape), shift.reshape(shape))
 
 
 def adaptive_matrix(outputs: int, inputs: int) -> npt.NDArray[np.float64]:

@@ -89,7 +89,4 @@ def normalisation_behind(name: str, outputs: int, named: Mapping[str, HostArray 
     arrays = {key: named.get(f"{behind}{key}") for key in ("running_mean", "running_var", "weight", "bias")}
     if not all(isinstance(array, np.ndarray) and array.shape == (outputs,) for array in arrays.values()):
         return None
-    gamma, variance = (np.asarray(arrays[key]).astype(np.float64) for key in ("weight", "running_var"))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = gamma / np.sqrt(variance)
-    return Normalisation(behind.removesuffix("."), scale) if np.isfinite(scale).all() else None
+    return Normalisation.of_statistics(behind.removesuffix("."), arrays["weight"], arrays["running_var"])

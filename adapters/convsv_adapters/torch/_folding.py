@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from convsv_core import Conv
+from convsv_core.reports.certified import scaled_outputs
 
 __all__ = ["Following", "FollowingWatch", "is_batch_norm", "scale_of", "scaled_kernel"]
 
@@ -173,10 +174,4 @@ def scaled_kernel(kernel: torch.Tensor, scale: torch.Tensor, conv: Conv) -> torc
     The rounding error of an entry is at most one eps of the entry.
     """
     dtype = torch.promote_types(kernel.dtype, torch.float32)
-    wide = kernel.to(torch.promote_types(dtype, torch.float64))
-    if conv.transposed:
-        # The axes are (inputs, outputs of a group), and the inputs are those of all groups in turn.
-        shape = (conv.groups, -1, *wide.shape[1:])
-        scaled = wide.reshape(shape) * scale.reshape(conv.groups, 1, -1, *[1] * conv.ndim)
-        return scaled.reshape(wide.shape).to(dtype)
-    return (wide * scale.reshape(-1, *[1] * (wide.ndim - 1))).to(dtype)
+    return scaled_outputs(kernel.to(torch.promote_types(dtype, torch.float64)), conv, scale).to(dtype)

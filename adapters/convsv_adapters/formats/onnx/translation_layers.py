@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.graph import Node
 from convsv_adapters.formats.onnx.layers import declared_geometry
 from convsv_adapters.formats.onnx.pads import forward_pads
 from convsv_adapters.formats.onnx.resizing import resize_matrix
-from convsv_adapters.formats.onnx.translation import Reading, Untranslated, operator
+from convsv_adapters.formats.onnx.translation import Reading, operator
 from convsv_core.networks import (
     AveragePool,
     AxisMaps,
@@ -30,7 +31,7 @@ __all__: list[str] = []
 def _convolution(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     kernel = reading.constant(node.input[1])
     if not 3 <= kernel.ndim <= 5:
-        raise Untranslated(f"a kernel of rank {kernel.ndim} is not supported")
+        raise Undescribed(f"a kernel of rank {kernel.ndim} is not supported")
     conv = declared_geometry(reading.scope, node, kernel, reading.shape(node.input[0]))
     reading.add(node, Convolution(kernel, conv, reading.optional(node, 2)), node.input[:1])
 
@@ -38,7 +39,7 @@ def _convolution(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 @operator("AveragePool", "MaxPool")
 def _pool(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if len(node.output) > 1 and node.output[1]:
-        raise Untranslated("the places of its largest elements are used")
+        raise Undescribed("the places of its largest elements are used")
     shape, out = reading.shape(node.input[0]), reading.shape(node.output[0])
     window = tuple(values["kernel_shape"])
     ones = (1,) * len(window)
@@ -91,7 +92,7 @@ def _group(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 @operator("LayerNormalization", "RMSNormalization")
 def _layer(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if any(node.output[1:]):
-        raise Untranslated("its mean or spread is used elsewhere")
+        raise Undescribed("its mean or spread is used elsewhere")
     shape = reading.shape(node.input[0])
     axes = tuple(range(values.get("axis", -1) % len(shape), len(shape)))
     kind = Normalize(axes, values.get("epsilon", 1e-5), node.op_type == "LayerNormalization")
@@ -119,7 +120,7 @@ def _local_response(reading: Reading, node: Node, values: dict[str, Any]) -> Non
 def _resize(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     shape, out = reading.shape(node.input[0]), reading.shape(node.output[0])
     if values.get("antialias", 0) or values.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Untranslated("resizing with antialiasing, or that keeps an aspect ratio, has no rule")
+        raise Undescribed("resizing with antialiasing, or that keeps an aspect ratio, has no rule")
     early = node.op_type == "Upsample" or reading.opset < 11
     scales = values.get("scales") if reading.opset < 9 and node.op_type == "Upsample" else None
     if scales is None:
