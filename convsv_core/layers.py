@@ -220,7 +220,7 @@ class ReadOptions:
 
 
 def dense_layer(name: str, matrix: Any, layout: str, note: str = "", **facts: Any) -> Layer:
-    """Return a dense layer as the convolution of one tap on one pixel, whose norm is that of the matrix.
+    """Return a dense layer as the convolution of one tap on one pixel, which has the norm of the matrix.
 
     Parameters
     ----------

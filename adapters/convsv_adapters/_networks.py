@@ -1,4 +1,4 @@
-"""What the front ends share: the nodes of a network as they are found, and matrices along one axis."""
+"""Collect the nodes of a network as a front end finds them, and describe maps that all front ends meet."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Traced(NamedTuple):
 
 
 class Undescribed(Exception):
-    """No kind of map describes an operator; the message is the reason, a phrase for people."""
+    """Raised for an operator that no kind of map describes; the message is the reason, a phrase for people."""
 
 
 class GraphWriter:
@@ -64,7 +64,7 @@ class GraphWriter:
 
 
 class Describing(Protocol):
-    """What describes one operator of a framework by nodes."""
+    """The interface of the classes that describe one operator of a framework by nodes."""
 
     def step(self, kind: Kind, *inputs: Traced, shape: Sequence[int]) -> Traced:
         """Add a node that is a part of the operator, before its result."""

@@ -102,7 +102,7 @@ def lipschitz(
 
 
 def network_graph(model: object, example_input: object = None, options: ReadOptions | None = None) -> Graph:
-    """Return a network as a graph of maps: a model object's, or that of the file at a path.
+    """Return the graph of maps of a model object, or of the file at a path.
 
     Raises TypeError or `ModelError` where no installed plugin gives one.
     """
@@ -156,7 +156,7 @@ def network_lipschitz(
     input_range: tuple[float, float] | None = None,
     lower: bool = True,
 ) -> Lipschitz:
-    """Certify the Lipschitz constant of a graph; the arguments are those of `lipschitz`."""
+    """Certify the Lipschitz constant of a graph, with the arguments of `lipschitz`."""
     outputs = graph.outputs if output is None else (graph.find(output),)
     graph = simplify(graph.until(outputs))
     bounds = Bounds(graph, input_range)

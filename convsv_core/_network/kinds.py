@@ -385,7 +385,7 @@ class BranchMatmul(Kind):
 class Unsupported(Kind):
     """A map that no kind describes: control flow, recurrent cells, custom operators.
 
-    Its inputs are those tensors that depend on the network's input.
+    Its inputs are the tensors that depend on the network's input.
 
     Parameters
     ----------

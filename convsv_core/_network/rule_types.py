@@ -28,7 +28,7 @@ class Range(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What a rule may know of an input of its node.
+    """The facts that a rule has about an input of its node.
 
     Attributes
     ----------

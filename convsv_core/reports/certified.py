@@ -160,7 +160,7 @@ def certified_bounds(
     wide = np.result_type(kernel.dtype, np.float64)
     exact = kernel.astype(wide)
     lost = float(np.linalg.norm((exact - placement.backend.to_numpy(array)).ravel()))
-    # The sum of squares has a relative error far below that of one entry in float32, and `norm_bounds` leaves a margin.
+    # The sum of squares has a relative error far below the eps of float32, and `norm_bounds` leaves a margin.
     lost += entry_eps * float(np.linalg.norm(exact.ravel()))
     found = {}
     for operator in operators:

@@ -114,7 +114,7 @@ class Comparison(Report[DifferenceReport]):
 
 
 def _summary(rows: Sequence[DifferenceReport], unmatched: Sequence[Unmatched]) -> str:
-    """Return a paragraph that says how many layers differ, and names those that were not compared by reason."""
+    """Return a paragraph that says how many layers differ, and names the layers that were not compared, by reason."""
     reasons: dict[str, list[str]] = {}
     for one in unmatched:
         reasons.setdefault(one.reason, []).append(one.name)
@@ -132,7 +132,7 @@ def compare(
     dtype: str | None = None,
     device: str | None = None,
 ) -> Comparison:
-    """Certify, layer by layer, how far the weights of one model are from those of another.
+    """Certify, layer by layer, how far the weights of one model are from the weights of another.
 
     The difference of two layers of one geometry is the layer with the difference of their weights. Its norm tells how
     much the outputs can differ for an input of norm 1. So the models may be a network and the same network quantised,

@@ -1,4 +1,4 @@
-"""What a report shows of one layer as images: the largest singular value at each frequency, and the top vectors."""
+"""Make the images of a layer for a report: the largest singular value at each frequency, and the top vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATCH = 24
 """Largest number of elements along an axis of a singular vector that is kept (a guess): some periods of the wave."""
 
 MOST_CHANNELS = 4
-"""Largest number of channels of a singular vector that are kept, those with the largest entries (a guess)."""
+"""Largest number of channels of a singular vector that are kept: the channels with the largest entries (a guess)."""
 
 
 class TopVectors(NamedTuple):

@@ -10,7 +10,7 @@ from convsv_core.plugins import backend_of, one_line, plugins
 __all__ = ["COMPUTING_FAILS", "asking_for_extents", "model_layers"]
 
 COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""Errors that cost one layer its figures, and not the report of the others.
+"""Errors that cost one layer its figures, and not the other layers theirs.
 
 Among them are the LinAlgError of NumPy and of PyTorch, and the errors of libraries whose device is out of memory.
 """

@@ -224,7 +224,7 @@ def import_for(module: str, call: str, extra: str) -> Any:
     Raises
     ------
     ModuleNotFoundError
-        Its `name` is that of the missing library.
+        Its `name` is the name of the missing library.
     """
     try:
         return importlib.import_module(module)

@@ -65,7 +65,7 @@ def following(model: keras.layers.Layer, layers: Iterable[keras.layers.Layer], k
     ----------
     model : keras.Model
     layers : iterable of keras.layers.Layer
-        Every layer of the model, those of nested models too.
+        Every layer of the model, and of the models nested in it.
     kernels : list of ConvLayer
 
     Raises

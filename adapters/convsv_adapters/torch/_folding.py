@@ -33,7 +33,7 @@ FACTS = (bool, int, str, torch.Size, torch.dtype, torch.device, torch.layout, ty
 
 @dataclass(frozen=True, eq=False)
 class Following:
-    """What a forward pass has shown of the layers and normalisations of a model.
+    """The facts that a forward pass has shown about the layers and normalisations of a model.
 
     Attributes
     ----------

@@ -101,7 +101,7 @@ def _append(reading: Reading, node: Node) -> None:
 
 
 def _names_read(scope: Scope, node: Node) -> list[str]:
-    """Return the tensors that a node takes, and those that the bodies in it take from around them."""
+    """Return the tensors that a node takes, and the outer tensors that the bodies in it take."""
     names = [name for name in node.input if name]
     for body in bodies(node):
         for inner in body.node:

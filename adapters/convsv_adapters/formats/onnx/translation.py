@@ -1,4 +1,4 @@
-"""What each operator of ONNX is as a kind of map; `translate` has one entry for each operator."""
+"""Translate operators of ONNX to kinds of maps, by a table with one function for each operator."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def _pool(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     strides, dilations = tuple(values.get("strides", ones)), tuple(values.get("dilations", ones))
     reach = [d * (w - 1) + 1 for w, d in zip(window, dilations, strict=True)]
     pads = tuple(forward_pads(values, shape[2:], strides, reach))
-    # What rounding up the number of windows adds at the end is no part of the declared padding.
+    # Rounding up the number of windows adds padding at the end, which the node does not declare.
     ends = zip(shape[2:], out[2:], strides, reach, pads, strict=True)
     whole = tuple((before, s * (m - 1) + r - n - before) for n, m, s, r, (before, _) in ends)
     none = ((0, 0), (0, 0))
