@@ -76,7 +76,7 @@ def lipschitz(
     their bounds, a sum of branches adds them, and a concatenation takes the root of the sum of squares. Before norms
     are taken, linear maps in a row, and sums of them, are put together where that is sound: a batch normalisation goes
     into the convolution in front of it, and convolutions multiply where the second one pads nothing. The bound is the
-    least of those found, so it is never above the plain product. Norms of convolutions are certified for every
+    least bound that is found, so it is never above the plain product. Norms of convolutions are certified for every
     frequency (see `norm_bounds`), and all rounding is included.
 
     Neither traceable nor differentiable. Weights are copied to the host and computed there in float64.

@@ -91,7 +91,7 @@ class Convolution(Kind):
     Parameters
     ----------
     kernel : array
-        Its axes are those that ``conv.layout`` names.
+        It has the axes that ``conv.layout`` names.
     conv : Conv
         The geometry, with the layer's own padding. Spatial axes are in the order of ``conv.spatial``.
     bias : array, shape (output channels,), optional

@@ -42,7 +42,7 @@ class Tensor(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """How the bound of a node follows from the bounds ``L_i`` of its inputs.
+    """The numbers by which the bound of a node follows from the bounds ``L_i`` of its inputs.
 
     Attributes
     ----------

@@ -164,7 +164,7 @@ def transform_error(operand: Operand, reads: list[AxisReads], norm: float) -> fl
 
     Notes
     -----
-    An application takes two transforms of images, whose relative errors are those of one level times the number of
+    An application takes two transforms of images, whose relative errors are the error of one level times the number of
     levels, and a product with the symbol, which has the error of a transform of the taps (`symbol_error`).
     """
     count = math.prod(map(_length, reads))

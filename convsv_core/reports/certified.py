@@ -154,7 +154,7 @@ def certified_bounds(
 ) -> dict[Operator, LayerBounds]:
     """Return certified bounds of the supremum of the symbol's norm over all frequencies, for each operator.
 
-    The arguments are those of `certified_norms`. The norm of the padding is left out.
+    The arguments are as for `certified_norms`. The norm of the padding is left out.
     """
     array = placement.array(kernel, dtype)
     wide = np.result_type(kernel.dtype, np.float64)

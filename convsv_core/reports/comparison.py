@@ -142,7 +142,7 @@ def compare(
     ----------
     model_a, model_b : str, path, or model object
         Files of any format that an installed plugin reads, or models as for `analyze`. They may be of different kinds:
-        layers are matched by name, and axes by the layouts. The names of a state dict match those of its module.
+        layers are matched by name, and axes by the layouts. The names in a state dict match the names in its module.
     example_input : object, optional
         As for `analyze`, for both models. Only padding that repeats pixels needs it.
     linear : bool, default False

@@ -69,7 +69,7 @@ def shares(values: HostArray) -> HostArray:
 
 
 def above_rounding(values: HostArray) -> HostArray:
-    """Return the values with NaN in place of those that rounding may have made, which a logarithm would show.
+    """Return the values with NaN in place of rounding errors, which a logarithmic axis would show.
 
     The absolute error of a singular value is about ``eps`` times the largest one.
     """

@@ -98,7 +98,7 @@ def _matrices(kernel: HostArray, conv: Conv, angles: tuple[float, ...]) -> HostA
     """Return the layer's matrix of each group at one frequency, shape (groups, outputs, inputs).
 
     The side of a stride has (class, channel) as its index, with the classes in row-major order. The tap of index t
-    lies at ``dilation * t``, so that the operator is that of the layer up to a shift of its input. A shift changes the
+    lies at ``dilation * t``, so that the operator is the layer up to a shift of its input. A shift changes the
     phases of the singular vectors and leaves the singular values as they are.
     """
     few, many = ("I", "O") if conv.transposed else ("O", "I")

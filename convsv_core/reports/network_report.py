@@ -38,7 +38,7 @@ class Report(list[R]):
     title : str, default ""
         The line above the table: the network, and what computed the figures.
     about : mapping, optional
-        What the JSON says of the whole network. Its values are those of JSON.
+        The facts that the JSON has about the whole network, as values of JSON.
 
     Examples
     --------

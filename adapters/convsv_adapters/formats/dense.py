@@ -48,7 +48,7 @@ class Matrix(NamedTuple):
 def look_at_matrix(name: str, array: HostArray, named: Mapping[str, HostArray | str]) -> Matrix | None:
     """Return what is known of an array of two axes; None unless something says that it is a dense layer's weight.
 
-    Its name must be that of a layer's weight. A bias with an entry for each row or each column says it, a normalisation
+    It must have the name of a layer's weight. A bias with an entry for each row or each column says it, a normalisation
     behind it, or a word of `SAYS_DENSE`. A word of `SAYS_TABLE` says the contrary.
     """
     if owner_of(name) is None or SAYS_TABLE.search(name.lower()):

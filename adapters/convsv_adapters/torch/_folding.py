@@ -46,7 +46,7 @@ class Following:
     reached : set of modules
         The normalisations that the pass has called.
     strange : bool
-        Whether there was a call of `batch_norm` with other tensors than those of one module of the model.
+        Whether there was a call of `batch_norm` with tensors that do not all belong to one module of the model.
     """
 
     pairs: set[tuple[nn.Module, nn.Module]]

@@ -165,7 +165,7 @@ def optimum(truth: Truth) -> Optimum:
 
     The iteration is Douglas and Rachford's, on the dense matrix. A kernel divided by its norm bounds the optimum
     from below. A matrix whose inner products with the taps' matrices are the gradient bounds it from above by its
-    nuclear norm. Among kernels whose taps act at one place, those with equal parts count.
+    nuclear norm. Among kernels whose taps act at one place, only kernels with equal parts count.
 
     Raises
     ------
