@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from convsv_core._geometry.padding import (
     Extents,
     Operator,
@@ -71,6 +73,28 @@ class Normalisation:
 
     name: str
     scale: Any
+
+    @classmethod
+    def of_statistics(cls, name: str, gamma: Any, variance: Any, epsilon: float = 0.0) -> Normalisation | None:
+        """Return the normalisation with these stored arrays; None if a factor is not finite.
+
+        Parameters
+        ----------
+        name : str
+        gamma, variance : array, shape (outputs,)
+            On the host, of any floating dtype.
+        epsilon : float, default 0.0
+
+        Examples
+        --------
+        >>> Normalisation.of_statistics("bn", np.asarray([3.0]), np.asarray([4.0])).scale.tolist()
+        [1.5]
+        >>> Normalisation.of_statistics("bn", np.asarray([3.0]), np.asarray([0.0])) is None
+        True
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(variance, np.float64) + epsilon)
+        return cls(name, scale) if np.isfinite(scale).all() else None
 
 
 @dataclass(frozen=True)
@@ -196,7 +220,7 @@ class ReadOptions:
 
 
 def dense_layer(name: str, matrix: Any, layout: str, note: str = "", **facts: Any) -> Layer:
-    """Return a dense layer as the convolution of one tap on one pixel, whose norm is that of the matrix.
+    """Return a dense layer as the convolution of one tap on one pixel, which has the norm of the matrix.
 
     Parameters
     ----------

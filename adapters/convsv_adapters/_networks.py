@@ -1,4 +1,4 @@
-"""What the front ends share: the nodes of a network as they are found, and matrices along one axis."""
+"""Collect the nodes of a network as a front end finds them, and describe maps that all front ends meet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from convsv_core.networks import Concatenate, Gather, Graph, Identity, Kind, Node, Reshape, Shape, Unsupported
+from convsv_core.networks import Concatenate, Gather, Graph, Identity, Kind, Node, Reshape, Scale, Shape, Unsupported
 
 __all__ = [
     "GraphWriter",
@@ -18,6 +18,7 @@ __all__ = [
     "as_number",
     "describe_gather",
     "describe_stack",
+    "stored_normalization",
 ]
 
 
@@ -29,7 +30,7 @@ class Traced(NamedTuple):
 
 
 class Undescribed(Exception):
-    """No kind of map describes an operator; the message is the reason, a phrase for people."""
+    """Raised for an operator that no kind of map describes; the message is the reason, a phrase for people."""
 
 
 class GraphWriter:
@@ -63,7 +64,7 @@ class GraphWriter:
 
 
 class Describing(Protocol):
-    """What describes one operator of a framework by nodes."""
+    """The interface of the classes that describe one operator of a framework by nodes."""
 
     def step(self, kind: Kind, *inputs: Traced, shape: Sequence[int]) -> Traced:
         """Add a node that is a part of the operator, before its result."""
@@ -89,6 +90,28 @@ def describe_stack(call: Describing, tensors: Sequence[Any], axis: int) -> Trace
     flat = [call.as_traced(one) for one in tensors]
     parts = [call.step(Reshape(), one, shape=(*one.shape[:axis], 1, *one.shape[axis:])) for one in flat]
     return call.result(Concatenate(axis), *parts)
+
+
+def stored_normalization(
+    x_rank: int, mean: Any, variance: Any, epsilon: float, weight: Any = None, bias: Any = None
+) -> Scale:
+    """Return a normalisation by stored statistics as a kind of map.
+
+    Parameters
+    ----------
+    x_rank : int
+        Number of axes of the input.
+    mean, variance : array
+        Of shape (channels,) for the channels of axis 1, or of the shape of an input without its batch.
+    epsilon : float
+    weight, bias : array, optional
+        The factors behind the normalisation, and what is added after them. Their shape is the shape of `mean`.
+    """
+    mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+    scale = (1.0 if weight is None else np.asarray(weight, np.float64)) / np.sqrt(variance + epsilon)
+    shift = (0.0 if bias is None else np.asarray(bias, np.float64)) - mean * scale
+    shape = (-1, *(1,) * (x_rank - 2)) if scale.ndim == 1 else scale.shape
+    return Scale(scale.reshape(shape), shift.reshape(shape))
 
 
 def adaptive_matrix(outputs: int, inputs: int) -> npt.NDArray[np.float64]:

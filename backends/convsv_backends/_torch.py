@@ -175,7 +175,7 @@ class TorchBackend(Backend):
     ) -> tuple[Array, ...]:
         """Let NumPy compute a number with a derivative, for tensors on the CPU, in the same memory.
 
-        A second derivative is that of `otherwise`. Tensors that `torch.func` transforms or `torch.compile` traces are
+        A second derivative comes from `otherwise`. Tensors that `torch.func` transforms or `torch.compile` traces are
         left to `otherwise`.
         """
         import torch

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from convsv_core._geometry.plan import IntArray
+from convsv_core._geometry.rounding import root_up
 from convsv_core._geometry.shapes import check_input_shape, forward_extents, resolve_channels
 from convsv_core.conv import Conv
 
@@ -263,10 +264,8 @@ def padding_norm(kernel_shape: Sequence[int], input_shape: Extents, conv: Conv) 
     times, so ``|A| <= sqrt(r) M``. The smaller bound is taken along each axis. This is right for the product, because
     one axis' copies of inputs and another axis' copies of outputs do not meet.
 
-    Rounding: `math.sqrt` rounds to nearest, so it lies up to half a unit in the last place below the true root, as for
-    3 and 6. A certificate needs a number that is not below. Whether ``root ** 2`` is below the integer is decided in
-    exact arithmetic, and the next float64 is taken if so. The product with M rounds once more, which
-    `Operator.layer_upper` accounts for. No caller has to widen anything.
+    Rounding: a certificate needs a number that is not below the root, so `root_up` takes it. The product with M rounds
+    once more, which `Operator.layer_upper` accounts for. No caller has to widen anything.
 
     Examples
     --------
@@ -284,8 +283,7 @@ def padding_norm(kernel_shape: Sequence[int], input_shape: Extents, conv: Conv) 
         if conv.padding_mode == "circular" and axis.extent % axis.stride == 0:
             copies = min(copies, -(-axis.outputs * axis.stride // axis.extent))
         squared *= max(copies, 1)
-    root = math.sqrt(squared)
-    return root if Fraction(root) ** 2 >= squared else math.nextafter(root, math.inf)
+    return root_up(squared)
 
 
 class AxisReads(NamedTuple):

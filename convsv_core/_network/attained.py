@@ -15,7 +15,7 @@ STEPS = 8
 """Number of power iterations with the Jacobian. A guess: each takes one product with the Jacobian and one back."""
 
 ROUNDING = 1e-9
-"""By how much a quotient is lowered, relative to itself, for rounding. A guess: it is far above that of float64."""
+"""Relative amount by which a quotient is lowered for rounding. A guess: it is far above the eps of float64."""
 
 SPREAD = 0.1
 """Standard deviation of the inputs without an example, in units of the tensors' elements. A guess."""

@@ -52,7 +52,7 @@ class Bounds:
     Attributes
     ----------
     factors : dict from name to Factors
-        Those of each node that has a rule.
+        The factors of each node that has a rule.
     missing : dict from name to str
         The reason, for each node that has no bound.
     """

@@ -289,7 +289,7 @@ def _windows(kind: kinds.AveragePool | kinds.Slice | kinds.Pad, shape: Shape, ou
         if isinstance(kind, kinds.AveragePool):
             reach = (out[axis] - 1) * kind.strides[axis] + kind.dilations[axis] * (kind.window[axis] - 1) + 1
             before, after = kind.padding[axis][0], reach - kind.padding[axis][0] - shape[axis]
-            # The divisor must be that of all windows, so whatever they read must count.
+            # The divisor must be the same for all windows, so every element that they read must count.
             if before > kind.counted[axis][0] or after > kind.counted[axis][1]:
                 return None
             steps = (-before, kind.strides[axis], kind.dilations[axis], kind.window[axis])

@@ -76,7 +76,7 @@ def lipschitz(
     their bounds, a sum of branches adds them, and a concatenation takes the root of the sum of squares. Before norms
     are taken, linear maps in a row, and sums of them, are put together where that is sound: a batch normalisation goes
     into the convolution in front of it, and convolutions multiply where the second one pads nothing. The bound is the
-    least of those found, so it is never above the plain product. Norms of convolutions are certified for every
+    least bound that is found, so it is never above the plain product. Norms of convolutions are certified for every
     frequency (see `norm_bounds`), and all rounding is included.
 
     Neither traceable nor differentiable. Weights are copied to the host and computed there in float64.
@@ -102,9 +102,32 @@ def lipschitz(
 
 
 def network_graph(model: object, example_input: object = None, options: ReadOptions | None = None) -> Graph:
-    """Return a network as a graph of maps: a model object's, or that of the file at a path.
+    """Return the graph of maps of a model object, or of the file at a path.
 
-    Raises TypeError or `ModelError` where no installed plugin gives one.
+    Parameters
+    ----------
+    model, example_input
+        As for `lipschitz`. A `Graph` is returned itself.
+    options : ReadOptions, optional
+        Facts about the model that its file may leave open. By default the shapes of `example_input`.
+
+    Returns
+    -------
+    Graph
+        Its arrays are on the host. The inputs of a file's graph have the examples whose sizes fit.
+
+    Raises
+    ------
+    TypeError
+        `model` is of no framework that an installed plugin knows.
+    ModelError
+        The file cannot be read, or no installed plugin reads a graph from it.
+
+    Examples
+    --------
+    >>> graph = Graph((Node("x", kinds.Input(), (), (1, 4)),), ("x",))
+    >>> network_graph(graph) is graph
+    True
     """
     if isinstance(model, Graph):
         return model
@@ -156,7 +179,31 @@ def network_lipschitz(
     input_range: tuple[float, float] | None = None,
     lower: bool = True,
 ) -> Lipschitz:
-    """Certify the Lipschitz constant of a graph; the arguments are those of `lipschitz`."""
+    """Certify the Lipschitz constant of a graph.
+
+    Parameters
+    ----------
+    graph : Graph
+    output, input_range, lower
+        As for `lipschitz`, which checks the range.
+
+    Returns
+    -------
+    Lipschitz
+        As from `lipschitz`, whose notes say how it is computed.
+
+    Raises
+    ------
+    ValueError
+        There is no such `output`.
+
+    Examples
+    --------
+    >>> twice = Node("y", kinds.Scale(np.asarray(2.0)), ("x",), (1, 4))
+    >>> graph = Graph((Node("x", kinds.Input(), (), (1, 4)), twice), ("y",))
+    >>> round(network_lipschitz(graph).upper, 6)
+    2.0
+    """
     outputs = graph.outputs if output is None else (graph.find(output),)
     graph = simplify(graph.until(outputs))
     bounds = Bounds(graph, input_range)

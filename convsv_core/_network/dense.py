@@ -18,7 +18,7 @@ from convsv_core._network.rule_types import LinearMap
 __all__ = ["LinearPart", "linear_part"]
 
 MOST_SIDE = 1024
-"""Largest number of inputs, or of outputs if those are fewer, of a part that is made a matrix. A guess."""
+"""Largest number of inputs, or of outputs if they are fewer, of a part that is made a matrix. A guess."""
 
 MOST_ENTRIES = 1 << 22
 """Largest number of entries of such a matrix: 32 MiB. A guess."""

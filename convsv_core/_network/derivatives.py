@@ -11,7 +11,7 @@ import numpy as np
 
 from convsv_core._network import elementwise, kinds
 from convsv_core._network.graph import Node, Shape
-from convsv_core._network.linear_maps import linear_map, shift_of, unbroadcast
+from convsv_core._network.linear_maps import linear_map, shift_of, unbroadcast, window_reads
 from convsv_core._network.rule_types import Evaluated, Float64Array, LinearMap, NoRule
 
 __all__ = ["evaluate"]
@@ -48,28 +48,20 @@ def _elementwise(node: Node, x: Float64Array) -> Pair:
 def _max_pool(node: Node, x: Float64Array) -> Pair:
     kind = node.kind
     assert isinstance(kind, kinds.MaxPool)
-    reach = [s * (n - 1) + d * (w - 1) + 1 for s, n, d, w in _axes_of(kind, node.shape)]
-    sides = [(before, max(r - before - extent, 0)) for r, (before, _), extent in _sides(reach, kind, x.shape)]
+    axes = window_reads(kind, x.shape, node.shape)
+    sides = [(axis.before, max(len(axis.span) - axis.before - axis.extent, 0)) for axis in axes]
     padded = np.pad(x, sides, constant_values=-np.inf)
     places = np.pad(np.arange(x.size).reshape(x.shape), sides, constant_values=-1)
     best = np.full(node.shape, -np.inf)
     chosen = np.full(node.shape, -1)
     for tap in itertools.product(*map(range, kind.window)):
         window = tuple(
-            slice(d * t, d * t + s * (n - 1) + 1, s)
-            for t, (s, n, d, _) in zip(tap, _axes_of(kind, node.shape), strict=True)
+            slice(first := axis.dilation * t, first + axis.stride * (axis.outputs - 1) + 1, axis.stride)
+            for t, axis in zip(tap, axes, strict=True)
         )
         larger = padded[window] > best
         best, chosen = np.where(larger, padded[window], best), np.where(larger, places[window], chosen)
     return best, _selection(chosen, x.shape)
-
-
-def _axes_of(kind: kinds.MaxPool, shape: Shape) -> list[tuple[int, int, int, int]]:
-    return list(zip(kind.strides, shape, kind.dilations, kind.window, strict=True))
-
-
-def _sides(reach: list[int], kind: kinds.MaxPool, shape: Shape) -> list[tuple[int, tuple[int, int], int]]:
-    return list(zip(reach, kind.padding, shape, strict=True))
 
 
 def _selection(chosen: np.ndarray, shape: Shape) -> LinearMap:

@@ -40,7 +40,7 @@ ERF_SLOPE = math.nextafter(2 / math.sqrt(math.pi), math.inf)
 """The derivative of erf at 0, ``2 / sqrt(pi)``, rounded up."""
 
 RANGE_ROUNDING = 1e-12
-"""By how much a range is widened, relative to its ends. A guess: a few thousand times the rounding of one function."""
+"""Relative amount by which a range is widened. A guess: a few thousand times the rounding error of one function."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A network as a graph of maps: the types that front ends fill in.
 
 **Shapes.** Every shape is the shape of a whole tensor as the framework has it, with the batch axis. Front ends trace a
-model with a batch of one example, so that the Lipschitz constant is that of one example. Axes are counted from 0, and
-none is negative. With a larger batch the constant is that of the map between whole batches. It is the same number
+model with a batch of one example, so that the Lipschitz constant belongs to one example. Axes are counted from 0, and
+none is negative. With a larger batch the constant bounds the map between whole batches. It is the same number
 where a network treats its examples apart.
 
 **Numbers.** A graph is the map of a network at inference, computed exactly. Arrays are NumPy's, in the dtype in which

@@ -91,7 +91,7 @@ class Convolution(Kind):
     Parameters
     ----------
     kernel : array
-        Its axes are those that ``conv.layout`` names.
+        It has the axes that ``conv.layout`` names.
     conv : Conv
         The geometry, with the layer's own padding. Spatial axes are in the order of ``conv.spatial``.
     bias : array, shape (output channels,), optional
@@ -385,7 +385,7 @@ class BranchMatmul(Kind):
 class Unsupported(Kind):
     """A map that no kind describes: control flow, recurrent cells, custom operators.
 
-    Its inputs are those tensors that depend on the network's input.
+    Its inputs are the tensors that depend on the network's input.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convsv_core._geometry.padding import padding_sources
+from convsv_core._geometry.padding import AxisReads, padding_sources
 from convsv_core._geometry.shapes import forward_extents
 from convsv_core._network import kinds
 from convsv_core._network.graph import Node, Shape
@@ -25,6 +25,7 @@ __all__ = [
     "shift_of",
     "stack_shapes",
     "unbroadcast",
+    "window_reads",
 ]
 
 LINEAR_KINDS = (
@@ -283,6 +284,13 @@ def _matmul(kind: kinds.Matmul, in_shape: Shape, out_shape: Shape) -> LinearMap:
     return _one(apply, adjoint, [in_shape])
 
 
+def window_reads(kind: kinds.AveragePool | kinds.MaxPool, in_shape: Shape, out_shape: Shape) -> list[AxisReads]:
+    """Return where the windows of a pooling lie along each axis; places outside of the extent lie in the padding."""
+    before = [pads[0] for pads in kind.padding]
+    axes = zip(out_shape, kind.window, kind.strides, kind.dilations, before, in_shape, strict=True)
+    return [AxisReads(*axis) for axis in axes]
+
+
 def axis_matrices(
     kind: kinds.AveragePool | kinds.AxisMaps, in_shape: Shape, out_shape: Shape
 ) -> dict[int, Float64Array]:
@@ -290,12 +298,10 @@ def axis_matrices(
     if isinstance(kind, kinds.AxisMaps):
         return {axis: np.asarray(matrix, np.float64) for axis, matrix in kind.matrices.items()}
     found = {}
-    for axis, (extent, outputs) in enumerate(zip(in_shape, out_shape, strict=True)):
-        before, counted = kind.padding[axis][0], kind.counted[axis]
-        places = np.arange(outputs)[:, None] * kind.strides[axis] - before
-        places = places + np.arange(kind.window[axis]) * kind.dilations[axis]
+    for axis, reads in enumerate(window_reads(kind, in_shape, out_shape)):
+        places, extent, counted = reads.places(), reads.extent, kind.counted[axis]
         divisors = np.count_nonzero((places >= -counted[0]) & (places < extent + counted[1]), axis=1)
-        matrix = np.zeros((outputs, extent))
+        matrix = np.zeros((reads.outputs, extent))
         rows, columns = np.nonzero((places >= 0) & (places < extent))
         matrix[rows, places[rows, columns]] = 1 / divisors[rows]
         if kind.window[axis] != 1 or matrix.shape != (extent, extent) or not np.array_equal(matrix, np.eye(extent)):

@@ -56,5 +56,5 @@ def power_of_ten(log: float) -> float:
         value = 10.0**log
     except OverflowError:
         return math.inf
-    # The error of the logarithm's own rounding is part of its bound. That of the power is a few units.
+    # The error of the logarithm's own rounding is part of its bound. The error of the power is a few units.
     return min(value * (1 + (4 + 4 * abs(log)) * EPS), 1.0) if log <= 0 else value * (1 + (4 + 4 * log) * EPS)

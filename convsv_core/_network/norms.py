@@ -14,7 +14,7 @@ from convsv_core._norm.bounds import norm_bounds
 from convsv_core._norm.fixed_grid import norm_upper_bound
 from convsv_core.conv import Conv
 
-__all__ = ["EPS", "kronecker_norm", "matrix_norm", "product_up", "root_up", "supremum_norm"]
+__all__ = ["EPS", "kronecker_norm", "matrix_norm", "product_up", "supremum_norm"]
 
 EPS = float(np.finfo(np.float64).eps)
 """The rounding unit of float64, twice the largest relative error of one operation."""
@@ -57,12 +57,6 @@ def product_up(values: Iterable[float]) -> float:
     if len(values) < 2:
         return values[0] if values else 1.0
     return math.prod(values) * (1 + len(values) * EPS)
-
-
-def root_up(square: float) -> float:
-    """Return the square root, rounded upward; exact for squares of integers."""
-    root = math.sqrt(square)
-    return root if root * root == square and root == round(root) else math.nextafter(root, math.inf)
 
 
 def supremum_norm(kernel: Float64Array, conv: Conv, rtol: float) -> float:

@@ -20,7 +20,7 @@ from convsv_core._network.graph import Graph, Node
 __all__ = ["simplify"]
 
 ERF_SCALE_RTOL = 1e-6
-"""By how much the scale inside of GELU's erf may differ from ``1 / sqrt(2)``: float32 is rounded. A guess."""
+"""Relative tolerance of the scale ``1 / sqrt(2)`` inside of GELU's erf, which float32 rounds. A guess."""
 
 
 def simplify(graph: Graph) -> Graph:

@@ -207,4 +207,4 @@ RANGES: dict[type[kinds.Kind], Callable[..., Range]] = {
         _increasing,
     ),
 }
-"""What bounds the elements of each kind of map, by its class."""
+"""The functions that bound the elements of each kind of map, by the kind's class."""

@@ -28,7 +28,7 @@ class Range(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What a rule may know of an input of its node.
+    """The facts that a rule has about an input of its node.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Tensor(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """How the bound of a node follows from the bounds ``L_i`` of its inputs.
+    """The numbers by which the bound of a node follows from the bounds ``L_i`` of its inputs.
 
     Attributes
     ----------

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import TypeAlias
 
 import numpy as np
 
 from convsv_core._geometry.padding import layer_operators
+from convsv_core._geometry.rounding import root_up
 from convsv_core._network import elementwise, kinds
 from convsv_core._network.derivatives import evaluate
 from convsv_core._network.graph import Node, Shape
-from convsv_core._network.linear_maps import axis_matrices, axis_sources, stack_shapes
-from convsv_core._network.norms import EPS, kronecker_norm, matrix_norm, product_up, root_up, supremum_norm
+from convsv_core._network.linear_maps import axis_matrices, axis_sources, stack_shapes, window_reads
+from convsv_core._network.norms import EPS, kronecker_norm, matrix_norm, product_up, supremum_norm
 from convsv_core._network.opaque import Bounded
 from convsv_core._network.ranges import RANGES, largest_modulus
 from convsv_core._network.rule_types import Factors, Float64Array, KindRule, NoRule, Range, Tensor
@@ -150,18 +152,18 @@ def _gathering(node: Node, inputs: Sequence[Tensor]) -> Factors:
     most = [
         np.bincount(source[source >= 0], minlength=1).max() for source in axis_sources(kind, inputs[0].shape).values()
     ]
-    return Factors((root_up(float(math.prod(int(count) for count in most))),))
+    return Factors((root_up(math.prod(int(count) for count in most)),))
 
 
 def _expand(node: Node, inputs: Sequence[Tensor]) -> Factors:
-    return Factors((root_up(float(copies_between(inputs[0].shape, node.shape))),))
+    return Factors((root_up(copies_between(inputs[0].shape, node.shape)),))
 
 
 def _sum(node: Node, inputs: Sequence[Tensor]) -> Factors:
     kind = node.kind
     assert isinstance(kind, kinds.Sum)
     weights = kind.weights or (1.0,) * len(inputs)
-    copies = [root_up(float(copies_between(tensor.shape, node.shape))) for tensor in inputs]
+    copies = [root_up(copies_between(tensor.shape, node.shape)) for tensor in inputs]
     return Factors(tuple(product_up((abs(weight), count)) for weight, count in zip(weights, copies, strict=True)))
 
 
@@ -170,7 +172,7 @@ def _concatenate(node: Node, inputs: Sequence[Tensor]) -> Factors:
 
 
 def _extremum(node: Node, inputs: Sequence[Tensor]) -> Factors:
-    return Factors(tuple(root_up(float(copies_between(x.shape, node.shape))) for x in inputs), "root")
+    return Factors(tuple(root_up(copies_between(x.shape, node.shape)) for x in inputs), "root")
 
 
 def _reduce(node: Node, inputs: Sequence[Tensor]) -> Factors:
@@ -178,9 +180,9 @@ def _reduce(node: Node, inputs: Sequence[Tensor]) -> Factors:
     assert isinstance(kind, kinds.Reduce)
     count = math.prod(inputs[0].shape[axis] for axis in kind.axes)
     if kind.function in ("sum", "l1"):
-        return Factors((root_up(float(count)),))
+        return Factors((root_up(count),))
     if kind.function == "mean":
-        return Factors((math.nextafter(1 / math.sqrt(count), math.inf) if count > 1 else 1.0,))
+        return Factors((root_up(Fraction(1, count)) if count else 1.0,))
     return Factors((1.0,))
 
 
@@ -197,11 +199,10 @@ def _max_pool(node: Node, inputs: Sequence[Tensor]) -> Factors:
     kind = node.kind
     assert isinstance(kind, kinds.MaxPool)
     most = 1
-    for axis, (extent, outputs) in enumerate(zip(inputs[0].shape, node.shape, strict=True)):
-        places = np.arange(outputs)[:, None] * kind.strides[axis] - kind.padding[axis][0]
-        places = (places + np.arange(kind.window[axis]) * kind.dilations[axis]).reshape(-1)
-        most *= int(np.bincount(places[(places >= 0) & (places < extent)], minlength=1).max())
-    return Factors((root_up(float(most)),))
+    for axis in window_reads(kind, inputs[0].shape, node.shape):
+        places = axis.places()
+        most *= int(np.bincount(places[(places >= 0) & (places < axis.extent)], minlength=1).max())
+    return Factors((root_up(most),))
 
 
 def _softmax(node: Node, inputs: Sequence[Tensor]) -> Factors:
@@ -212,7 +213,7 @@ def _log_softmax(node: Node, inputs: Sequence[Tensor]) -> Factors:
     kind = node.kind
     assert isinstance(kind, kinds.LogSoftmax)
     # The Jacobian ``I - 1 p^T`` is affine in p, so its norm is largest where p is a unit vector; there it is sqrt(n).
-    return Factors((root_up(float(math.prod(inputs[0].shape[axis] for axis in kind.axes))),))
+    return Factors((root_up(math.prod(inputs[0].shape[axis] for axis in kind.axes)),))
 
 
 def _normalize(node: Node, inputs: Sequence[Tensor]) -> Factors:
@@ -286,7 +287,7 @@ def _branch_matmul(node: Node, inputs: Sequence[Tensor]) -> Factors:
         norms.append(math.sqrt(float(np.max(np.sum(moduli, axis=1)) * np.max(np.sum(moduli, axis=2)))))
     left, right = (tensor.shape[:-2] for tensor in inputs)
     whole = np.broadcast_shapes(left, right)
-    repeated = [root_up(float(copies_between(shape, whole))) for shape in (left, right)]
+    repeated = [root_up(copies_between(shape, whole)) for shape in (left, right)]
     return _bounded(norms[1] * repeated[0], norms[0] * repeated[1])
 
 

@@ -20,6 +20,7 @@ from convsv_core._geometry.padded_plan import PaddedPlan, make_padded_plan
 from convsv_core._geometry.padding import tap_reads
 from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._norm import lanczos
+from convsv_core._norm.image_operator import ImageOperator
 from convsv_core._norm.lanczos import largest_eigenvector, table_like, unit
 from convsv_core._norm.padded_transform import (
     TransformedOperator,
@@ -45,41 +46,25 @@ DENSE_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True)
-class PaddedOperator:
-    """The linear operator of a layer on an image of fixed extents.
-
-    Images are arrays of shape ``(*batch, groups, pixels, channels of a group)``, pixels in row-major order.
+class PaddedOperator(ImageOperator):
+    """The linear operator of a layer on an image, applied by a table of the pixels that every output reads.
 
     Attributes
     ----------
-    operand : Operand
-        The kernel, at the operand's scale and in its computing dtype.
+    operand, transposed
+        As for `ImageOperator`.
     plan : PaddedPlan
         Tables of integers on the host.
-    transposed : bool
-        Whether the operator is the adjoint of the forward convolution.
     taps : array, shape (groups, taps * columns, rows)
         The taps of the forward convolution. A column holds the taps of one output channel.
     gather, scatter : int arrays, 1-D
         The tables of `plan`, flattened, on the device of the kernel.
     """
 
-    operand: Operand
     plan: PaddedPlan
-    transposed: bool
     taps: Array
     gather: Array
     scatter: Array
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Groups, pixels and channels of a group in the images that `apply` takes."""
-        return self._shapes[1 if self.transposed else 0]
-
-    @property
-    def output_shape(self) -> tuple[int, int, int]:
-        """Groups, pixels and channels of a group in the images that `apply` returns."""
-        return self._shapes[0 if self.transposed else 1]
 
     @property
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -88,19 +73,6 @@ class PaddedOperator:
             (plan.groups, len(self.plan.scatter), plan.columns),
             (plan.groups, len(self.plan.gather), plan.rows),
         )
-
-    def apply(self, images: Array) -> Array:
-        """Return the outputs for `images`."""
-        return self._convolve_adjoint(images) if self.transposed else self._convolve(images)
-
-    def adjoint(self, images: Array) -> Array:
-        """Apply the adjoint: ``<adjoint(y), x> == <y, apply(x)>``."""
-        return self._convolve(images) if self.transposed else self._convolve_adjoint(images)
-
-    def narrowed(self) -> PaddedOperator:
-        """Return the operator or its adjoint, whichever has no more inputs than outputs."""
-        wide = math.prod(self.input_shape) > math.prod(self.output_shape)
-        return dataclasses.replace(self, transposed=self.transposed != wide)
 
     def widened(self) -> PaddedOperator:
         """Return the same operator in float64, where the library computes in it fast."""
@@ -155,7 +127,7 @@ def _operator_of(operand: Operand, extents: tuple[int, ...], conv: Conv) -> Padd
     xp = operand.xp
     taps = xp.permute_dims(operand.taps(), (1, 0, 3, 2))
     taps = xp.reshape(taps, (operand.plan.groups, -1, operand.plan.rows))
-    return PaddedOperator(operand, plan, conv.transposed, taps, gather, scatter)
+    return PaddedOperator(operand, conv.transposed, plan, taps, gather, scatter)
 
 
 def _bare_operand(kernel: Array, conv: Conv) -> Operand:

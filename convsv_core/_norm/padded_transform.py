@@ -17,6 +17,7 @@ import numpy as np
 from convsv_core._geometry.padded_plan import readers
 from convsv_core._geometry.padding import AxisReads, padding_sources
 from convsv_core._geometry.plan import IntArray
+from convsv_core._norm.image_operator import ImageOperator
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.transform import LEVEL_EPS, LONG_OFFSETS, fast_length, place_taps, symbol_error
 from convsv_core.backend import Array
@@ -52,33 +53,21 @@ class TransformAxis(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TransformedOperator:
-    """The linear operator of a layer on an image, with the attributes and methods of `PaddedOperator`.
+class TransformedOperator(ImageOperator):
+    """The linear operator of a layer on an image, applied by Fourier transforms.
 
     Attributes
     ----------
-    operand : Operand
+    operand, transposed
+        As for `ImageOperator`.
     axes : tuple of TransformAxis
-    transposed : bool
     taps : array, shape (offsets, groups, rows, columns)
     symbol : array, shape (groups, *lengths, rows, columns), complex
     """
 
-    operand: Operand
     axes: tuple[TransformAxis, ...]
-    transposed: bool
     taps: Array
     symbol: Array
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Groups, pixels and channels of a group in the images that `apply` takes."""
-        return self._shapes[1 if self.transposed else 0]
-
-    @property
-    def output_shape(self) -> tuple[int, int, int]:
-        """Groups, pixels and channels of a group in the images that `apply` returns."""
-        return self._shapes[0 if self.transposed else 1]
 
     @property
     def _shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -87,19 +76,6 @@ class TransformedOperator:
             (plan.groups, math.prod(len(axis.unpadded) for axis in self.axes), plan.columns),
             (plan.groups, math.prod(len(axis.outputs) for axis in self.axes), plan.rows),
         )
-
-    def apply(self, images: Array) -> Array:
-        """Return the outputs for `images`."""
-        return self._convolve_adjoint(images) if self.transposed else self._convolve(images)
-
-    def adjoint(self, images: Array) -> Array:
-        """Apply the adjoint: ``<adjoint(y), x> == <y, apply(x)>``."""
-        return self._convolve(images) if self.transposed else self._convolve_adjoint(images)
-
-    def narrowed(self) -> TransformedOperator:
-        """Return the operator or its adjoint, whichever has no more inputs than outputs."""
-        wide = math.prod(self.input_shape) > math.prod(self.output_shape)
-        return dataclasses.replace(self, transposed=self.transposed != wide)
 
     def widened(self) -> TransformedOperator:
         """Return the same operator in float64, where the library computes in it fast."""
@@ -188,7 +164,7 @@ def transform_error(operand: Operand, reads: list[AxisReads], norm: float) -> fl
 
     Notes
     -----
-    An application takes two transforms of images, whose relative errors are those of one level times the number of
+    An application takes two transforms of images, whose relative errors are the error of one level times the number of
     levels, and a product with the symbol, which has the error of a transform of the taps (`symbol_error`).
     """
     count = math.prod(map(_length, reads))
@@ -208,7 +184,7 @@ def make_transformed_operator(operand: Operand, reads: list[AxisReads], padding_
     """
     axes = tuple(_axis(one, padding_mode) for one in reads)
     taps = operand.taps()
-    return TransformedOperator(operand, axes, operand.plan.conv.transposed, taps, _symbol(operand, taps, axes))
+    return TransformedOperator(operand, operand.plan.conv.transposed, axes, taps, _symbol(operand, taps, axes))
 
 
 def _length(reads: AxisReads) -> int:

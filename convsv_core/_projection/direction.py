@@ -116,7 +116,7 @@ def steepest_direction(
 
         maximise  Re <gradient, D>  over kernels D of the gradient's shape, subject to \|D\| <= 1.
 
-    The inner product is that of the taps. For a 1 x 1 kernel, D is the polar factor of the gradient's matrix, which
+    The inner product is taken over the taps. For a 1 x 1 kernel, D is the polar factor of the gradient's matrix, which
     Muon steps along. For other kernels D is neither the polar factor of the flattened kernel nor the cut polar factors
     at the frequencies.
 
@@ -168,7 +168,7 @@ def steepest_direction(
 
     If a tap acts at each place of the grid, as for 1 x 1 kernels and for kernels that the stride does not let overlap,
     the polar factors are the maximiser, and no iteration is needed. If taps of a kernel larger than the input wrap onto
-    each other, the direction has equal parts at them, and the optimum is that of such kernels.
+    each other, the direction has equal parts at them, and the optimum is taken over such kernels.
 
     An iteration takes a decomposition at each frequency of the grid. A kernel with one input or output channel in a
     group needs none. On accelerators, matrix products replace the decompositions, outside of compilers.

@@ -51,7 +51,18 @@ class DirectionStep(NamedTuple):
 
 
 def direction_rise(method: DirectionMethod) -> float:
-    """Return the largest share by which the true norm of a direction of `steepest_together` may be below 1."""
+    """Return the largest share by which the true norm of a direction of `steepest_together` may be below 1.
+
+    Parameters
+    ----------
+    method : DirectionMethod
+        One of `DIRECTION_METHODS`.
+
+    Examples
+    --------
+    >>> direction_rise("exact")
+    0.18
+    """
     return RISES[method]
 
 

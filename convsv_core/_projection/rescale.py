@@ -114,7 +114,7 @@ def rescaling_factors(
 ) -> list[Rescaling]:
     """Return the number by which `rescale_together` multiplies each kernel, and the norm that it certifies.
 
-    The arguments and errors are those of `rescale_together`. The upper bound includes the rounding error of the product
+    The arguments and errors are as for `rescale_together`. The upper bound includes the rounding error of the product
     of kernel and factor in the kernel's dtype.
 
     Examples

@@ -11,8 +11,10 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.bounds import norm_bounds
 from convsv_core._projection.certificate import CERTIFICATE_RTOL
+from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.layers import Layer, Operator, layer_operators
+from convsv_core.plugins import backend_of
 from convsv_core.reports.placement import Placement
 
 __all__ = ["ENTRY_EPS", "LayerBounds", "certified_norms", "folded_upper", "layer_operator", "scaled_outputs"]
@@ -79,46 +81,59 @@ def folded_upper(layer: Layer, operator: Operator, placement: Placement, *, rtol
     assert layer.kernel is not None
     assert layer.conv is not None
     assert layer.normalisation is not None
-    kernel = scaled_outputs(np.asarray(layer.kernel), layer.conv, layer.normalisation.scale)
+    scale = np.asarray(layer.normalisation.scale, np.float64)
+    if not np.isfinite(scale).all():
+        raise ValueError("a factor of the normalisation is not finite")
+    kernel = scaled_outputs(np.asarray(layer.kernel), layer.conv, scale)
     dtype = placement.dtype_of(kernel)
     return certified_norms(kernel, [operator], placement, dtype, rtol=rtol, entry_eps=ENTRY_EPS)[operator]
 
 
-def scaled_outputs(kernel: HostArray, conv: Conv, scale: HostArray) -> HostArray:
-    """Return a kernel in double precision, with the taps of each output channel times its factor.
+def scaled_outputs(kernel: Array, conv: Conv, scale: Array) -> Array:
+    """Return a kernel with the taps of each output channel times its factor.
 
     Parameters
     ----------
-    kernel : numpy.ndarray
+    kernel : array
         With the axes that ``conv.layout`` names.
     conv : Conv
-    scale : numpy.ndarray, shape (outputs,)
+    scale : array, shape (outputs,)
+        In the library of the kernel and on its device.
+
+    Returns
+    -------
+    array
+        In the dtype of a product of the two.
 
     Raises
     ------
     ValueError
-        There is another number of output channels, or a factor is not finite.
+        There is another number of output channels.
+
+    Notes
+    -----
+    Traceable and differentiable. Each entry takes one product.
 
     Examples
     --------
     >>> scaled_outputs(np.ones((2, 1, 1)), Conv("OIW"), np.asarray([3.0, 4.0])).ravel().tolist()
     [3.0, 4.0]
     """
-    wide = kernel.astype(np.result_type(kernel.dtype, np.float64))
-    groups = conv.groups if conv.transposed else 1  # the axis O of a transposed kernel has the outputs of one group
+    xp = backend_of(kernel).namespace(kernel)
     outputs, inputs = conv.layout.index("O"), conv.layout.index("I")
-    if scale.shape != (groups * kernel.shape[outputs],):
-        raise ValueError(f"{scale.size} factors for a layer of {groups * kernel.shape[outputs]} output channels")
-    if not np.isfinite(scale).all():
-        raise ValueError("a factor is not finite")
-    factors = np.repeat(scale.reshape(groups, -1), kernel.shape[inputs] // groups, axis=0) if groups > 1 else scale
+    columns, rows = kernel.shape[outputs], kernel.shape[inputs]
+    groups = conv.groups if conv.transposed else 1  # the axis O of a transposed kernel has the outputs of one group
+    if tuple(scale.shape) != (groups * columns,):
+        raise ValueError(f"{math.prod(scale.shape)} factors for a layer of {groups * columns} output channels")
+    shape = [1] * kernel.ndim
+    shape[outputs] = columns
     if groups == 1:
-        shape = [1] * kernel.ndim
-        shape[outputs] = -1
-        return np.asarray(wide * factors.reshape(shape))
-    moved = np.moveaxis(wide, (inputs, outputs), (0, 1))
-    moved = moved * factors.reshape(*factors.shape, *(1,) * (kernel.ndim - 2))
-    return np.asarray(np.moveaxis(moved, (0, 1), (inputs, outputs)))
+        return kernel * xp.reshape(scale, tuple(shape))
+    # The axis I of a grouped transposed kernel has the inputs of all groups in turn.
+    factors = xp.broadcast_to(xp.reshape(scale, (groups, 1, columns)), (groups, rows // groups, columns))
+    factors = xp.reshape(factors, (rows, columns))
+    shape[inputs] = rows
+    return kernel * xp.reshape(factors if inputs < outputs else xp.permute_dims(factors, (1, 0)), tuple(shape))
 
 
 class LayerBounds(NamedTuple):
@@ -139,13 +154,13 @@ def certified_bounds(
 ) -> dict[Operator, LayerBounds]:
     """Return certified bounds of the supremum of the symbol's norm over all frequencies, for each operator.
 
-    The arguments are those of `certified_norms`. The norm of the padding is left out.
+    The arguments are as for `certified_norms`. The norm of the padding is left out.
     """
     array = placement.array(kernel, dtype)
     wide = np.result_type(kernel.dtype, np.float64)
     exact = kernel.astype(wide)
     lost = float(np.linalg.norm((exact - placement.backend.to_numpy(array)).ravel()))
-    # The sum of squares has a relative error far below that of one entry in float32, and `norm_bounds` leaves a margin.
+    # The sum of squares has a relative error far below the eps of float32, and `norm_bounds` leaves a margin.
     lost += entry_eps * float(np.linalg.norm(exact.ravel()))
     found = {}
     for operator in operators:

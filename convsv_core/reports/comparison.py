@@ -152,7 +152,7 @@ def compare(
     dtype: str | None = None,
     device: str | None = None,
 ) -> Comparison:
-    """Certify, layer by layer, how far the weights of one model are from those of another.
+    """Certify, layer by layer, how far the weights of one model are from the weights of another.
 
     The difference of two layers of one geometry is the layer with the difference of their weights. Its norm tells how
     much the outputs can differ for an input of norm 1. So the models may be a network and the same network quantised,
@@ -162,7 +162,7 @@ def compare(
     ----------
     model_a, model_b : str, path, or model object
         Files of any format that an installed plugin reads, or models as for `analyze`. They may be of different kinds:
-        layers are matched by name, and axes by the layouts. The names of a state dict match those of its module.
+        layers are matched by name, and axes by the layouts. The names in a state dict match the names in its module.
     example_input : object, optional
         As for `analyze`, for both models. Only padding that repeats pixels needs it.
     linear : bool, default False

@@ -69,7 +69,7 @@ def shares(values: HostArray) -> HostArray:
 
 
 def above_rounding(values: HostArray) -> HostArray:
-    """Return the values with NaN in place of those that rounding may have made, which a logarithm would show.
+    """Return the values with NaN in place of rounding errors, which a logarithmic axis would show.
 
     The absolute error of a singular value is about ``eps`` times the largest one.
     """
@@ -118,7 +118,7 @@ def plot_curves(rows: Sequence[Any], figure: Any = None, scale: Literal["linear"
 
 
 def better_scale(norms: Sequence[float]) -> Literal["linear", "log"]:
-    """Return the axis on which the largest norm does not flatten the others."""
+    """Return the axis on which the largest norm does not flatten the other norms."""
     positive = [norm for norm in norms if norm > 0]
     return "log" if positive and max(positive) > LOG_RATIO * np.median(positive) else "linear"
 

@@ -1,4 +1,4 @@
-"""What a report shows of one layer as images: the largest singular value at each frequency, and the top vectors."""
+"""Make the images of a layer for a report: the largest singular value at each frequency, and the top vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATCH = 24
 """Largest number of elements along an axis of a singular vector that is kept (a guess): some periods of the wave."""
 
 MOST_CHANNELS = 4
-"""Largest number of channels of a singular vector that are kept, those with the largest entries (a guess)."""
+"""Largest number of channels of a singular vector that are kept: the channels with the largest entries (a guess)."""
 
 
 class TopVectors(NamedTuple):
@@ -98,7 +98,7 @@ def _matrices(kernel: HostArray, conv: Conv, angles: tuple[float, ...]) -> HostA
     """Return the layer's matrix of each group at one frequency, shape (groups, outputs, inputs).
 
     The side of a stride has (class, channel) as its index, with the classes in row-major order. The tap of index t
-    lies at ``dilation * t``, so that the operator is that of the layer up to a shift of its input. A shift changes the
+    lies at ``dilation * t``, so that the operator is the layer up to a shift of its input. A shift changes the
     phases of the singular vectors and leaves the singular values as they are.
     """
     few, many = ("I", "O") if conv.transposed else ("O", "I")

@@ -10,7 +10,7 @@ from convsv_core.plugins import backend_of, one_line, plugins
 __all__ = ["COMPUTING_FAILS", "asking_for_extents", "model_layers"]
 
 COMPUTING_FAILS = (ArithmeticError, MemoryError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""Errors that cost one layer its figures, and not the report of the others.
+"""Errors that cost one layer its figures, and not the other layers theirs.
 
 Among them are the LinAlgError of NumPy and of PyTorch, and the errors of libraries whose device is out of memory.
 """
@@ -19,7 +19,7 @@ Among them are the LinAlgError of NumPy and of PyTorch, and the errors of librar
 def model_layers(model: object, example_input: object = None, *, linear: bool = False) -> list[Layer]:
     """Return the layers of a model object, with their kernels on the host.
 
-    The arguments and the errors are those of `analyze`. A kernel that has no numbers for NumPy is left out, and the
+    The arguments and the errors are as for `analyze`. A kernel that has no numbers for NumPy is left out, and the
     layer's note says why.
     """
     layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input, linear=linear)

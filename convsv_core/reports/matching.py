@@ -88,6 +88,20 @@ def match_layers(first: Sequence[Layer], second: Sequence[Layer]) -> Matching:
     ----------
     first, second : sequence of Layer
         With kernels on the host.
+
+    Returns
+    -------
+    Matching
+        Every layer of both models is in a pair, or unmatched with a reason.
+
+    Examples
+    --------
+    >>> from convsv_core.layers import dense_layer
+    >>> old = [dense_layer("fc.weight", np.ones((2, 3)), "OI")]
+    >>> new = [dense_layer("fc", np.zeros((2, 3)), "OI"), dense_layer("head", np.zeros((4, 2)), "OI")]
+    >>> found = match_layers(old, new)
+    >>> len(found.pairs), found.unmatched[0].name
+    (1, 'head')
     """
     partners: dict[int, int] = {}
     for names in (_own_names, _short_names, _shortest_names):

@@ -38,7 +38,7 @@ class Report(list[R]):
     title : str, default ""
         The line above the table: the network, and what computed the figures.
     about : mapping, optional
-        What the JSON says of the whole network. Its values are those of JSON.
+        The facts that the JSON has about the whole network, as values of JSON.
 
     Examples
     --------
@@ -224,7 +224,7 @@ def import_for(module: str, call: str, extra: str) -> Any:
     Raises
     ------
     ModuleNotFoundError
-        Its `name` is that of the missing library.
+        Its `name` is the name of the missing library.
     """
     try:
         return importlib.import_module(module)

@@ -1,6 +1,6 @@
 """Write a report as one file for a browser, which needs no network: charts, images, and a table that sorts.
 
-The scripts are those of other packages: Vega-Lite for charts, which `vl-convert-python` brings, and DataTables for the
+The scripts come from other packages: Vega-Lite for charts, which `vl-convert-python` brings, and DataTables for the
 table, which `itables` brings. They are put into the file.
 """
 
@@ -30,7 +30,7 @@ ORIGINS = {
     "estimated": "estimated, without an error bound",
     "": "-",
 }
-"""What a page says of how a figure is computed."""
+"""A sentence for each figure that says how it is computed."""
 
 OF_IMAGES = (
     (
@@ -48,7 +48,7 @@ OF_IMAGES = (
         "exact",
     ),
 )
-"""What a page says of the images of a layer: heading, meaning and origin."""
+"""The heading, the meaning and the origin of each kind of image of a layer."""
 
 
 def page(report: Report[Any]) -> str:

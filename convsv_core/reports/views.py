@@ -119,7 +119,7 @@ class View:
     sentences: Callable[[Sequence[Any]], list[str]] | None = field(default=None, kw_only=True)
 
     def fitting(self, rows: Sequence[Any]) -> View:
-        """Return the view without those of `FACTS_OF_SOME` of which no row knows anything."""
+        """Return the view without the columns of `FACTS_OF_SOME` that are empty in every row."""
         lacking = {fact for fact in FACTS_OF_SOME if not any(getattr(row, fact) for row in rows)}
         if not lacking:
             return self
@@ -269,7 +269,7 @@ _LEGEND_OF_BOUNDS = {
 
 
 def spectrum_view(bounds: Bounds) -> View:
-    """Return `SPECTRUM` with the bounds that were asked for, and without the columns of the others."""
+    """Return `SPECTRUM` with the columns of the bounds that were asked for, and of no other bounds."""
     left_out = {"none": ("norm_lower", "norm_upper"), "upper": ("norm_lower",), "both": ()}[bounds]
     columns = tuple(column for column in SPECTRUM.columns if column.field not in left_out)
     return replace(SPECTRUM, legend=SPECTRUM.legend + _LEGEND_OF_BOUNDS[bounds], columns=columns)

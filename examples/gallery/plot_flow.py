@@ -56,7 +56,7 @@ for _ in range(150):
 print(f"bits for each pixel: {losses[0]:.2f} before, {losses[-1]:.2f} after")
 
 # %%
-# The determinant is that of the dense matrix, and the inverse takes every image back.
+# The determinant agrees with the dense matrix, and the inverse takes every image back.
 with torch.no_grad():
     basis = torch.eye(64, dtype=torch.float64).reshape(64, 4, 4, 4)
     dense = forward(kernel, basis).reshape(64, 64)

@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bound 1, every layer": {"bound": 1.0, "everywhere": True},
     "network bound 1": {"network_bound": 1.0},
 }
-"""What is bounded, as fields of `Recipe`."""
+"""The fields of `Recipe` for each choice of what is bounded."""
 
 RADII = tuple(np.linspace(0, 0.5, 51).tolist())
 """Radii, in Euclidean norm of images whose pixels lie between 0 and 1, for which the accuracy is stated. A guess."""

@@ -69,7 +69,7 @@ PAIRS = {
 """The modules of each map of `network`, by the name of the first."""
 
 SHAPES = {"0": (2, 4, 4), "1": (2, 4, 4), "7": (6, 8, 8), "11": (64,), "14": (8,)}
-"""The shapes of the inputs of these maps; the others' is that of four channels."""
+"""The shapes of the inputs of these maps. Other maps take four channels."""
 
 
 def images(count: int = 8) -> torch.Tensor:

@@ -21,7 +21,7 @@ from convsv_core.training import frobenius_bound
 
 EPS = float(np.finfo(np.float64).eps)
 UNITS = 256
-"""Tolerance of values, in units of eps times the norm: that of the pixels' tests, and a few levels of transforms."""
+"""Tolerance of values, in units of eps times the norm: as for tables of pixels, and for a few levels of transforms."""
 
 CASES = {
     **cases(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -293,3 +294,10 @@ def test_norms_of_large_matrices(shape, spread):
         matrix = matrix * 1e-9 + np.outer(np.ones(shape[0]), np.ones(shape[1]))
     exact = np.linalg.norm(matrix, 2)
     assert exact * (1 - 1e-14) <= matrix_norm(matrix) <= exact * 1.002
+
+
+@pytest.mark.parametrize("count", [2, 4, 75, 275, 300])
+def test_a_mean_has_a_factor_that_is_not_rounded_below_its_norm(count):
+    node = Node("y", Reduce("mean", (1,)), ("x",), (1,))
+    (factor,) = node_factors(node, [Tensor((1, count))]).values
+    assert 1 <= Fraction(factor) ** 2 * count <= 1 + Fraction(1, 10**15)

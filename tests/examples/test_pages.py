@@ -71,7 +71,7 @@ CHECKS: dict[Path, Callable[[dict[str, Any]], None]] = {
     GUIDES / "keras.md": check_keras,
     GUIDES / "large.md": check_large,
 }
-"""What holds after a page has run, beside its own assertions."""
+"""Conditions that hold after a page has run, besides its own assertions."""
 
 
 def name_of(page: Path) -> str:

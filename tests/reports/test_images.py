@@ -1,4 +1,4 @@
-"""The images of a layer are those of the dense operator."""
+"""Test the images of a layer against singular vectors of the dense operator."""
 
 from __future__ import annotations
 

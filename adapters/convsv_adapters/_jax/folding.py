@@ -113,4 +113,4 @@ FOLDED: dict[str, Fold] = {
     "transpose": lambda params, x: np.transpose(x, params["permutation"]),
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "optimization_barrier"), _same),
 }
-"""The primitives whose results NumPy computes, by their names in JAX. JAX computes those of all others."""
+"""The primitives whose results NumPy computes, by their names in JAX. JAX computes the results of other primitives."""

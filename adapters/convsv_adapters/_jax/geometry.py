@@ -68,7 +68,7 @@ def make_traced_layer(
     computed : bool, default False
         Whether the forward pass computes the kernel.
     linear : bool, default False
-        Whether the layer is linear. Its extents are those of one pixel then.
+        Whether the layer is linear. Its extents are then one pixel.
     """
     return make_layer(
         found.note,

@@ -114,7 +114,7 @@ def _dot_general(call: Call) -> Result:
 
 
 class _axes:
-    """The axes of one operand of a product: those of the batch, those that stay, and those that are summed over."""
+    """The axes of one operand of a product: the batch axes, the kept axes, and the axes that are summed over."""
 
     def __init__(self, operand: Any, contract: Any, batch: Any) -> None:
         shape = np.shape(operand) if not isinstance(operand, Traced) else operand.shape

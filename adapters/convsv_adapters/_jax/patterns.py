@@ -1,8 +1,8 @@
-"""Functions of `jax.nn` in a list of equations, found by comparing equations with those of the function itself.
+"""Functions of `jax.nn` in a list of equations, found by comparing equations with the equations of the function itself.
 
 JAX expands most of its functions of one number into arithmetic, comparisons and choices. A template is the list of
 equations that the installed JAX makes of such a function, so that nothing is assumed about how it is written. Numbers
-in it have to be equal, but for those that are the function's parameters.
+in it have to be equal, except the parameters of the function.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def trace(function: Callable[..., object], tree: object, example_input: object) 
 def evaluate(function: Callable[..., T], tree: object, example_input: object) -> T:
     """Return what a function of a tree and the arguments of a model returns, a tree of arrays.
 
-    The arguments are those of `trace`; a `jax.ShapeDtypeStruct` stands for zeros. The call is compiled, so what the
+    The arguments are as for `trace`; a `jax.ShapeDtypeStruct` stands for zeros. The call is compiled, so what the
     result does not depend on is not computed.
     """
     call, arrays = _traceable(function, tree, example_input)

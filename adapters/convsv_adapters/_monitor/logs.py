@@ -17,7 +17,7 @@ COLUMNS = ("step", "layer", *FIGURES)
 
 
 class ScalarWriter(Protocol):
-    """TensorBoard's `SummaryWriter`, or what has its methods."""
+    """TensorBoard's `SummaryWriter`, or an object with its methods."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
         """Write a number."""

@@ -48,7 +48,7 @@ class Matrix(NamedTuple):
 def look_at_matrix(name: str, array: HostArray, named: Mapping[str, HostArray | str]) -> Matrix | None:
     """Return what is known of an array of two axes; None unless something says that it is a dense layer's weight.
 
-    Its name must be that of a layer's weight. A bias with an entry for each row or each column says it, a normalisation
+    It must have the name of a layer's weight. A bias with an entry for each row or each column says it, a normalisation
     behind it, or a word of `SAYS_DENSE`. A word of `SAYS_TABLE` says the contrary.
     """
     if owner_of(name) is None or SAYS_TABLE.search(name.lower()):
@@ -89,7 +89,4 @@ def normalisation_behind(name: str, outputs: int, named: Mapping[str, HostArray 
     arrays = {key: named.get(f"{behind}{key}") for key in ("running_mean", "running_var", "weight", "bias")}
     if not all(isinstance(array, np.ndarray) and array.shape == (outputs,) for array in arrays.values()):
         return None
-    gamma, variance = (np.asarray(arrays[key]).astype(np.float64) for key in ("weight", "running_var"))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = gamma / np.sqrt(variance)
-    return Normalisation(behind.removesuffix("."), scale) if np.isfinite(scale).all() else None
+    return Normalisation.of_statistics(behind.removesuffix("."), arrays["weight"], arrays["running_var"])

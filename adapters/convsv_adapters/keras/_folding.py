@@ -19,6 +19,7 @@ from convsv_adapters.keras._geometry import check_dtype
 from convsv_core import Conv
 from convsv_core.layers import Operator
 from convsv_core.plugins import backend_of
+from convsv_core.reports.certified import scaled_outputs
 from convsv_core.training import CERTIFICATE_RTOL, rescaling_factors
 
 __all__ = ["Folded", "Following", "bound_normalisations", "following"]
@@ -64,7 +65,7 @@ def following(model: keras.layers.Layer, layers: Iterable[keras.layers.Layer], k
     ----------
     model : keras.Model
     layers : iterable of keras.layers.Layer
-        Every layer of the model, those of nested models too.
+        Every layer of the model, and of the models nested in it.
     kernels : list of ConvLayer
 
     Raises
@@ -166,9 +167,7 @@ def _factor(one: Folded, bound: float, circular: bool) -> tuple[float, float]:
         kernel = keras.ops.reshape(scale, (1, 1, -1))
     else:
         conv, operators = geometry_of(one.layer), operators_of(one.layer, circular)
-        shape = [1] * (conv.ndim + 2)
-        shape[conv.layout.index("O")] = -1
-        kernel = one.layer.kernel * keras.ops.reshape(scale, shape)
+        kernel = scaled_outputs(one.layer.kernel, conv, scale)
     backend = backend_of(kernel)
     kernel = backend.stop_gradient(kernel)
     xp = backend.namespace(kernel)

@@ -21,7 +21,7 @@ def model_graph(model: keras.layers.Layer, example_input: object) -> Graph:
         Built, on the backend torch or jax.
     example_input : array, keras.KerasTensor, tuple of int, or a list or mapping of the first two, optional
         The argument of the model, or the shape of its one array. Where it gives shapes alone, the call is made with
-        zeros. Without it the shapes are those of `keras.Input`, which must not leave axes free but the first.
+        zeros. Without it `keras.Input` gives the shapes, which must not leave axes free but the first.
 
     Raises
     ------

@@ -68,7 +68,7 @@ def scale_by_steepest_direction(
     method : {"exact", "polar", "flat"}, default "exact"
         As for `convsv_core.steepest_direction`.
     iterations : int, default 1
-        Iterations of "exact" for each update. They go on from those of the update before.
+        Iterations of "exact" for each update. They start from the matrices of the update before.
     scaling : {"rms", "operator"}, default "rms"
         The certified norm of an update. "operator": 1. "rms": the root of the number of output elements of an image
         for each input element.

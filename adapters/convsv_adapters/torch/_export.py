@@ -208,7 +208,7 @@ def _stored(program: torch.export.ExportedProgram) -> dict[str, Any]:
 def _computed(node: Operator, values: dict[Operator, Any], native: dict[Operator, Any]) -> tuple[Any, Any]:
     """Return the value of an operator without an input, computed in float64, and as the model computes it.
 
-    Integers and booleans are those of the model in both, since a rounding error can change them.
+    Integers and booleans are the model's own in both, since a rounding error can change them.
     """
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), native.__getitem__)
     own = node.target(*args, **kwargs)

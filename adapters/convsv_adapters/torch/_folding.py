@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from convsv_core import Conv
+from convsv_core.reports.certified import scaled_outputs
 
 __all__ = ["Following", "FollowingWatch", "is_batch_norm", "scale_of", "scaled_kernel"]
 
@@ -32,7 +33,7 @@ FACTS = (bool, int, str, torch.Size, torch.dtype, torch.device, torch.layout, ty
 
 @dataclass(frozen=True, eq=False)
 class Following:
-    """What a forward pass has shown of the layers and normalisations of a model.
+    """The facts that a forward pass has shown about the layers and normalisations of a model.
 
     Attributes
     ----------
@@ -45,7 +46,7 @@ class Following:
     reached : set of modules
         The normalisations that the pass has called.
     strange : bool
-        Whether there was a call of `batch_norm` with other tensors than those of one module of the model.
+        Whether there was a call of `batch_norm` with tensors that do not all belong to one module of the model.
     """
 
     pairs: set[tuple[nn.Module, nn.Module]]
@@ -173,10 +174,4 @@ def scaled_kernel(kernel: torch.Tensor, scale: torch.Tensor, conv: Conv) -> torc
     The rounding error of an entry is at most one eps of the entry.
     """
     dtype = torch.promote_types(kernel.dtype, torch.float32)
-    wide = kernel.to(torch.promote_types(dtype, torch.float64))
-    if conv.transposed:
-        # The axes are (inputs, outputs of a group), and the inputs are those of all groups in turn.
-        shape = (conv.groups, -1, *wide.shape[1:])
-        scaled = wide.reshape(shape) * scale.reshape(conv.groups, 1, -1, *[1] * conv.ndim)
-        return scaled.reshape(wide.shape).to(dtype)
-    return (wide * scale.reshape(-1, *[1] * (wide.ndim - 1))).to(dtype)
+    return scaled_outputs(kernel.to(torch.promote_types(dtype, torch.float64)), conv, scale).to(dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convsv_adapters._networks import Traced, Undescribed
+from convsv_adapters._networks import Traced, Undescribed, stored_normalization
 from convsv_adapters.torch._calls import Call, Result, Rule, host
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, per_axis, transposed_conv
@@ -91,11 +91,7 @@ def _stored_norm(call: Call, mean: Any, variance: Any) -> Traced:
     """Describe a normalisation by stored statistics, one for each channel of axis 1."""
     x = call.traced("input")
     weight, bias = call.constant("weight"), call.constant("bias")
-    scale = 1 / np.sqrt(variance.astype(np.float64) + call["eps"])
-    scale = scale if weight is None else scale * weight
-    shift = -mean.astype(np.float64) * scale
-    shift = shift if bias is None else shift + bias
-    return call.result(Scale(*_per_channel(x, scale, shift)), x)
+    return call.result(stored_normalization(len(x.shape), mean, variance, call["eps"], weight, bias), x)
 
 
 def _per_channel(x: Traced, *arrays: Any) -> list[Any]:

@@ -40,7 +40,7 @@ ONE_TAP: dict[str, Any] = {"padding": 0, "padding_mode": "zeros"}
 """Arguments of the `Conv` of a linear layer and of a normalisation, which act on an extent of one pixel."""
 
 BatchNormMode = Literal["fold"]
-"""What `conv_layers` does with batch normalisations, where it lists them."""
+"""The ways in which `conv_layers` lists batch normalisations."""
 
 COMPUTED_IN_FORWARD = "its weight is computed by a hook before each forward pass"
 """The words for `ConvLayer.computed_in_forward` in notes and errors."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +12,13 @@ from convsv_adapters._monitor import Log, Monitor
 from convsv_adapters.torch._exchange import process_rank, refuse_flat_parameters
 from convsv_adapters.torch._forward import in_evaluation_mode
 from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD, conv_layers, without_autocast
+from convsv_adapters.torch._step_hook import OptimizerHook, check_optimizer
 from convsv_adapters.torch._targets import gathered
 
 __all__ = ["SpectrumMonitor"]
 
 
-class SpectrumMonitor(Monitor):
+class SpectrumMonitor(Monitor, OptimizerHook):
     """Measures a model's convolutions after every so many steps, and changes nothing.
 
     Each layer has its certified norm, the norm of its reshaped kernel, its stable rank and its smallest singular value:
@@ -95,21 +95,12 @@ class SpectrumMonitor(Monitor):
         if not self.layers:
             reasons = "; ".join(self.left_out.values()) or "it has none"
             raise ValueError(f"model has no convolution that can be measured: {reasons}")
-        self._handle: Any = None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> SpectrumMonitor:
         """Count the steps of an optimizer from now on, and return this monitor."""
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer is a {type(optimizer).__qualname__}: wanted a torch.optim.Optimizer")
-        self.remove()
-        self._handle = optimizer.register_step_post_hook(lambda *_: self.step())
+        check_optimizer(optimizer)
+        self._follow_steps(optimizer)
         return self
-
-    def remove(self) -> None:
-        """Stop counting the optimizer's steps."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def measure(self) -> dict[str, float]:

@@ -40,7 +40,7 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
     method : {"exact", "polar", "flat"}, default "exact"
         As for `convsv_core.steepest_direction`.
     iterations : int, default 1
-        Iterations of "exact" for each step. They go on from those of the step before.
+        Iterations of "exact" for each step. They start from the matrices of the step before.
     scaling : {"rms", "operator"}, default "rms"
         The factor of the learning rate. "operator": 1. "rms": the root of the number of output elements of an image
         for each input element, ``sqrt(outputs / (inputs * prod(stride)))``, with the stride in the numerator for a

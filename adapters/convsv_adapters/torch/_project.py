@@ -16,6 +16,7 @@ from convsv_adapters.torch._layers import listed_modules, renewed_layers, withou
 from convsv_adapters.torch._options import StepOptions
 from convsv_adapters.torch._scales import PartFactor, make_parts, multiply, part_factors
 from convsv_adapters.torch._share import bounded_graph, share_weights, shared_bounds
+from convsv_adapters.torch._step_hook import OptimizerHook, check_optimizer
 from convsv_adapters.torch._targets import (
     ProjectedWeight,
     Target,
@@ -30,7 +31,7 @@ from convsv_adapters.torch._targets import (
 __all__ = ["StepProjection", "project_after_step"]
 
 
-class StepProjection:
+class StepProjection(OptimizerHook):
     """Projects convolutions after every so many optimizer steps; `project_after_step` makes one.
 
     `copy.deepcopy` and pickling of an optimizer lose its step hooks, and its `state_dict` does not contain them. After
@@ -62,7 +63,6 @@ class StepProjection:
         self._circular, self._arguments = chosen.circular, chosen.project_arguments
         self._process_group, self._selected = chosen.process_group, chosen.layers is not None
         self._norms: dict[str, float] = {}
-        self._handle: Any = None
         layers = chosen.find_layers(model)
         folds = chosen.network_bound is not None or any(layer.normalisation is not None for layer in layers)
         self._kinds: dict[str, Any] = {
@@ -100,10 +100,6 @@ class StepProjection:
         groups = together(dict(enumerate(self._parts)), {i: part.weight for i, part in enumerate(self._parts)})
         self._part_owners = self._exchange.share_out([part.cost() for part in self._parts], groups)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a pickle takes along: not the hook, which belongs to the optimizer."""
-        return {**self.__dict__, "_handle": None}
-
     @property
     def bounds(self) -> dict[str, float]:
         """The bound of each layer, by name: the smallest, if a layer is bounded with and without a normalisation."""
@@ -136,19 +132,11 @@ class StepProjection:
         StepProjection
             This one.
         """
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer is a {type(optimizer).__qualname__}: wanted a torch.optim.Optimizer")
+        check_optimizer(optimizer)
         if model is not None:
             self._follow(model)
-        self.remove()
-        self._handle = optimizer.register_step_post_hook(lambda *_: self.step())
+        self._follow_steps(optimizer)
         return self
-
-    def remove(self) -> None:
-        """Stop projecting after the optimizer's steps."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
 
     def step(self) -> bool:
         """Count an optimizer step, project if it is due, and return whether it was."""

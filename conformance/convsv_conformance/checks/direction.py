@@ -163,9 +163,9 @@ def _consistent(
 def optimum(truth: Truth) -> Optimum:
     """Return bounds of the optimum, from the dense matrix alone.
 
-    The iteration is that of Douglas and Rachford on the dense matrix. A kernel divided by its norm bounds the optimum
+    The iteration is Douglas and Rachford's, on the dense matrix. A kernel divided by its norm bounds the optimum
     from below. A matrix whose inner products with the taps' matrices are the gradient bounds it from above by its
-    nuclear norm. Among kernels whose taps act at one place, those with equal parts count.
+    nuclear norm. Among kernels whose taps act at one place, only kernels with equal parts count.
 
     Raises
     ------

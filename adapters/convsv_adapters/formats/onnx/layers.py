@@ -15,6 +15,7 @@ from convsv_adapters.formats.onnx.dense import dense_layers
 from convsv_adapters.formats.onnx.extents import infer_types, open_inputs, shown_inputs, with_free_axes
 from convsv_adapters.formats.onnx.graph import STANDARD, Node, Place, Scope, attributes, operator_name
 from convsv_adapters.formats.onnx.neighbours import Uses, following_normalisation, layer_name, with_unique_names
+from convsv_adapters.formats.onnx.pads import explicit_pads, forward_pads, halves, pads_by_axis
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
 from convsv_adapters.formats.onnx.tensors import STORED_DTYPES
 from convsv_adapters.formats.onnx.types import Dims, Types, dims_of
@@ -212,7 +213,7 @@ def read_pad(scope: Scope, node: Node, rank: int) -> PadNode:
     axes = [int(axis) % rank for axis in scope.constant(inputs[3])] if inputs[3] else list(range(rank))
     if len(flat) != 2 * len(axes) or mode not in PAD_MODES:
         raise ValueError(f"{len(flat)} pads in mode {mode!r} for a tensor of rank {rank}")
-    sides = dict(zip(axes, _pairs(flat), strict=True))
+    sides = dict(zip(axes, pads_by_axis(flat), strict=True))
     return PadNode(tuple(sides.get(axis, (0, 0)) for axis in range(rank)), mode, value)
 
 
@@ -261,7 +262,7 @@ def _has_output(item: _Found, types: Types) -> bool:
     if item.node.op_type == "ConvTranspose" or auto_pad.startswith("SAME"):
         return all(d is None or d > 0 for d in dims)
     reach = (d * (k - 1) + 1 for k, d in zip(taps, values.get("dilations", (1,) * len(taps)), strict=True))
-    pads = zip(_explicit_pads(values, auto_pad, len(taps)), item.pads, strict=True)
+    pads = zip(explicit_pads(values, auto_pad, len(taps)), item.pads, strict=True)
     return all(
         d is None or d + sum(own) + sum(pad) >= r for d, (own, pad), r in zip(dims[2:], pads, reach, strict=True)
     )
@@ -338,7 +339,7 @@ def _conv(item: _Found, kernel: HostArray) -> Conv:
         return transposed_conv(
             f"IO{SPATIAL_LETTERS[len(taps)]}", taps, _transposed_pads(item, stride, reach), **options
         )
-    own = _forward_pads(item, stride, reach)
+    own = forward_pads(attributes(item.node), item.extents or stride, stride, reach)
     padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(own, item.pads, strict=True))
     return Conv(LAYOUTS[kernel.ndim], padding=padding, padding_mode=item.padding_mode, **options)
 
@@ -346,19 +347,6 @@ def _conv(item: _Found, kernel: HostArray) -> Conv:
 def declared_geometry(scope: Scope, node: Node, kernel: HostArray, dims: tuple[int, ...]) -> Conv:
     """Return the geometry of a Conv or ConvTranspose node on an input of shape `dims`; an error if it is invalid."""
     return _conv(_Found(scope, node, node.input[0], kernel, ((0, 0),) * (kernel.ndim - 2), dims=dims), kernel)
-
-
-def _forward_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> list[tuple[int, int]]:
-    """Return the padding of a Conv node for each axis, given the pixels that a dilated kernel reaches across."""
-    values = attributes(item.node)
-    auto_pad = values.get("auto_pad", "NOTSET")
-    if not auto_pad.startswith("SAME"):
-        return _explicit_pads(values, auto_pad, len(reach))
-    totals = []
-    for s, r, extent in zip(stride, reach, item.extents or stride, strict=True):
-        outputs = -(-extent // s)
-        totals.append(max((outputs - 1) * s + r - extent, 0))
-    return _halves(totals, auto_pad)
 
 
 def _transposed_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) -> list[tuple[int, int]]:
@@ -376,24 +364,7 @@ def _transposed_pads(item: _Found, stride: tuple[int, ...], reach: list[int]) ->
             wanted = tuple(n * s for n, s in zip(extents, stride, strict=True))
         sizes = zip(extents, stride, extra, reach, wanted[-ndim:], strict=True)
         totals = [s * (n - 1) + e + r - w for n, s, e, r, w in sizes]
-        pads = _halves(totals, auto_pad)
+        pads = halves(totals, auto_pad)
     else:
-        pads = _explicit_pads(values, auto_pad, ndim)
+        pads = explicit_pads(values, auto_pad, ndim)
     return [(before, after - e) for (before, after), e in zip(pads, extra, strict=True)]
-
-
-def _explicit_pads(values: Mapping[str, Any], auto_pad: str, ndim: int) -> list[tuple[int, int]]:
-    """Return the padding that a node's attributes state; VALID means none."""
-    return [(0, 0)] * ndim if auto_pad == "VALID" else _pairs(values.get("pads", (0,) * 2 * ndim))
-
-
-def _pairs(flat: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the padding of each axis, from ONNX's list: all entries before the axes, then all entries after them."""
-    half = len(flat) // 2
-    return list(zip(flat[:half], flat[half:], strict=True))
-
-
-def _halves(totals: list[int], auto_pad: str) -> list[tuple[int, int]]:
-    """Split the padding of each axis; of an odd number SAME_UPPER adds the larger part at the end."""
-    halves = [(total // 2, total - total // 2) for total in totals]
-    return halves if auto_pad == "SAME_UPPER" else [(after, before) for before, after in halves]

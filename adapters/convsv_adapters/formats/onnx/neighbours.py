@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from convsv_adapters.formats.onnx.graph import STANDARD, Place, Scope, attributes, operator_name
 from convsv_core.layers import Layer, Normalisation
 
@@ -73,14 +71,12 @@ def following_normalisation(place: Place, uses: Uses) -> Normalisation | None:
     if trains or not values.get("spatial", 1) or node.input[0] != place.node.output[0]:
         return None
     try:
-        gamma, _, _, variance = (scope.constant(name).astype(np.float64) for name in node.input[1:5])
+        gamma, _, _, variance = (scope.constant(name) for name in node.input[1:5])
     except (LookupError, OSError, ValueError):
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = gamma / np.sqrt(variance + float(values.get("epsilon", 1e-5)))
-    if scale.ndim != 1 or not np.isfinite(scale).all():
+    if gamma.ndim != 1 or variance.shape != gamma.shape:
         return None
-    return Normalisation(layer_name(behind), scale)
+    return Normalisation.of_statistics(layer_name(behind), gamma, variance, float(values.get("epsilon", 1e-5)))
 
 
 def with_unique_names(layers: Iterator[Layer]) -> Iterator[Layer]:

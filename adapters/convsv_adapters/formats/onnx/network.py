@@ -12,10 +12,11 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
+from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.extents import infer_types, open_inputs
 from convsv_adapters.formats.onnx.graph import RANDOM_OPS, Node, Scope, attributes, bodies, operator_name
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
-from convsv_adapters.formats.onnx.translation import FLOATING, Reading, Untranslated, translate
+from convsv_adapters.formats.onnx.translation import FLOATING, Reading, translate
 from convsv_adapters.formats.onnx.types import Types, dims_of
 from convsv_adapters.parameters import HostArray
 from convsv_core.layers import ModelError
@@ -86,7 +87,7 @@ def _append(reading: Reading, node: Node) -> None:
         if reason is None:
             translate(reading, node)
             return
-    except Untranslated as error:
+    except Undescribed as error:
         reason = one_line(error)
     except (LookupError, TypeError, ValueError) as error:
         reason = f"it could not be read: {one_line(error)}"
@@ -100,7 +101,7 @@ def _append(reading: Reading, node: Node) -> None:
 
 
 def _names_read(scope: Scope, node: Node) -> list[str]:
-    """Return the tensors that a node takes, and those that the bodies in it take from around them."""
+    """Return the tensors that a node takes, and the outer tensors that the bodies in it take."""
     names = [name for name in node.input if name]
     for body in bodies(node):
         for inner in body.node:

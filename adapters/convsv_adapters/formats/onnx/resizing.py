@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from convsv_adapters.formats.onnx.translation import Untranslated
+from convsv_adapters._networks import Undescribed
 from convsv_adapters.parameters import HostArray
 
 __all__ = ["resize_matrix"]
@@ -40,7 +40,7 @@ def resize_matrix(
     inside : bool, default False
         Whether weights of elements outside are left out, and the other weights divided by their sum.
 
-    Raises `Untranslated` for modes that are not known.
+    Raises `Undescribed` for modes that are not known.
     """
     places = np.array([_place(index, extent, outputs, scale, coordinates) for index in range(outputs)])
     matrix = np.zeros((outputs, extent))
@@ -55,7 +55,7 @@ def resize_matrix(
         elif method == "cubic":
             weights = {first + step: _cubic(share - step, cubic) for step in (-1, 0, 1, 2)}
         else:
-            raise Untranslated(f"resizing by {method!r} has no rule")
+            raise Undescribed(f"resizing by {method!r} has no rule")
         if inside:
             kept = {index: weight for index, weight in weights.items() if 0 <= index < extent}
             weights = {index: weight / sum(kept.values()) for index, weight in kept.items()}
@@ -79,7 +79,7 @@ def _place(index: int, extent: int, outputs: int, scale: float, coordinates: str
         return (index + 0.5) / scale - 0.5
     if coordinates == "tf_half_pixel_for_nn":
         return (index + 0.5) / scale
-    raise Untranslated(f"resizing with the coordinates {coordinates!r} has no rule")
+    raise Undescribed(f"resizing with the coordinates {coordinates!r} has no rule")
 
 
 def _nearest(place: float, mode: str) -> int:
@@ -91,7 +91,7 @@ def _nearest(place: float, mode: str) -> int:
         return math.ceil(place - 0.5)
     if mode == "round_prefer_ceil":
         return math.floor(place + 0.5)
-    raise Untranslated(f"resizing with the nearest_mode {mode!r} has no rule")
+    raise Undescribed(f"resizing with the nearest_mode {mode!r} has no rule")
 
 
 def _cubic(distance: float, a: float) -> float:

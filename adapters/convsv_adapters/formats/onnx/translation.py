@@ -1,4 +1,4 @@
-"""What each operator of ONNX is as a kind of map; `translate` has one entry for each operator."""
+"""Translate operators of ONNX to kinds of maps, by a table with one function for each operator."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 
+from convsv_adapters._networks import Undescribed, stored_normalization
 from convsv_adapters.formats.onnx.graph import Node, Scope, attributes, operator_name
 from convsv_adapters.formats.onnx.types import Types
 from convsv_adapters.parameters import HostArray
-from convsv_core.networks import Constant, Identity, Kind, Scale, Shape
+from convsv_core.networks import Constant, Identity, Kind, Shape
 from convsv_core.networks import Node as GraphNode
 
-__all__ = ["FLOATING", "OPERATORS", "Reading", "Translate", "Untranslated", "operator", "translate"]
+__all__ = ["FLOATING", "OPERATORS", "Reading", "Translate", "operator", "translate"]
 
 FLOATING = (
     onnx.TensorProto.FLOAT,
@@ -24,10 +25,6 @@ FLOATING = (
     onnx.TensorProto.BFLOAT16,
 )
 """The types of elements that have derivatives."""
-
-
-class Untranslated(Exception):
-    """A node that is no kind of map; the message says why, as a phrase."""
 
 
 @dataclass
@@ -61,9 +58,9 @@ class Reading:
         return self.scope.is_constant(name)
 
     def constant(self, name: str) -> HostArray:
-        """Return the value of a tensor; raise `Untranslated` where it depends on the network's inputs."""
+        """Return the value of a tensor; raise `Undescribed` where it depends on the network's inputs."""
         if not self.scope.is_constant(name):
-            raise Untranslated(f"its parameter {name!r} depends on the input")
+            raise Undescribed(f"its parameter {name!r} depends on the input")
         return self.scope.constant(name)
 
     def optional(self, node: Node, index: int) -> HostArray | None:
@@ -76,7 +73,7 @@ class Reading:
             return self.shapes[name]
         if self.scope.is_constant(name):
             return tuple(self.scope.constant(name).shape)
-        raise Untranslated(f"the shape of {name!r} is not known")
+        raise Undescribed(f"the shape of {name!r} is not known")
 
     def source(self, name: str) -> str:
         """Return the name of the node that computes a tensor; a constant becomes a node."""
@@ -124,7 +121,7 @@ def operator(*names: str) -> Callable[[Translate], Translate]:
 def translate(reading: Reading, node: Node) -> None:
     """Append the nodes that an ONNX node is.
 
-    Raises `Untranslated` for an operator that is no kind of map; LookupError or ValueError for one that is not valid.
+    Raises `Undescribed` for an operator that is no kind of map; LookupError or ValueError for one that is not valid.
     """
     # These modules enter their operators when they are imported, and import this one.
     from convsv_adapters.formats.onnx import translation_arithmetic, translation_layers, translation_rearranging
@@ -132,15 +129,15 @@ def translate(reading: Reading, node: Node) -> None:
     del translation_arithmetic, translation_layers, translation_rearranging
     name = operator_name(node)
     if name in DISCONTINUOUS:
-        raise Untranslated("its values jump, so that no constant exists")
+        raise Undescribed("its values jump, so that no constant exists")
     if name not in OPERATORS:
-        raise Untranslated(f"there is no rule for the operator {name}")
+        raise Undescribed(f"there is no rule for the operator {name}")
     for output in node.output:
         kind = reading.types.get(output)
         if output and kind is not None and kind.HasField("tensor_type"):
             floating = kind.tensor_type.elem_type in (*FLOATING, onnx.TensorProto.UNDEFINED)
             if not floating and output in _used(reading):
-                raise Untranslated("its output is not of floating numbers")
+                raise Undescribed("its output is not of floating numbers")
     OPERATORS[name](reading, node, attributes(node))
 
 
@@ -185,10 +182,10 @@ def _identity(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if node.op_type == "Dropout":
         training = reading.optional(node, 2)
         if training is not None and bool(np.all(training)):
-            raise Untranslated("dropout in training mode")
+            raise Undescribed("dropout in training mode")
     kind = reading.types.get(node.input[0])
     if kind is not None and kind.tensor_type.elem_type not in (*FLOATING, onnx.TensorProto.UNDEFINED):
-        raise Untranslated("its input is not of floating numbers")
+        raise Undescribed("its input is not of floating numbers")
     reading.add(node, Identity(), node.input[:1])
 
 
@@ -196,11 +193,7 @@ def _identity(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 def _batch_normalization(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     training = values.get("training_mode", 0) or values.get("is_test", 1) == 0 or len([n for n in node.output if n]) > 1
     if training:
-        raise Untranslated("batch normalisation in training mode: its scale depends on the batch")
-    scale, bias, mean, variance = (np.asarray(reading.constant(name), np.float64) for name in node.input[1:5])
-    rank = len(reading.shape(node.input[0]))
-    factor = scale / np.sqrt(variance + values.get("epsilon", 1e-5))
-    shape = (-1, *(1,) * (rank - 2)) if factor.ndim == 1 else factor.shape
-    if rank < 2:
-        shape = (-1,)
-    reading.add(node, Scale(factor.reshape(shape), (bias - mean * factor).reshape(shape)), node.input[:1])
+        raise Undescribed("batch normalisation in training mode: its scale depends on the batch")
+    weight, bias, mean, variance = (reading.constant(name) for name in node.input[1:5])
+    rank, epsilon = len(reading.shape(node.input[0])), values.get("epsilon", 1e-5)
+    reading.add(node, stored_normalization(rank, mean, variance, epsilon, weight, bias), node.input[:1])

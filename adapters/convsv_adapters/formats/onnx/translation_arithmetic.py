@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.graph import Node
-from convsv_adapters.formats.onnx.translation import Reading, Untranslated, operator
+from convsv_adapters.formats.onnx.translation import Reading, operator
 from convsv_adapters.parameters import HostArray
 from convsv_core.networks import (
     AxisMaps,
@@ -71,7 +72,7 @@ def _prelu(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if reading.opset < 7 and slope.ndim == 1 and len(shape) > 2:
         slope = slope.reshape(-1, *(1,) * (len(shape) - 2))
     if np.broadcast_shapes(slope.shape, shape) != shape:
-        raise Untranslated("its slopes enlarge the tensor")
+        raise Undescribed("its slopes enlarge the tensor")
     reading.add(node, Elementwise("leaky_relu", {"alpha": slope}), node.input[:1])
 
 
@@ -95,7 +96,7 @@ def _clip(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 def _shrink(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     threshold, shift = values.get("lambd", 0.5), values.get("bias", 0.0)
     if threshold != shift:
-        raise Untranslated("its values jump, so that no constant exists")
+        raise Undescribed("its values jump, so that no constant exists")
     reading.add(node, Elementwise("soft_shrink", {"alpha": threshold}), node.input[:1])
 
 
@@ -108,7 +109,7 @@ def _negative(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 def _power(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     exponent = reading.constant(node.input[1])
     if exponent.size != 1:
-        raise Untranslated("it has several exponents")
+        raise Undescribed("it has several exponents")
     number = float(exponent.reshape(()))
     kind = Elementwise("square") if number == 2 else Elementwise("power", {"exponent": number})
     reading.add(node, kind, node.input[:1])
@@ -175,7 +176,7 @@ def _extremum(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 @operator("Where")
 def _where(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if not reading.is_constant(node.input[0]):
-        raise Untranslated("which branch is taken depends on the input, and its values may jump")
+        raise Undescribed("which branch is taken depends on the input, and its values may jump")
     chosen = reading.constant(node.input[0]).astype(np.float64)
     x, y = node.input[1:]
     shape = reading.shape(node.output[0])

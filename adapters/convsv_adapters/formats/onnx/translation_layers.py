@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.graph import Node
 from convsv_adapters.formats.onnx.layers import declared_geometry
+from convsv_adapters.formats.onnx.pads import forward_pads
 from convsv_adapters.formats.onnx.resizing import resize_matrix
-from convsv_adapters.formats.onnx.translation import Reading, Untranslated, operator
-from convsv_core.conv import Pads
+from convsv_adapters.formats.onnx.translation import Reading, operator
 from convsv_core.networks import (
     AveragePool,
     AxisMaps,
@@ -22,7 +22,6 @@ from convsv_core.networks import (
     Normalize,
     Reshape,
     Scale,
-    Shape,
 )
 
 __all__: list[str] = []
@@ -32,7 +31,7 @@ __all__: list[str] = []
 def _convolution(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     kernel = reading.constant(node.input[1])
     if not 3 <= kernel.ndim <= 5:
-        raise Untranslated(f"a kernel of rank {kernel.ndim} is not supported")
+        raise Undescribed(f"a kernel of rank {kernel.ndim} is not supported")
     conv = declared_geometry(reading.scope, node, kernel, reading.shape(node.input[0]))
     reading.add(node, Convolution(kernel, conv, reading.optional(node, 2)), node.input[:1])
 
@@ -40,14 +39,14 @@ def _convolution(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 @operator("AveragePool", "MaxPool")
 def _pool(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if len(node.output) > 1 and node.output[1]:
-        raise Untranslated("the places of its largest elements are used")
+        raise Undescribed("the places of its largest elements are used")
     shape, out = reading.shape(node.input[0]), reading.shape(node.output[0])
     window = tuple(values["kernel_shape"])
     ones = (1,) * len(window)
     strides, dilations = tuple(values.get("strides", ones)), tuple(values.get("dilations", ones))
     reach = [d * (w - 1) + 1 for w, d in zip(window, dilations, strict=True)]
-    pads = _pool_pads(values, shape[2:], strides, reach)
-    # What rounding up the number of windows adds at the end is no part of the declared padding.
+    pads = tuple(forward_pads(values, shape[2:], strides, reach))
+    # Rounding up the number of windows adds padding at the end, which the node does not declare.
     ends = zip(shape[2:], out[2:], strides, reach, pads, strict=True)
     whole = tuple((before, s * (m - 1) + r - n - before) for n, m, s, r, (before, _) in ends)
     none = ((0, 0), (0, 0))
@@ -57,16 +56,6 @@ def _pool(reading: Reading, node: Node, values: dict[str, Any]) -> None:
         return
     counted = pads if values.get("count_include_pad", 0) else tuple((0, 0) for _ in pads)
     reading.add(node, AveragePool(*geometry, (*none, *counted)), node.input[:1])
-
-
-def _pool_pads(values: dict[str, Any], extents: Shape, strides: Sequence[int], reach: Sequence[int]) -> Pads:
-    auto_pad, count = values.get("auto_pad", "NOTSET"), len(extents)
-    if auto_pad.startswith("SAME"):
-        totals = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(extents, strides, reach, strict=True)]
-        halves = [(total // 2, total - total // 2) for total in totals]
-        return tuple(halves if auto_pad == "SAME_UPPER" else [(after, before) for before, after in halves])
-    flat = (0,) * 2 * count if auto_pad == "VALID" else tuple(values.get("pads", (0,) * 2 * count))
-    return tuple(zip(flat[:count], flat[count:], strict=True))
 
 
 # ---- normalisations ----------------------------------------------------------------
@@ -103,7 +92,7 @@ def _group(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 @operator("LayerNormalization", "RMSNormalization")
 def _layer(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if any(node.output[1:]):
-        raise Untranslated("its mean or spread is used elsewhere")
+        raise Undescribed("its mean or spread is used elsewhere")
     shape = reading.shape(node.input[0])
     axes = tuple(range(values.get("axis", -1) % len(shape), len(shape)))
     kind = Normalize(axes, values.get("epsilon", 1e-5), node.op_type == "LayerNormalization")
@@ -131,7 +120,7 @@ def _local_response(reading: Reading, node: Node, values: dict[str, Any]) -> Non
 def _resize(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     shape, out = reading.shape(node.input[0]), reading.shape(node.output[0])
     if values.get("antialias", 0) or values.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Untranslated("resizing with antialiasing, or that keeps an aspect ratio, has no rule")
+        raise Undescribed("resizing with antialiasing, or that keeps an aspect ratio, has no rule")
     early = node.op_type == "Upsample" or reading.opset < 11
     scales = values.get("scales") if reading.opset < 9 and node.op_type == "Upsample" else None
     if scales is None:

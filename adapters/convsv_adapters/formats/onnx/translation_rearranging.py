@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.graph import Node
 from convsv_adapters.formats.onnx.layers import read_pad
-from convsv_adapters.formats.onnx.translation import Reading, Untranslated, operator
+from convsv_adapters.formats.onnx.translation import Reading, operator
 from convsv_core.networks import Concatenate, Expand, Gather, Identity, Pad, Permute, Reshape, Slice
 
 __all__: list[str] = []
@@ -75,7 +76,7 @@ def _split(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     start = 0
     for index, name in enumerate(node.output):
         if not name:
-            raise Untranslated("one of its parts has no name, so that the extents of the next are open")
+            raise Undescribed("one of its parts has no name, so that the extents of the next are open")
         stop = start + reading.shape(name)[axis]
         part = tuple(slice(start, stop) if place == axis else slice(None) for place in range(len(shape)))
         reading.add(node, Slice(part), node.input[:1], output=index)
@@ -85,7 +86,7 @@ def _split(reading: Reading, node: Node, values: dict[str, Any]) -> None:
 @operator("Gather")
 def _gather(reading: Reading, node: Node, values: dict[str, Any]) -> None:
     if not reading.is_constant(node.input[1]):
-        raise Untranslated("which elements it takes depends on the input")
+        raise Undescribed("which elements it takes depends on the input")
     rank = len(reading.shape(node.input[0]))
     reading.add(
         node, Gather(reading.constant(node.input[1]).astype(np.int64), values.get("axis", 0) % rank), node.input[:1]
