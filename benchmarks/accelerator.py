@@ -1,10 +1,4 @@
-"""``python -m benchmarks accelerator``: check and measure everything on one accelerator, in a stated time.
-
-``python -m benchmarks.accelerator`` is the same command without the other ones, which need matplotlib. It needs this
-checkout, installed (``pip install --no-deps -e .``), and the packages of its dependencies: array-api-compat, NumPy,
-pluggy and threadpoolctl. It needs those of the libraries torch, CuPy and JAX that shall be measured. A machine without
-a network also needs the wheels of click and rich, with markdown-it-py, mdurl and pygments, which rich imports.
-"""
+"""``python -m benchmarks accelerator``: check and measure everything on one accelerator, in a stated time."""
 
 from __future__ import annotations
 
@@ -95,6 +89,11 @@ def accelerator(
     gradients; and with PyTorch training steps of ResNet-32 and ResNet-50. A section that has no time for something
     says what. A process that does not keep its time is ended, and says so. JAX_ENABLE_X64=1 adds JAX's double
     precision to the checks. The exit status is 1 where a check or a measurement failed.
+
+    The machine needs this checkout, installed, NumPy, array-api-compat, pluggy and threadpoolctl, those of the three
+    libraries that are measured, and click and rich without their own dependencies. Where there is no network, carry
+    the wheels and install them by pip install --no-index --no-deps. Without matplotlib, run it as python -m
+    benchmarks.accelerator.
     """
     amount = AMOUNTS[size]
     minutes = amount.minutes if minutes is None else minutes
@@ -187,7 +186,7 @@ def _sentence(section: SectionRow) -> str:
     text = f"{section.library}, {section.section}: {section.status} after {duration(section.seconds)}"
     if section.reason:
         text += f", because {section.reason}"
-    return text + (f"; left out: {', '.join(section.left_out)}" if section.left_out else "")
+    return text + (f"; left out: {'; '.join(section.left_out)}" if section.left_out else "")
 
 
 def _lines(found: Found, cells: Sequence[dict[str, Any]]) -> list[Line]:

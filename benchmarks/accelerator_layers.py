@@ -109,7 +109,7 @@ def measure_layers(library: Library, amount: Amount, clock: Clock, peak: Peak) -
         yield from _measure(library, shape, LAYERS, changes, PAPER_CLIP, clips, amount, clock, peak)
 
 
-def measure_derivatives(library: Library, amount: Amount, clock: Clock, peak: Peak) -> Iterator[MethodRow]:
+def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Iterator[MethodRow]:
     """Yield the rows of norms with their gradients, layer by layer."""
     make = {"torch": _torch_gradients, "jax": _jax_gradients}[library.name]
     gradient = {"torch": _torch_norm_gradient, "jax": _jax_norm_gradient}[library.name]
@@ -126,7 +126,7 @@ def measure_derivatives(library: Library, amount: Amount, clock: Clock, peak: Pe
             values=gradient(library),
         )
         methods = make(library, shape, SHARE * norm)
-        yield from _measure(library, shape, DERIVATIVES, methods, LINES_GRADIENT, lines, amount, clock, peak)
+        yield from _measure(library, shape, DERIVATIVES, methods, LINES_GRADIENT, lines, amount, clock)
 
 
 def _measure(
@@ -138,7 +138,7 @@ def _measure(
     make_baseline: Callable[[], TwoLines],
     amount: Amount,
     clock: Clock,
-    peak: Peak,
+    peak: Peak | None = None,
 ) -> Iterator[MethodRow]:
     """Yield a row for each method, timed in turns with the baseline, which is prepared once."""
     names = [f"{shape.name} {method.name}" for method in methods]
@@ -169,7 +169,7 @@ def _row(
     baseline: WeightedTasks,
     amount: Amount,
     clock: Clock,
-    peak: Peak,
+    peak: Peak | None = None,
 ) -> MethodRow:
     began = time.perf_counter()
     ready = method.make()
@@ -192,7 +192,7 @@ def _row(
         label=shape.label,
         multiplicity=shape.multiplicity,
     )
-    speed = None if method.operations is None else method.operations / compared["ours_seconds"]
+    seconds = compared["ours_seconds"]
     return MethodRow(
         **compared,
         section=section,
@@ -202,7 +202,7 @@ def _row(
         compile_seconds=ready.compile_seconds,
         baseline_compile_seconds=baseline.compile_seconds,
         operations=method.operations,
-        peak_share=None if speed is None else speed / peak.flops,
+        peak_share=None if method.operations is None or peak is None else method.operations / seconds / peak.flops,
         error_eps=None if method.truth is None else _error(library, result, method.truth),
     )
 
@@ -234,9 +234,7 @@ def _values_methods(library: Library, shape: Shape, truth: HostArray, dtype: str
     flops, largest = decomposition_flops(shape, dtype), truth.max(keepdims=True)
     return [
         _Method("singular_values", partial(_compiled, library, spectrum, kernel), flops, truth),
-        _Method(
-            "operator_norm", partial(_compiled, library, norm, kernel), gram_flops(shape), truth.max(keepdims=True)
-        ),
+        _Method("operator_norm", partial(_compiled, library, norm, kernel), gram_flops(shape), largest),
         _Method("norm_upper_bound", partial(_compiled, library, upper_bound, kernel)),
     ]
 
@@ -269,7 +267,13 @@ def _torch_gradients(library: Library, shape: Shape, bound: float) -> list[_Meth
 
     def make(name: str) -> _Ready:
         layer = torch.nn.Conv2d(
-            shape.inputs, shape.outputs, shape.taps, padding="same", groups=shape.groups, device=library.device
+            shape.inputs,
+            shape.outputs,
+            shape.taps,
+            padding="same",
+            groups=shape.groups,
+            bias=False,
+            device=library.device,
         )
         weight = library.backend.to_numpy(library.asarray(shape.kernel())).transpose(3, 2, 0, 1)
         with torch.no_grad():

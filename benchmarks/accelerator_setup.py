@@ -29,8 +29,8 @@ CONFORMANCE, LAYERS, DERIVATIVES, TRAINING = "conformance", "layers", "derivativ
 
 WEIGHTS: dict[str, dict[str, float]] = {
     "torch": {CONFORMANCE: 40, LAYERS: 90, DERIVATIVES: 40, TRAINING: 110},
-    "cupy": {CONFORMANCE: 40, LAYERS: 60},
-    "jax": {CONFORMANCE: 40, LAYERS: 80, DERIVATIVES: 30},
+    "cupy": {CONFORMANCE: 25, LAYERS: 60},
+    "jax": {CONFORMANCE: 55, LAYERS: 80, DERIVATIVES: 30},
 }
 """Sections of each library, in order, with their shares of the time: guesses in seconds of a run of eight minutes.
 
@@ -106,7 +106,7 @@ AMOUNTS = {
             *DEPTHWISE_960,
         ],
         effort=Effort(repeats=5, full_seconds=1.0, sample_seconds=0.3),
-        product_seconds=0.02,
+        product_seconds=0.005,
         iterations=20,
         networks=[
             Network("ResNet-32", (16, 32, 64), 5, batch=128, extent=32, paper_clip=True),
@@ -120,7 +120,7 @@ AMOUNTS = {
         checks=None,
         shapes=[RESNET_32[1], RESNET_32[5], *(shape for shape in QUICK if shape.groups == 96)],
         effort=Effort(repeats=3, full_seconds=0.3, sample_seconds=0.1),
-        product_seconds=0.005,
+        product_seconds=0.002,
         iterations=5,
         networks=[
             Network("ResNet-32", (16, 32, 64), 5, batch=16, extent=32, paper_clip=True),
@@ -228,7 +228,8 @@ class MethodRow(Comparison):
         Real operations of the method, simply counted: those of the decompositions for singular values, those of the
         Gram matrices for norms. None for other methods, and for closed forms.
     peak_share : float or None
-        Operations a second over those of a matrix product on the same device, in the dtype of the decompositions.
+        Operations a second over those of a matrix product in the same library on the same device, in the dtype of the
+        decompositions and the library's default precision.
     error_eps : float or None
         Largest difference from NumPy's result in float64, in units of float32's eps times the largest singular value.
     """

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
+from benchmarks.accelerator_layers import measure_derivatives, measure_layers, measure_peak
 from benchmarks.accelerator_setup import (
     AMOUNTS,
     CONFORMANCE,
-    DERIVATIVES,
     LAYERS,
     TRAINING,
     Amount,
@@ -26,6 +26,7 @@ from benchmarks.accelerator_setup import (
 )
 from benchmarks.command import Size
 from benchmarks.libraries import Library, open_library
+from benchmarks.machine import computing_dtype
 from convsv_core.backend import Backend
 from convsv_core.plugins import get_backend
 
@@ -103,14 +104,13 @@ def _rows(section: str, library: Library, amount: Amount, clock: Clock, tell: Te
 
         for step in measure_training(library, amount, clock):
             yield "steps", asdict(step)
-    else:
-        from benchmarks.accelerator_layers import measure_derivatives, measure_layers, measure_peak
-        from benchmarks.machine import computing_dtype
-
+    elif section == LAYERS:
         peak = measure_peak(library, computing_dtype(library), amount.product_seconds)
         tell("peak", section=section, **peak._asdict())
-        run = {LAYERS: measure_layers, DERIVATIVES: measure_derivatives}[section]
-        for method in run(library, amount, clock, peak):
+        for method in measure_layers(library, amount, clock, peak):
+            yield "methods", asdict(method)
+    else:
+        for method in measure_derivatives(library, amount, clock):
             yield "methods", asdict(method)
 
 
