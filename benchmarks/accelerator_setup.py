@@ -263,7 +263,8 @@ class StepRow:
     norm : float or None
         The largest norm after the last step over the bound, certified for each layer's own padding and every input
         size; None where the time did not suffice.
-    times : list of float
+    times, plain_times : list of float
+        Times of the steps, and of the plain steps of the same turns.
     """
 
     library: str
@@ -276,3 +277,4 @@ class StepRow:
     quartiles: tuple[float, float]
     norm: float | None
     times: list[float]
+    plain_times: list[float]

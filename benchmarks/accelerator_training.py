@@ -13,6 +13,7 @@ from torch import nn
 from benchmarks.accelerator_setup import Amount, Clock, Network, StepRow
 from benchmarks.command import Size
 from benchmarks.libraries import Library
+from benchmarks.tables import duration
 from benchmarks.timing import in_turns
 from benchmarks.training_setup import SETUPS
 from benchmarks.training_steps import (
@@ -34,7 +35,8 @@ __all__ = ["make_network", "measure_training"]
 BOUND = 1.0
 """Bound of the norms in the paper."""
 
-METHODS = (PLAIN, PROJECT, PARAMETRIZATION, PENALTY, SPECTRAL_NORM, PAPER_CLIP)
+METHODS = (PLAIN, SPECTRAL_NORM, PARAMETRIZATION, PENALTY, PROJECT, PAPER_CLIP)
+"""Methods in the order in which they are measured: those that may take longest come last."""
 
 CERTIFIED = (PROJECT, PARAMETRIZATION)
 """Methods that promise a norm within the bound for every input size."""
@@ -51,58 +53,68 @@ def make_network(network: Network) -> nn.Module:
 def measure_training(library: Library, amount: Amount, clock: Clock) -> Iterator[StepRow]:
     """Yield the rows of every network; a network has an equal part of the time that is left."""
     for place, network in enumerate(amount.networks):
-        end = clock.left() * (1 - 1 / (len(amount.networks) - place))
-        yield from _measure(library, network, amount, clock, end)
+        reserve = clock.left() * (1 - 1 / (len(amount.networks) - place))
+        yield from _measure(library, network, amount, clock, reserve)
 
 
-def _measure(library: Library, network: Network, amount: Amount, clock: Clock, end: float) -> list[StepRow]:
-    """Return the rows of one network; it leaves `end` seconds of the section, about."""
-    if not clock.begins(network.name):
-        return []
+def _measure(library: Library, network: Network, amount: Amount, clock: Clock, reserve: float) -> Iterator[StepRow]:
+    """Yield the rows of one network, and leave `reserve` seconds of the section, about.
+
+    A method takes its steps in turns with plain ones and has an equal part of the time that is left, so that its row
+    is there before the next method begins.
+    """
+    if not clock.begins(network.name, reserve):
+        return
     known = make_methods(SETUPS[Size.TINY])  # the set-up only says how often other methods project
-    trainings: dict[str, Training] = {}
-    first: dict[str, float] = {}
-    last: dict[str, float] = {}
-    times: dict[str, list[float]] = {}
+    names = [name for name in METHODS if network.paper_clip or name != PAPER_CLIP]
     model = make_network(network).to(library.device)
     batches = make_batches(network.batch, network.extent, library.device)
-    for method in METHODS:
+    plain = Training(model, batches, known[PLAIN], BOUND)
+    for place, method in enumerate(names):
         name = f"{network.name} {method}"
-        if method == PAPER_CLIP and not network.paper_clip:
+        if not clock.begins(name, reserve):
             continue
-        if not clock.begins(name, end):
-            continue
+        until = clock.left() - (clock.left() - reserve) / (len(names) - place)
         try:
-            one = Training(model, batches, known[method], BOUND)
-            first[method] = last[method] = one.step().seconds
-            for _ in range(amount.settle):
-                if clock.left() - end > last[method]:
-                    last[method] = one.step().seconds
-            trainings[method], times[method] = one, []
+            one = plain if method == PLAIN else Training(model, batches, known[method], BOUND)
+            first = one.step().seconds
+            times = _steps({PLAIN: plain, method: one}, method, first, amount, clock, until)
+            if times[method]:
+                norm = _norm(method, one, clock, until)
+                yield _row(library, network, method, first, times[method], times[PLAIN], norm)
+            else:
+                clock.left_out.append(f"{name} after a first step of {duration(first)}")
         except Exception as error:  # a library may raise anything on a device, and the other methods go on
             clock.fail(name, error)
+
+
+def _steps(
+    trainings: dict[str, Training], method: str, first: float, amount: Amount, clock: Clock, until: float
+) -> dict[str, list[float]]:
+    """Return the times of steps of each training, in turns, while more than `until` seconds of the section are left.
+
+    There is one turn at least, unless the section has no time for a step like the last one of `method`.
+    """
+    last = first
+    for _ in range(amount.settle):
+        if clock.left() - last > until:
+            last = trainings[method].step().seconds
+    times: dict[str, list[float]] = {name: [] for name in trainings}
     for turn in range(amount.turns):
-        if clock.left() - end < sum(last[method] for method in trainings):
+        if clock.left() - last < (until if turn else 0.0):
             break
-        for method in in_turns(trainings, turn):
-            times[method].append(trainings[method].step().seconds)
-    plain = times.get(PLAIN)
-    if not plain:
-        clock.left_out.append(f"{network.name}, measured steps")
-        return []
-    return [
-        _row(library, network, method, first[method], times[method], plain, _norm(method, one, clock))
-        for method, one in trainings.items()
-    ]
+        for name in in_turns(trainings, turn):
+            times[name].append(trainings[name].step().seconds)
+    return times
 
 
-def _norm(method: str, training: Training, clock: Clock) -> float | None:
-    """Return the certified norm over the bound of a method that promises one, where there is time."""
+def _norm(method: str, training: Training, clock: Clock, until: float) -> float | None:
+    """Return the certified norm over the bound of a method that promises one, where its time suffices."""
     if method not in CERTIFIED:
         return None
     norms = []
     for layer in training.layers:
-        if clock.left() <= 0:
+        if clock.left() <= until:
             return None
         norms += certified_norms([layer])
     return max(norms) / BOUND
@@ -130,4 +142,5 @@ def _row(
         quartiles=(float(low), float(high)),
         norm=norm,
         times=times,
+        plain_times=plain,
     )
