@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from benchmarks.accelerator import accelerator
 from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
 from benchmarks.network_projection import network_projection
@@ -27,6 +28,7 @@ COMMANDS: tuple[click.Command, ...] = (
     steepest,
     certify,
     scale,
+    accelerator,
     peak_memory,
 )
 

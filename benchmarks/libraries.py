@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import click
+import numpy as np
 
 from benchmarks.shapes import HostArray, Shape
 from benchmarks.zero_padding import TapProducts, pad
@@ -159,6 +160,10 @@ class Library:
         """Return the threads of the library's own pool, beside those of BLAS; None where it tells no number."""
         return None
 
+    def accelerator(self) -> str:
+        """Return the model of the accelerator that is measured, or "" where it is the processor."""
+        return ""
+
 
 class Torch(Library):
     """Call PyTorch."""
@@ -198,6 +203,11 @@ class Torch(Library):
     def threads(self) -> int | None:
         """Return the threads that one operation of the CPU may use."""
         return int(self.native.get_num_threads())
+
+    def accelerator(self) -> str:
+        """Return the model of the accelerator that is measured, or "" where it is the processor."""
+        device = self.asarray(np.zeros(1)).device
+        return str(self.native.cuda.get_device_name(device)) if device.type == "cuda" else ""
 
 
 class Jax(Library):
@@ -246,6 +256,11 @@ class Jax(Library):
         compiled = jax.jit(function).lower(*arguments).compile()
         return Compiled(compiled, time.perf_counter() - start)
 
+    def accelerator(self) -> str:
+        """Return the model of the accelerator that is measured, or "" where it is the processor."""
+        (device,) = self.asarray(np.zeros(1)).devices()
+        return "" if device.platform == "cpu" else str(device.device_kind)
+
 
 class Cupy(Library):
     """Call CuPy."""
@@ -261,6 +276,11 @@ class Cupy(Library):
         """Return when `result` has been computed."""
         with result.device:
             self.native.cuda.get_current_stream().synchronize()
+
+    def accelerator(self) -> str:
+        """Return the model of the accelerator that is measured, or "" where it is the processor."""
+        name = self.native.cuda.runtime.getDeviceProperties(self.asarray(np.zeros(1)).device.id)["name"]
+        return name.decode() if isinstance(name, bytes) else str(name)
 
 
 LIBRARIES: dict[str, type[Library]] = {"numpy": Library, "torch": Torch, "jax": Jax, "cupy": Cupy}

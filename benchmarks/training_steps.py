@@ -27,8 +27,12 @@ from examples.paper.resnet import ResNet
 from examples.paper.training import circular_norms
 
 __all__ = [
+    "PAPER_CLIP",
+    "PARAMETRIZATION",
+    "PENALTY",
     "PLAIN",
     "PROJECT",
+    "SPECTRAL_NORM",
     "Held",
     "MethodTimes",
     "Snapshot",
@@ -37,6 +41,7 @@ __all__ = [
     "TrainingRow",
     "certified_norms",
     "geometry",
+    "make_batches",
     "make_methods",
     "make_row",
     "measure",
@@ -48,7 +53,8 @@ __all__ = [
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 Snapshot: TypeAlias = list[Tensor]
 
-PLAIN, PROJECT = "plain step", "project"
+PLAIN, PROJECT, PARAMETRIZATION, PENALTY = "plain step", "project", "parametrization", "penalty"
+SPECTRAL_NORM, PAPER_CLIP = "spectral_norm of PyTorch", "clip of the paper"
 PENALTY_WEIGHT = 1e-3
 """Weight of the penalty in the loss: a guess; it does not change the time."""
 
@@ -190,10 +196,10 @@ def make_methods(setup: Setup) -> dict[str, Method]:
         "project, circular": project(circular=True),
         f"project, circular, every {setup.every}": project(every=setup.every, circular=True),
         "project, circular, nearest": project(circular=True, method="dykstra"),
-        "parametrization": parametrize,
-        "penalty": penalise,
-        "spectral_norm of PyTorch": reshaped,
-        "clip of the paper": lambda model, layers, bound: Held(after=_clips(layers, bound)),
+        PARAMETRIZATION: parametrize,
+        PENALTY: penalise,
+        SPECTRAL_NORM: reshaped,
+        PAPER_CLIP: lambda model, layers, bound: Held(after=_clips(layers, bound)),
     }
 
 
@@ -205,17 +211,22 @@ def measure_first(setup: Setup, methods: Mapping[str, Method], bound: float) -> 
 
 
 def start(setup: Setup) -> tuple[ResNet, Batches]:
-    """Return the network after some plain steps, and its batches: noise around one image for each class."""
+    """Return the network after some plain steps, and its batches."""
     torch.manual_seed(0)
     model = ResNet(setup.widths, setup.blocks)
-    size = (3, setup.extent, setup.extent)
-    classes = torch.randn(10, *size)
-    labels = [torch.randint(10, (setup.batch,)) for _ in range(BATCHES)]
-    batches = [(classes[some] + torch.randn(setup.batch, *size), some) for some in labels]
+    batches = make_batches(setup.batch, setup.extent)
     training = Training(model, batches, lambda *_: Held(), 0.0)
     for _ in range(setup.free_steps):
         training.step()
     return training.model, batches
+
+
+def make_batches(batch: int, extent: int, device: str | None = None) -> Batches:
+    """Return batches of noise around one image for each of ten classes, with their labels."""
+    size = (3, extent, extent)
+    classes = torch.randn(10, *size)
+    labels = [torch.randint(10, (batch,)) for _ in range(BATCHES)]
+    return [((classes[some] + torch.randn(batch, *size)).to(device), some.to(device)) for some in labels]
 
 
 class Training:
@@ -227,6 +238,7 @@ class Training:
         self.held = method(self.model, self.layers, bound)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
         self.steps = 0
+        self._wait = open_library("torch").wait
 
     def step(self) -> StepTime:
         """Run one step."""
@@ -236,13 +248,16 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        self._wait(loss)
         plain = time.perf_counter() - began
         self.steps += 1
         if self.held.after is None:
             return StepTime(plain, 0.0, [])
         before = weights_of(self.layers)
+        self._wait(loss)
         began = time.perf_counter()
         self.held.after()
+        self._wait(loss)
         own = time.perf_counter() - began
         return StepTime(plain + own, own, before)
 
@@ -331,7 +346,7 @@ def _by_period(times: Sequence[float], period: int) -> HostArray:
 
 def _clips(layers: Sequence[ConvLayer], bound: float) -> Callable[[], None]:
     """Return the paper's clip of every layer at its own extents."""
-    library = open_library("torch")
+    library = open_library("torch", str(layers[0].weight.device))
     clips = []
     for layer in layers:
         outputs, inputs, *taps = layer.weight.shape
@@ -342,8 +357,8 @@ def _clips(layers: Sequence[ConvLayer], bound: float) -> Callable[[], None]:
     def after() -> None:
         with torch.no_grad():
             for weight, shape, clip in clips:
-                kernel = np.ascontiguousarray(weight.permute(2, 3, 1, 0).numpy())
-                clipped = clip(torch.from_numpy(polyphase(shape, kernel))).numpy()
+                kernel = np.ascontiguousarray(weight.permute(2, 3, 1, 0).cpu().numpy())
+                clipped = clip(library.asarray(polyphase(shape, kernel))).cpu().numpy()
                 weight.copy_(torch.from_numpy(from_polyphase(shape, clipped)).permute(3, 2, 0, 1))
 
     return after

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from convsv_conformance.failures import KnownFailures
-from convsv_conformance.report import Cell, Report, check_path
+from convsv_conformance.report import Report, check_path
+from convsv_conformance.running import run
 from convsv_conformance.suite import Item, Skip, select
 
 try:
@@ -68,7 +68,9 @@ def main(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     try:
-        found = _run(list(selection.items()), known)
+        items = list(selection.items())
+        skipped = [(item.name, item.reason) for item in items if isinstance(item, Skip)]
+        found = run(_progress([item for item in items if isinstance(item, Item)]), known, skipped)
     except KeyboardInterrupt:
         raise click.Abort from None
     _print(found)
@@ -80,32 +82,6 @@ def main(
     if not found.cells:
         raise click.ClickException("no case could be run")
     sys.exit(1 if found.failures else 0)
-
-
-def _run(items: list[Item | Skip], known: dict[str, KnownFailures]) -> Report:
-    cells: dict[tuple[str, ...], Cell] = {}
-    skipped = [(item.name, item.reason) for item in items if isinstance(item, Skip)]
-    for item in _progress([item for item in items if isinstance(item, Item)]):
-        target = item.target
-        key = (target.backend.name, target.device, target.dtype, item.feature.name)
-        cell = cells.setdefault(key, Cell(*key))
-        reason = known[target.backend.name].reason(item)
-        start = time.perf_counter()
-        try:
-            ledger = item.verify()
-        except Exception as error:  # a backend may raise anything, and each exception fails its case only
-            cell.cases += 1
-            if reason:
-                cell.known += 1
-            else:
-                cell.failures.append(f"{item.id}: {type(error).__name__}: {' '.join(str(error).split())}")
-        else:
-            cell.cases += ledger.cases
-            cell.largest = max(cell.largest, ledger.largest)
-            if reason:
-                cell.failures.append(f"{item.id}: no longer fails, so its entry must go: {reason}")
-        cell.seconds += time.perf_counter() - start
-    return Report(list(cells.values()), skipped)
 
 
 def _progress(items: list[Item]) -> Iterable[Item]:
