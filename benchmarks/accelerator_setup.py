@@ -226,7 +226,8 @@ class MethodRow(Comparison):
         Time of tracing and compilation alone; None where the library compiles nothing by itself.
     operations : float or None
         Real operations of the method, simply counted: those of the decompositions for singular values, those of the
-        Gram matrices for norms. None for other methods, and for closed forms.
+        Gram matrices in complex64 for norms. None for other methods, for closed forms, and for norms on processors,
+        whose decompositions are in complex128.
     peak_share : float or None
         Operations a second over those of a matrix product in the same library on the same device, in the dtype of the
         decompositions and the library's default precision.
