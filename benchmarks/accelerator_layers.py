@@ -94,27 +94,29 @@ def gram_flops(shape: Shape) -> float | None:
 
 
 def measure_layers(library: Library, amount: Amount, clock: Clock, peak: Peak) -> Iterator[MethodRow]:
-    """Yield the rows of the spectrum, the norms, clip and project, layer by layer."""
-    for shape in amount.shapes:
+    """Yield the rows of the spectrum, norms, clip and project; each layer has an equal part of the time."""
+    for place, shape in enumerate(amount.shapes):
+        own = clock.part(len(amount.shapes) - place)
         seconds = amount.effort.full_seconds, amount.effort.sample_seconds
-        if not clock.begins(shape.name):
+        if not own.begins(shape.name):
             continue
         truth = np.asarray(convsv.singular_values(shape.kernel().astype(np.float64), shape.extents, shape.conv))
         norm = float(truth.max())
         lines = partial(TwoLines, library, shape, *seconds)
         values = _values_methods(library, shape, truth, peak.dtype)
-        yield from _measure(library, shape, LAYERS, values, TWO_LINES, lines, amount, clock, peak)
+        yield from _measure(library, shape, LAYERS, values, TWO_LINES, lines, amount, own, peak)
         clips = partial(PaperClip, library, shape, *seconds, bound=SHARE * norm)
         changes = _change_methods(library, shape, SHARE * norm, amount.iterations)
-        yield from _measure(library, shape, LAYERS, changes, PAPER_CLIP, clips, amount, clock, peak)
+        yield from _measure(library, shape, LAYERS, changes, PAPER_CLIP, clips, amount, own, peak)
 
 
 def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Iterator[MethodRow]:
-    """Yield the rows of norms with their gradients, layer by layer."""
+    """Yield the rows of norms with their gradients; each layer has an equal part of the time."""
     make = {"torch": _torch_gradients, "jax": _jax_gradients}[library.name]
     gradient = {"torch": _torch_norm_gradient, "jax": _jax_norm_gradient}[library.name]
-    for shape in amount.shapes:
-        if not clock.begins(shape.name):
+    for place, shape in enumerate(amount.shapes):
+        own = clock.part(len(amount.shapes) - place)
+        if not own.begins(shape.name):
             continue
         norm = float(convsv.operator_norm(shape.kernel().astype(np.float64), shape.extents, shape.conv))
         lines = partial(
@@ -126,7 +128,7 @@ def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Itera
             values=gradient(library),
         )
         methods = make(library, shape, SHARE * norm)
-        yield from _measure(library, shape, DERIVATIVES, methods, LINES_GRADIENT, lines, amount, clock)
+        yield from _measure(library, shape, DERIVATIVES, methods, LINES_GRADIENT, lines, amount, own)
 
 
 def _measure(

@@ -196,6 +196,10 @@ class Clock:
         """Return the seconds that are left, which may be negative."""
         return self.seconds - self.spent()
 
+    def part(self, count: int) -> Clock:
+        """Return the clock of the first of `count` equal parts of the time that is left; its lists are these."""
+        return Clock(self.left() / count, self.left_out, self.failures)
+
     def begins(self, name: str, reserve: float = 0.0) -> bool:
         """Tell whether more than `reserve` seconds are left for the measurement called `name`; note it if not."""
         if self.left() > reserve:
