@@ -40,8 +40,9 @@ EXPLANATION = (
     "derivatives with the gradient; same library, dtype and run, ~ in the note where it is extrapolated from a sample "
     "of the frequencies. ratio: paper / time. added: to a plain step of the same turn, median. peak: share of the "
     "speed of a matrix product, counting the decompositions of singular_values and the Gram matrices of "
-    "operator_norm alone. first: the first call or step, with compilation. error: in eps(float32) * sigma_max, for "
-    "conformance in eps of each dtype. norm: after the last step over the bound, certified for every input size."
+    "operator_norm alone, whether the method makes all of them or not. first: the first call or step, with "
+    "compilation. error: in eps(float32) * sigma_max, for conformance in eps of each dtype. norm: after the last step "
+    "over the bound, certified for every input size."
 )
 
 

@@ -94,27 +94,29 @@ def gram_flops(shape: Shape) -> float | None:
 
 
 def measure_layers(library: Library, amount: Amount, clock: Clock, peak: Peak) -> Iterator[MethodRow]:
-    """Yield the rows of the spectrum, the norms, clip and project, layer by layer."""
-    for shape in amount.shapes:
+    """Yield the rows of the spectrum, norms, clip and project; each layer has an equal part of the time."""
+    for place, shape in enumerate(amount.shapes):
+        own = clock.part(len(amount.shapes) - place)
         seconds = amount.effort.full_seconds, amount.effort.sample_seconds
-        if not clock.begins(shape.name):
+        if not own.begins(shape.name):
             continue
         truth = np.asarray(convsv.singular_values(shape.kernel().astype(np.float64), shape.extents, shape.conv))
         norm = float(truth.max())
         lines = partial(TwoLines, library, shape, *seconds)
         values = _values_methods(library, shape, truth, peak.dtype)
-        yield from _measure(library, shape, LAYERS, values, TWO_LINES, lines, amount, clock, peak)
+        yield from _measure(library, shape, LAYERS, values, TWO_LINES, lines, amount, own, peak)
         clips = partial(PaperClip, library, shape, *seconds, bound=SHARE * norm)
         changes = _change_methods(library, shape, SHARE * norm, amount.iterations)
-        yield from _measure(library, shape, LAYERS, changes, PAPER_CLIP, clips, amount, clock, peak)
+        yield from _measure(library, shape, LAYERS, changes, PAPER_CLIP, clips, amount, own, peak)
 
 
 def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Iterator[MethodRow]:
-    """Yield the rows of norms with their gradients, layer by layer."""
+    """Yield the rows of norms with their gradients; each layer has an equal part of the time."""
     make = {"torch": _torch_gradients, "jax": _jax_gradients}[library.name]
     gradient = {"torch": _torch_norm_gradient, "jax": _jax_norm_gradient}[library.name]
-    for shape in amount.shapes:
-        if not clock.begins(shape.name):
+    for place, shape in enumerate(amount.shapes):
+        own = clock.part(len(amount.shapes) - place)
+        if not own.begins(shape.name):
             continue
         norm = float(convsv.operator_norm(shape.kernel().astype(np.float64), shape.extents, shape.conv))
         lines = partial(
@@ -126,7 +128,7 @@ def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Itera
             values=gradient(library),
         )
         methods = make(library, shape, SHARE * norm)
-        yield from _measure(library, shape, DERIVATIVES, methods, LINES_GRADIENT, lines, amount, clock)
+        yield from _measure(library, shape, DERIVATIVES, methods, LINES_GRADIENT, lines, amount, own)
 
 
 def _measure(
@@ -219,7 +221,17 @@ def _compiled(library: Library, function: Function, *arrays: Array) -> _Ready:
 
 
 def _values_methods(library: Library, shape: Shape, truth: HostArray, dtype: str) -> list[_Method]:
-    """Return the spectrum and the norms; `truth` holds the true singular values, descending."""
+    """Return the spectrum and the norms.
+
+    Parameters
+    ----------
+    library, shape
+    truth : numpy.ndarray
+        The true singular values, descending.
+    dtype : str
+        The dtype that matrices are decomposed in. Gram matrices of float32 kernels are made in complex64, so that
+        their operations are counted only where the speed of a matrix product was measured in that dtype, too.
+    """
     kernel, extents, conv = library.asarray(shape.kernel()), shape.extents, shape.conv
 
     def spectrum(array: Array) -> Array:
@@ -232,9 +244,10 @@ def _values_methods(library: Library, shape: Shape, truth: HostArray, dtype: str
         return convsv.norm_upper_bound(array, conv)
 
     flops, largest = decomposition_flops(shape, dtype), truth.max(keepdims=True)
+    grams = gram_flops(shape) if dtype == "complex64" else None
     return [
         _Method("singular_values", partial(_compiled, library, spectrum, kernel), flops, truth),
-        _Method("operator_norm", partial(_compiled, library, norm, kernel), gram_flops(shape), largest),
+        _Method("operator_norm", partial(_compiled, library, norm, kernel), grams, largest),
         _Method("norm_upper_bound", partial(_compiled, library, upper_bound, kernel)),
     ]
 

@@ -196,6 +196,10 @@ class Clock:
         """Return the seconds that are left, which may be negative."""
         return self.seconds - self.spent()
 
+    def part(self, count: int) -> Clock:
+        """Return the clock of the first of `count` equal parts of the time that is left; its lists are these."""
+        return Clock(self.left() / count, self.left_out, self.failures)
+
     def begins(self, name: str, reserve: float = 0.0) -> bool:
         """Tell whether more than `reserve` seconds are left for the measurement called `name`; note it if not."""
         if self.left() > reserve:
@@ -226,7 +230,8 @@ class MethodRow(Comparison):
         Time of tracing and compilation alone; None where the library compiles nothing by itself.
     operations : float or None
         Real operations of the method, simply counted: those of the decompositions for singular values, those of the
-        Gram matrices for norms. None for other methods, and for closed forms.
+        Gram matrices in complex64 for norms. None for other methods, for closed forms, and for norms on processors,
+        whose decompositions are in complex128.
     peak_share : float or None
         Operations a second over those of a matrix product in the same library on the same device, in the dtype of the
         decompositions and the library's default precision.

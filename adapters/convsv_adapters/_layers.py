@@ -33,6 +33,7 @@ __all__ = [
     "make_layer",
     "model_layer",
     "needs_extents",
+    "one_tap_conv",
     "operators_of",
     "step_factor",
 ]
@@ -163,6 +164,20 @@ def make_layer(*remarks: str, reached: bool = True, unknown_forward: bool = Fals
     )
     note = "; ".join(filter(None, (*facts, *remarks)))
     return ConvLayer(note=note, reached=reached, unknown_forward=unknown_forward, **attributes)
+
+
+def one_tap_conv(layout: str, groups: int = 1) -> Conv:
+    """Return the convolution of one tap on one pixel that a linear layer is.
+
+    With a group for each channel it is a product of each channel with a factor, as in a normalisation.
+
+    Parameters
+    ----------
+    layout : {"OIW", "WIO"}
+        The axes of the kernel, which is the layer's matrix with an axis W of extent 1.
+    groups : int, default 1
+    """
+    return Conv(layout, groups=groups, padding=0, padding_mode="zeros")
 
 
 def model_layer(layer: ConvLayer, kernel: Any) -> Layer:

@@ -34,7 +34,7 @@ class Undescribed(Exception):
 
 
 class GraphWriter:
-    """Collects the nodes of a network in the order of evaluation."""
+    """Collect the nodes of a network in the order of evaluation."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}

@@ -81,7 +81,7 @@ def from_host(tree: Any, like: Array) -> Any:
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray | np.generic):
             return leaf
-        # A copy: XLA would take the memory itself if it is aligned, and NumPy code may keep and change it.
+        # XLA would use aligned memory without a copy, and NumPy code may keep and change that memory.
         return jnp.array(leaf, dtype=jax.dtypes.canonicalize_dtype(leaf.dtype), device=device)
 
     return jax.tree.map(convert, tree)

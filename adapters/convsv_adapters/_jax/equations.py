@@ -189,7 +189,7 @@ def _expand(jaxpr: Any, operands: Sequence[Operand], scope: str, equations: list
     for source in jaxpr.eqns:
         primitive = source.primitive.name
         if not source.outvars:
-            continue  # It prints, or it checks something.
+            continue  # An equation without results prints or checks something.
         given = tuple(read(atom) for atom in source.invars)
         if primitive in RANDOM:
             raise ValueError(f"the function draws random numbers ({primitive}): wanted a fixed map")

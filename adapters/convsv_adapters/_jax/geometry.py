@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from convsv_adapters._layers import ConvLayer, make_layer, model_layer
+from convsv_adapters._layers import ConvLayer, make_layer, model_layer, one_tap_conv
 from convsv_core import Conv
 from convsv_core.conv import transposed_conv
 from convsv_core.layers import Extents, Layer, join_notes
@@ -86,7 +86,7 @@ def make_traced_layer(
 
 def linear_conv(layout: str) -> FoundConv:
     """Return the geometry of a linear layer, whose kernel has one more axis, W, with the layer's weight as its tap."""
-    return FoundConv(Conv(layout, padding=0, padding_mode="zeros"))
+    return FoundConv(one_tap_conv(layout))
 
 
 def computed_layer(layer: ConvLayer, found: FoundConv, kernels: Sequence[jax.Array], wrapper: str) -> Layer:

@@ -62,7 +62,7 @@ def as_writes(log: Log) -> list[Write]:
 
 
 class _Scalars:
-    """Writes to the methods `add_scalar` and `add_histogram` of TensorBoard's `SummaryWriter`."""
+    """Write to the methods `add_scalar` and `add_histogram` of TensorBoard's `SummaryWriter`."""
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -76,7 +76,7 @@ class _Scalars:
 
 
 class _Function:
-    """Calls a function with one dict: the step, the numbers, and the arrays of singular values if they were kept."""
+    """Call a function with one dict: the step, the numbers, and the arrays of singular values if they were kept."""
 
     def __init__(self, function: Callable[[dict[str, Any]], Any]) -> None:
         self.function = function
@@ -89,7 +89,7 @@ class _Function:
 
 
 class _CsvFile:
-    """Appends rows to a CSV file, which is whole after each measurement."""
+    """Append rows to a CSV file, which is whole after each measurement."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -32,7 +32,7 @@ class Measurement(NamedTuple):
 
 
 class Monitor:
-    """Measures layers after every so many steps, keeps the figures, and writes them to a log.
+    """Measure layers after every so many steps, keep the figures, and write them to a log.
 
     Parameters
     ----------

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-from convsv_adapters._layers import ConvLayer, geometry_of, operators_of
+from convsv_adapters._layers import ConvLayer, geometry_of, one_tap_conv, operators_of
 from convsv_adapters.keras._geometry import check_dtype
-from convsv_core import Conv
 from convsv_core.layers import Operator
 from convsv_core.plugins import backend_of
 from convsv_core.reports.certified import scaled_outputs
@@ -162,7 +161,7 @@ def _factor(one: Folded, bound: float, circular: bool) -> tuple[float, float]:
     check_dtype(norm.gamma, norm.gamma.path)
     scale = norm.gamma.value / keras.ops.sqrt(norm.moving_variance.value + norm.epsilon)
     if one.layer is None:
-        conv = Conv("WIO", groups=int(scale.shape[0]), padding=0, padding_mode="zeros")
+        conv = one_tap_conv("WIO", int(scale.shape[0]))
         operators: tuple[Operator, ...] = (Operator(conv, (1,)),)
         kernel = keras.ops.reshape(scale, (1, 1, -1))
     else:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import keras
 
+from convsv_adapters._layers import one_tap_conv
 from convsv_adapters.keras._layers import kernel_shape
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS
@@ -66,7 +67,7 @@ class KernelGeometry:
         if self.linear:
             if len(shape) != 2:
                 raise ValueError(f"linear=True, and the kernel has shape {shape}: wanted a matrix")
-            return Conv("WIO", padding=0, padding_mode="zeros")
+            return one_tap_conv("WIO")
         if len(shape) - 2 not in SPATIAL_LETTERS:
             raise ValueError(f"the kernel has shape {shape}: wanted a convolution's, with 3 to 5 axes")
         layout = SPATIAL_LETTERS[len(shape) - 2] + ("OI" if self.transposed else "IO")

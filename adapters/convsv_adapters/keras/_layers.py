@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
-from convsv_adapters._layers import ConvLayer, make_layer, model_layer
+from convsv_adapters._layers import ConvLayer, make_layer, model_layer, one_tap_conv
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
 from convsv_core.layers import Extents, Layer, dense_layer, join_notes
@@ -227,7 +227,7 @@ def _linear(layer: keras.layers.Layer, *, reached: bool) -> ConvLayer:
         "" if matrix else f"its kernel has the shape {shape}, and may map several axes: wanted a matrix",
         name=variable.path,
         kernel_shape=kernel_shape(shape, False),
-        conv=Conv("WIO", padding=0, padding_mode="zeros") if matrix else None,
+        conv=one_tap_conv("WIO") if matrix else None,
         input_shapes=((1,),),
         module=layer,
         variable=variable,

@@ -246,7 +246,7 @@ def _cold(pulls: list[jax.Array], settings: _Settings) -> Any:
     return directions, None if found[0].matrices is None else [one.matrices for one in found]
 
 
-# A function of its own, so that layers of one shape and geometry are compiled once.
+# This function stands alone, so that layers of one shape and geometry are compiled once.
 @functools.partial(jax.jit, static_argnums=3)
 def _directions(
     count: jax.Array, pulls: list[jax.Array], matrices: list[jax.Array | None], settings: _Settings

@@ -92,7 +92,7 @@ def export(model: nn.Module, example_input: object) -> Exported:
                 values[node] = native[node] = operator.attrgetter(node.target)(program.graph_module)
             elif node.op == "call_function":
                 if not _returns(node):
-                    continue  # It is an assertion.
+                    continue  # An operator that returns nothing is an assertion.
                 if all(source in values for source in node.all_input_nodes):
                     values[node], native[node] = _computed(node, values, native)
                 else:
@@ -217,7 +217,7 @@ def _computed(node: Operator, values: dict[Operator, Any], native: dict[Operator
     try:
         wide_args, wide_kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda one: _wide(values[one]))
         return _wide(node.target(*wide_args, **wide_kwargs)), own
-    except (RuntimeError, NotImplementedError, TypeError):  # A device or an operator without float64.
+    except (RuntimeError, NotImplementedError, TypeError):  # The device or the operator lacks float64.
         return own, own
 
 

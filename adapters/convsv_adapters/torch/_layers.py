@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from convsv_adapters._layers import ConvLayer, make_layer
+from convsv_adapters._layers import ConvLayer, make_layer, one_tap_conv
 from convsv_adapters.torch._folding import Following, FollowingWatch, is_batch_norm, scale_of, scaled_kernel
 from convsv_adapters.torch._forward import run_forward
 from convsv_core import Conv
@@ -35,9 +35,6 @@ __all__ = [
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The modules that are found, and their subclasses."""
-
-ONE_TAP: dict[str, Any] = {"padding": 0, "padding_mode": "zeros"}
-"""Arguments of the `Conv` of a linear layer and of a normalisation, which act on an extent of one pixel."""
 
 BatchNormMode = Literal["fold"]
 """The ways in which `conv_layers` lists batch normalisations."""
@@ -255,7 +252,7 @@ def _conv_layer(name: str, module: nn.Module, seen: dict[Extents, Extents], *, r
 
 def _conv(module: nn.Module, seen: dict[Extents, Extents]) -> Conv:
     if isinstance(module, nn.Linear):
-        return Conv("OIW", **ONE_TAP)
+        return one_tap_conv("OIW")
     letters = SPATIAL_LETTERS[len(module.kernel_size)]
     options: dict[str, Any] = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
     if not module.transposed:
@@ -314,7 +311,7 @@ def _lone_normalisation(name: str, module: nn.Module) -> ConvLayer:
     return make_layer(
         name=name,
         kernel_shape=(module.num_features, 1, 1),
-        conv=Conv("OIW", groups=module.num_features, **ONE_TAP),
+        conv=one_tap_conv("OIW", module.num_features),
         input_shapes=((1,),),
         module=module,
         normalisation=module,

@@ -19,7 +19,7 @@ __all__ = ["SpectrumMonitor"]
 
 
 class SpectrumMonitor(Monitor, OptimizerHook):
-    """Measures a model's convolutions after every so many steps, and changes nothing.
+    """Measure a model's convolutions after every so many steps, and change nothing.
 
     Each layer has its certified norm, the norm of its reshaped kernel, its stable rank and its smallest singular value:
     see `LayerFigures`, which says what is certified and what is sampled.

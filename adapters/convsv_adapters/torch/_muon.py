@@ -199,7 +199,7 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
                         directions[index] = direction.to(gathered[index].dtype)
             except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
                 error.add_note(f"in a step of ConvMuon, for a weight of shape {tuple(gathered[call[0]].shape)}")
-                failure = error  # It is raised below, when the other ranks know: they would wait for this one.
+                failure = error  # The other ranks would wait for this one, so it is raised below, on all ranks.
                 break
         exchange.raise_together(failure, gathered[0].device)
         for one, group, direction in zip(params, groups, exchange.broadcast(directions, gathered, owners), strict=True):

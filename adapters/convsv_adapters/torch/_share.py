@@ -212,7 +212,8 @@ def _without_weights(
     }
     nodes: list[Node] = []
     places: dict[str, int] = {}
-    outputs: dict[str, tuple[str, str]] = {}  # The layer whose output a tensor is, and the tensor that the layer takes.
+    # The key is an output of a layer. The value names the layer and the tensor that the layer takes.
+    outputs: dict[str, tuple[str, str]] = {}
 
     def stand_in(node: Node, key: tuple[str, str], source: str) -> None:
         if key not in numbers:
@@ -229,7 +230,7 @@ def _without_weights(
             if (node.source, "") in numbers or not any(name == node.source for name, _ in numbers):
                 stand_in(node, (node.source, ""), source)
             else:
-                nodes.append(node)  # Only its normalisations use it. `until` leaves it out below.
+                nodes.append(node)  # Only normalisations use this node. `until` removes it below.
         elif isinstance(node.kind, Scale) and is_batch_norm(modules.get(node.source, nn.Identity())):
             layer, source = outputs.get(node.inputs[0], ("", ""))
             if (layer, node.source) in numbers and layer != node.source:

@@ -179,7 +179,7 @@ LONG = (
     PaddedLayer("long-depthwise", (3, 1, 200), _zeros("OIW", groups=3, dilation=2, padding=199), (50,)),
     PaddedLayer("long-transposed", (2, 1, 140), _transposed("IOW", stride=2, padding=20, output_padding=1), (40,)),
     PaddedLayer("long-two-axes", (2, 2, 11, 12), _zeros("OIHW"), (6, 5)),
-    # So many taps and pixels that a table of both is larger than transforms.
+    # With so many taps and pixels, a table of both is larger than transforms.
     PaddedLayer("long-on-many-pixels", (1, 1, 1200), _zeros("OIW"), (900,)),
 )
 """Kernels of more taps than products of pairs are formed of."""
