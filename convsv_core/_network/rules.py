@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -60,8 +59,8 @@ def node_factors(node: Node, inputs: Sequence[Tensor]) -> Factors:
     return found
 
 
-@functools.cache
 def _added_rules() -> dict[type[kinds.Kind], KindRule]:
+    """Return the rules of the plugins that are registered now."""
     rules: dict[type[kinds.Kind], KindRule] = {}
     for added in plugins().manager.hook.convsv_network_rules():
         rules.update(added)

@@ -38,5 +38,6 @@ def run_page(page: Path) -> dict[str, Any]:
 
 def _execute(source: str, page: Path, namespace: dict[str, Any]) -> dict[str, Any]:
     namespace.setdefault("__name__", "example")
-    exec(compile(source, str(page), "exec"), namespace)
+    # Without `dont_inherit` the page would be compiled with the `__future__` imports of this module.
+    exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
     return namespace
