@@ -50,7 +50,8 @@ def run_benchmark() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "benchmarks", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}  # It narrows tables.
+        environment["OMP_NUM_THREADS"] = "1"
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, env=environment
         )
