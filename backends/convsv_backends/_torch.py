@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ import numpy as np
 
 from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, worth_threads
 from convsv_core.backend import Array, ArraySpec, Backend, BlockFunction
-from convsv_core.plugins import hookimpl
+from convsv_core.plugins import get_backend, hookimpl
 
 __all__ = ["TorchBackend", "convsv_backend"]
 
@@ -22,6 +23,14 @@ SMALL_BYTES = 1 << 26
 
 Less work is left to PyTorch's own threads, which share products of small matrices well. Measured in training steps of
 ResNet-32 on two cores; the measurement has no more detail.
+"""
+
+
+ALONE_ENTRIES = 1 << 18
+"""Number of entries of a kernel below which NumPy computes for PyTorch in the caller's thread alone.
+
+PyTorch's threads wait actively for a while after each operation, and other threads then wait for a processor. Measured
+on two cores: the bound of a kernel of 64 channels took 8 ms with two threads and 4 ms with one. The value is a guess.
 """
 
 
@@ -184,9 +193,14 @@ class TorchBackend(Backend):
         if gradient is None or not self._on_host(first):
             return otherwise(*arrays)
         host = [array.detach().resolve_conj().numpy() for array in arrays]
-        if not (first.requires_grad and torch.is_grad_enabled()):
-            return tuple(map(torch.from_numpy, function(*host)))
-        *found, slope = (torch.from_numpy(np.asarray(one, order="C")) for one in gradient(*host))
+        differentiated = first.requires_grad and torch.is_grad_enabled()
+        alone = get_backend("numpy").single_threaded() if first.numel() < ALONE_ENTRIES else contextlib.nullcontext()
+        with alone:
+            computed = (gradient if differentiated else function)(*host)
+        found = [torch.from_numpy(np.asarray(one, order="C")) for one in computed]
+        if not differentiated:
+            return tuple(found)
+        *found, slope = found
         number = _with_slope()(first, found[0], slope, lambda again: otherwise(again, *arrays[1:])[0])
         return number, *found[1:]
 
