@@ -160,8 +160,10 @@ class TorchBackend(Backend):
         """Tell whether a search is among tensors on the CPU: NumPy takes two thirds of PyTorch's time for ResNet-32."""
         import torch
 
-        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-        return search and all(map(self._on_host, tensors))
+        if not search:
+            return False
+        leaves = torch.utils._pytree.tree_leaves(arguments)
+        return all(self._on_host(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Call the function with NumPy arrays that share the memory of the tensors. Its results hold no arrays."""
