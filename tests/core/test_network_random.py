@@ -15,7 +15,7 @@ BOX = (-1.0, 2.0)
 """The range of the inputs of networks that have a bound over a range alone."""
 
 LINEAR_GAP = 0.02
-"""How far above the norm of its matrix the bound of a small linear network may be, as the project promises."""
+"""The bound of a small linear network exceeds the norm of its matrix by at most this share, as the project promises."""
 
 
 def check(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
