@@ -18,7 +18,25 @@ except ModuleNotFoundError:
 __all__ = ["OperatorNormProjection", "SpectrumMonitor"]
 
 
-class OperatorNormProjection(CallbackProjection, Callback):  # type: ignore[misc]
+class _StepCallback(Callback):  # type: ignore[misc]
+    """Count the optimizer steps of a training, and finish what runs at its end."""
+
+    _step = 0
+    """`Trainer.global_step` after the last step that was counted."""
+
+    def _is_new_step(self, trainer: Trainer) -> bool:
+        """Tell whether there was an optimizer step since the last call, and count it."""
+        if trainer.global_step == self._step:
+            return False
+        self._step = trainer.global_step
+        return True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Treat the final weights, unless the last step did so."""
+        self.running.finish()
+
+
+class OperatorNormProjection(CallbackProjection, _StepCallback):
     """Project a model's convolutions onto the kernels of norm at most a bound, after optimizer steps of Lightning.
 
     Parameters
@@ -40,9 +58,6 @@ class OperatorNormProjection(CallbackProjection, Callback):  # type: ignore[misc
     work. `FSDPStrategy` gets a TypeError, as it makes flat parameters.
     """
 
-    _step = 0
-    """`Trainer.global_step` after the last step that was counted."""
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
         self.begin(trainer.strategy.model or pl_module)
@@ -52,18 +67,11 @@ class OperatorNormProjection(CallbackProjection, Callback):  # type: ignore[misc
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Project if the batch ended in an optimizer step and a projection is due."""
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
-        if self.running.step() and self.logged:
+        if self._is_new_step(trainer) and self.running.step() and self.logged:
             pl_module.log_dict(self.logged_norms())
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Project the final weights, unless the last step did so."""
-        self.running.finish()
 
-
-class SpectrumMonitor(CallbackMonitor, Callback):  # type: ignore[misc]
+class SpectrumMonitor(CallbackMonitor, _StepCallback):
     """Measure a model's convolutions after every so many optimizer steps of Lightning, and change nothing.
 
     Parameters
@@ -84,9 +92,6 @@ class SpectrumMonitor(CallbackMonitor, Callback):  # type: ignore[misc]
     rank 0 measures. `FSDPStrategy` gets a TypeError, as it makes flat parameters.
     """
 
-    _step = 0
-    """`Trainer.global_step` after the last step that was counted."""
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers."""
         self.begin(trainer.strategy.model or pl_module, pl_module.example_input_array)
@@ -96,12 +101,5 @@ class SpectrumMonitor(CallbackMonitor, Callback):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure if the batch ended in an optimizer step and a measurement is due."""
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
-        if self.running.step() and trainer.is_global_zero:
+        if self._is_new_step(trainer) and self.running.step() and trainer.is_global_zero:
             pl_module.log_dict(self.running.numbers, rank_zero_only=True)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the final weights, unless the last step did so."""
-        self.running.finish()
