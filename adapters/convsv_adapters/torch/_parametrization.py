@@ -25,12 +25,17 @@ Mode = Literal["bound", "normalise"]
 def layer_norm(
     weights: list[torch.Tensor], conv: tuple[Any, ...], input_shape: Extents | None, rtol: float
 ) -> torch.Tensor:
-    """Return the norm of the one weight, or the upper bound for every input size without an `input_shape`."""
+    """Return the norm of the one weight, for a geometry that is given by its arguments."""
     (weight,) = weights
+    return _norm(weight, Conv(*conv), input_shape, rtol)
+
+
+def _norm(weight: torch.Tensor, conv: Conv, input_shape: Extents | None, rtol: float) -> torch.Tensor:
+    """Return the norm of a weight, or the upper bound for every input size without an `input_shape`."""
     with without_autocast(weight):
         if input_shape is None:
-            return norm_upper_bound(weight, Conv(*conv), rtol=rtol)
-        return convsv_core.operator_norm(weight, input_shape, Conv(*conv))
+            return norm_upper_bound(weight, conv, rtol=rtol)
+        return convsv_core.operator_norm(weight, input_shape, conv)
 
 
 class OperatorNorm(nn.Module):  # type: ignore[misc]
@@ -91,10 +96,9 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
 
     def norm(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the norm of a weight, or its upper bound: a 0-d tensor, differentiable."""
-        arguments = conv_arguments(self.conv), self.input_shape, self.rtol
-        return (
-            compiled_number([weight], "layer_norm", *arguments) if in_compiler() else layer_norm([weight], *arguments)
-        )
+        if in_compiler():
+            return compiled_number([weight], "layer_norm", conv_arguments(self.conv), self.input_shape, self.rtol)
+        return _norm(weight, self.conv, self.input_shape, self.rtol)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the scaled weight; on the meta device, where there are no values, a weight of the same shape."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,25 @@ def sum_of_penalties(
     weights: list[torch.Tensor], kind: str, options: dict[str, Any], layers: tuple[tuple[Any, ...], ...]
 ) -> torch.Tensor:
     """Return the sum of a penalty over layers, each given as the arguments of a `ConvLayer`."""
+    rebuilt = [
+        ConvLayer(
+            name=name,
+            kernel_shape=tuple(weight.shape),
+            conv=None if conv is None else Conv(*conv),
+            input_shapes=extents,
+            note=note,
+        )
+        for weight, (name, conv, extents, note) in zip(weights, layers, strict=True)
+    ]
+    return _sum(rebuilt, weights, kind, options)
+
+
+def _sum(
+    layers: Sequence[ConvLayer], weights: Sequence[torch.Tensor], kind: str, options: Mapping[str, Any]
+) -> torch.Tensor:
+    """Return the sum of a penalty over layers and their weights."""
     parts = []
-    for weight, (name, conv, extents, note) in zip(weights, layers, strict=True):
-        geometry = None if conv is None else Conv(*conv)
-        layer = ConvLayer(name=name, kernel_shape=tuple(weight.shape), conv=geometry, input_shapes=extents, note=note)
+    for layer, weight in zip(layers, weights, strict=True):
         with without_autocast(weight):
             parts.append(layer_penalty(layer, weight, kind, options))
     return torch.stack([part.to(parts[0].device) for part in parts]).sum()
@@ -64,8 +79,9 @@ def penalty(
     -------
     0-d tensor
         Differentiable. `torch.compile` keeps the penalty in its graph as one operator, with a first derivative, if
-        `layers` are given and the options are numbers. For layers without extents, "norm_hinge" and
-        "squared_norm" take the upper bound for every input size, and "orthogonality" takes the infinite lattice.
+        `layers` are given, the options are numbers, and no layer has its normalisation folded in. For layers without
+        extents, "norm_hinge" and "squared_norm" take the upper bound for every input size, and "orthogonality" takes
+        the infinite lattice.
 
     Raises
     ------
@@ -89,7 +105,7 @@ def penalty(
     if not chosen:
         raise ValueError("model has no convolution")
     weights = [layer.weight for layer in chosen]
+    if not in_compiler():
+        return _sum(chosen, weights, kind, options)
     described = tuple([(one.name, one.conv and conv_arguments(one.conv), one.input_shapes, one.note) for one in chosen])
-    if in_compiler():
-        return compiled_number(weights, "sum_of_penalties", kind, options, described)
-    return sum_of_penalties(weights, kind, options, described)
+    return compiled_number(weights, "sum_of_penalties", kind, options, described)
