@@ -16,8 +16,10 @@ from convsv_core.backend import Array, Backend
 if TYPE_CHECKING:
     import pluggy
 
+    from convsv_core._network.graph import Graph
+    from convsv_core._network.kinds import Kind
+    from convsv_core._network.rule_types import KindRule
     from convsv_core.layers import Layer, ReadOptions
-    from convsv_core.networks import Graph, Kind, KindRule
 
 __all__ = [
     "ENTRY_POINT_GROUPS",
