@@ -15,9 +15,7 @@ The gap between the value of the dual and the value of a kernel within the bound
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +24,7 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.certificate import Above, Problem, frequencies_above
 from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core._projection.momentum import next_momentum
-from convsv_core._spectrum.numbers import squared_frobenius
+from convsv_core._projection.restoration import restored
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
 from convsv_core._symbol.small_matrices import absolute_square
@@ -41,7 +39,6 @@ __all__ = [
     "begin",
     "from_state",
     "nearest",
-    "squared_change",
 ]
 
 LONGER = 1.03
@@ -57,11 +54,8 @@ NEAR = 0.97
 CHECK_EVERY = 5
 """Iterations between two certificates of the norm. A guess: a certificate costs about as much as an iteration."""
 
-TOLERANCE = 0.1
-"""Share of the gap that frequencies outside the working set may add by their excess over the bound. A guess."""
-
-INNER = 0.5
-"""Share of the gap that the problem of a working set is solved to. A guess."""
+SLOW = 0.1
+"""Relative gain of the dual in `CHECK_EVERY` iterations, as a share of the gap, at which a kernel is restored."""
 
 COARSE_POINTS = 4
 """Frequencies of the first working set, along each axis and for each offset of the taps.
@@ -146,45 +140,44 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
 
     `state` is the state of an earlier projection, from which this one starts.
     """
-    operand, limit = problem.operand, float(problem.bound)
+    operand = problem.operand
     xp = operand.xp
     chosen, dual = from_state(problem, state)
-    above = frequencies_above(problem, operand.kernel, NEAR * limit).places
-    if state is None:
-        above = _coarse(problem, above)
-    iterations = 0
-    running: DualState | None = None
+    above = frequencies_above(problem, operand.kernel, NEAR * float(problem.bound)).places
+    chosen, dual = _extended(problem, chosen, dual, above if state else _coarse(problem, above))
+    running = _continued(problem, chosen, dual, None)
+    iterations, before, slow = 0, -math.inf, SLOW * problem.rtol
     while True:
-        chosen, dual = _extended(problem, chosen, dual, above)
-        running = _continued(problem, chosen, dual, running)
-        kernel, running, spent, value = _accelerated(problem, chosen, running, max_iterations - iterations)
-        dual = running.dual
+        spent = min(CHECK_EVERY, max_iterations - iterations)
+        running = _advanced(problem, chosen, running, spent)
         iterations += spent
-        # The last rescaling moves the whole kernel by its excess. So the tolerance of the excess is smaller for a
-        # kernel that is larger than the distance.
-        size = math.sqrt(float(squared_frobenius(dataclasses.replace(operand, kernel=kernel))))
-        tolerance = TOLERANCE * problem.rtol * min(1.0, math.sqrt(max(2 * value, 0.0)) / max(size, sys.float_info.min))
-        found = frequencies_above(problem, kernel, limit * (1 + tolerance))
-        squared = float(squared_change(operand, kernel * min(1.0, limit / found.computed)))
-        converged = squared - 2 * value <= problem.rtol * squared
-        above = np.setdiff1d(_peaks(problem, found), chosen)
-        if not len(above):
-            above = np.setdiff1d(found.places, chosen)
-        if converged or iterations >= max_iterations or not len(above):
+        value = float(running.value)
+        gain, before = value - before, value
+        if gain > slow * abs(value) and iterations < max_iterations:
+            continue
+        found = restored(problem, operand.kernel - running.change, value)
+        if found.converged or iterations >= max_iterations:
             break
+        slow /= 2
+        above = np.setdiff1d(_peaks(problem, found.above), chosen)
+        if len(above):
+            chosen, dual = _extended(problem, chosen, running.dual, above)
+            running = _continued(problem, chosen, dual, running)
+    dual = running.dual
     used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(dual) > 0, axis=(1, 2, 3)))
     frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
     dual = xp.take(dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
-    return Nearest(kernel, iterations, converged, ProjectionState(frequencies, dual * operand.scale), value)
+    reached = ProjectionState(frequencies, dual * operand.scale)
+    return Nearest(found.kernel, iterations, found.converged, reached, value)
 
 
-class _Solved(NamedTuple):
-    """Hold the solution of the problem for a working set, with the value of the dual."""
-
-    kernel: Array
-    state: DualState
-    iterations: int
-    value: float
+def _advanced(problem: Problem, chosen: HostArray, state: DualState, iterations: int) -> DualState:
+    """Return the state of the dual after some iterations on the chosen frequencies."""
+    operand = problem.operand
+    samples = Samples.at(operand, chosen)
+    for _ in range(iterations):
+        state = operand.run(advance, arrays=(problem.bound, *samples, *state))
+    return state
 
 
 def _continued(problem: Problem, chosen: HostArray, dual: Array, state: DualState | None) -> DualState:
@@ -200,24 +193,6 @@ def _continued(problem: Problem, chosen: HostArray, dual: Array, state: DualStat
         )
     ahead = operand.xp.concat([state.ahead, dual[state.ahead.shape[0] :, ...]], axis=0)
     return state._replace(dual=dual, ahead=ahead)
-
-
-def _accelerated(problem: Problem, chosen: HostArray, state: DualState, max_iterations: int) -> _Solved:
-    """Solve the problem for the chosen frequencies alone."""
-    operand, limit = problem.operand, float(problem.bound)
-    samples = Samples.at(operand, chosen)
-    iterations = 0
-    while True:
-        state = operand.run(advance, arrays=(problem.bound, *samples, *state))
-        iterations += 1
-        if iterations % CHECK_EVERY and iterations < max_iterations:
-            continue
-        kernel, value = operand.kernel - state.change, float(state.value)
-        above = frequencies_above(problem, kernel, limit, chosen)
-        upper = above.computed if len(above.places) else limit
-        squared = float(squared_change(operand, kernel * min(1.0, limit / upper)))
-        if squared - 2 * value <= INNER * problem.rtol * squared or iterations >= max_iterations:
-            return _Solved(kernel, state, iterations, value)
 
 
 def _coarse(problem: Problem, places: HostArray) -> HostArray:
@@ -304,11 +279,6 @@ def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
     xp = operand.xp
     products = xp.real(operand.backend.conj(change) * kernel)
     return xp.sum(products * sharing(operand)) * math.prod(operand.plan.grid)
-
-
-def squared_change(operand: Operand, kernel: Array) -> Array:
-    """Return the squared Frobenius distance, over the grid, between the operators of a kernel and of the operand."""
-    return squared_frobenius(dataclasses.replace(operand, kernel=kernel - operand.kernel))
 
 
 def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
