@@ -21,13 +21,14 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._projection.certificate import Above, Problem, frequencies_above
+from convsv_core._projection.certificate import Problem, frequencies_above
 from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._projection.restoration import restored
+from convsv_core._projection.subspace import excess_of_followed, first_columns, first_vectors, more_columns
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
-from convsv_core._symbol.small_matrices import absolute_square
+from convsv_core._symbol.small_matrices import absolute_square, squared_norm
 from convsv_core.backend import Array
 
 __all__ = [
@@ -94,6 +95,8 @@ class DualState(NamedTuple):
         The taps nearest to `dual`, and the taps nearest to `ahead`.
     momentum, step, value : 0-d arrays
         Nesterov's number, the length of the next step, and the value of the dual problem.
+    vectors : array, shape (count, groups, columns, followed), complex
+        The singular vectors that are followed; none if each step decomposes the matrices.
     """
 
     dual: Array
@@ -103,6 +106,7 @@ class DualState(NamedTuple):
     momentum: Array
     step: Array
     value: Array
+    vectors: Array
 
 
 class Nearest(NamedTuple):
@@ -155,11 +159,12 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
         gain, before = value - before, value
         if gain > slow * abs(value) and iterations < max_iterations:
             continue
-        found = restored(problem, operand.kernel - running.change, value)
+        found = restored(problem, operand.kernel - running.change, value, chosen)
         if found.converged or iterations >= max_iterations:
             break
         slow /= 2
-        above = np.setdiff1d(_peaks(problem, found.above), chosen)
+        running = _with_enough_vectors(operand, running)
+        above = np.setdiff1d(found.peaks, chosen)
         if len(above):
             chosen, dual = _extended(problem, chosen, running.dual, above)
             running = _continued(problem, chosen, dual, running)
@@ -187,12 +192,29 @@ def _continued(problem: Problem, chosen: HostArray, dual: Array, state: DualStat
     """
     operand, plan = problem.operand, problem.operand.plan
     if state is None:
-        state = operand.run(begin, arrays=(*Samples.at(operand, chosen), dual))
+        state = operand.run(begin, first_columns(operand), arrays=(*Samples.at(operand, chosen), dual))
         return state._replace(
             step=state.step * (math.prod(plan.periods) / max(1.0, float(plan.weights()[chosen].sum())))
         )
-    ahead = operand.xp.concat([state.ahead, dual[state.ahead.shape[0] :, ...]], axis=0)
-    return state._replace(dual=dual, ahead=ahead)
+    known = state.dual.shape[0]
+    ahead = operand.xp.concat([state.ahead, dual[known:, ...]], axis=0)
+    fresh = first_vectors(operand, dual.shape[0] - known, state.vectors.shape[-1])
+    return state._replace(dual=dual, ahead=ahead, vectors=operand.xp.concat([state.vectors, fresh], axis=0))
+
+
+def _with_enough_vectors(operand: Operand, state: DualState) -> DualState:
+    """Return a state that follows more singular vectors if an excess has as many as are followed."""
+    xp, vectors = operand.xp, state.vectors
+    columns = vectors.shape[-1]
+    if not columns:
+        return state
+    squares = squared_norm(xp, xp.matmul(state.dual, vectors), axis=-2)
+    rounding = (operand.eps * max(operand.plan.block)) ** 2 * xp.sum(squares, axis=-1)
+    if not operand.backend.truth(xp.any(xp.min(squares, axis=-1) > rounding)):
+        return state
+    wanted = more_columns(operand, columns)
+    fresh = first_vectors(operand, vectors.shape[0], wanted)
+    return state._replace(vectors=xp.concat([vectors, fresh[..., columns:]], axis=-1) if wanted else fresh)
 
 
 def _coarse(problem: Problem, places: HostArray) -> HostArray:
@@ -211,28 +233,19 @@ def _coarse(problem: Problem, places: HostArray) -> HostArray:
     return kept if len(kept) else places
 
 
-def _peaks(problem: Problem, found: Above) -> HostArray:
-    """Return the places among those found whose norm is at least that of every neighbour on the grid."""
-    plan = problem.operand.plan
-    values = np.full(len(plan.frequencies), -1.0)
-    values[found.places] = found.norms
-    on_grid = values[plan.visit].reshape(plan.periods)
-    nearby = on_grid
-    for axis in range(on_grid.ndim):
-        nearby = np.maximum(nearby, np.maximum(np.roll(nearby, 1, axis), np.roll(nearby, -1, axis)))
-    visit = plan.visit.reshape(plan.periods)
-    return np.intersect1d(visit[on_grid >= nearby], found.places)
+def begin(operand: Operand, frequencies: Array, weights: Array, dual: Array, columns: int) -> DualState:
+    """Return the first state of the accelerated iteration, from dual variables.
 
-
-def begin(operand: Operand, frequencies: Array, weights: Array, dual: Array) -> DualState:
-    """Return the first state of the accelerated iteration, from dual variables."""
+    `columns` is the number of singular vectors that are followed.
+    """
     one, symbol = operand.xp.ones_like(operand.scale), symbol_polynomial(operand)
     change = operand.xp.zeros_like(operand.kernel)
     if dual.shape[0]:
         (change,) = nearest_taps(
             symbol, Samples(frequencies, weights), lambda _, chosen: (operand.xp.take(dual, chosen, axis=0),)
         )
-    return DualState(dual, dual, change, change, one, one, -math.inf * one)
+    vectors = first_vectors(operand, dual.shape[0], columns)
+    return DualState(dual, dual, change, change, one, one, -math.inf * one, vectors)
 
 
 def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, *arrays: Array) -> DualState:
@@ -245,7 +258,11 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
     # The longest step is the right one if a single frequency matters.
     longest = max(1.0, math.prod(plan.periods) / math.prod(axis.taps for axis in plan.axes))
     kernel = (operand.kernel - state.change_ahead) * xp.astype(step, state.change.dtype)
-    new = dual_excess(operand, kernel, bound * step, Samples(frequencies, weights), state.ahead)
+    samples, limit, vectors = Samples(frequencies, weights), bound * step, state.vectors
+    if vectors.shape[-1]:
+        new, vectors, _ = excess_of_followed(operand, kernel, limit, *samples, state.ahead, vectors)
+    else:
+        new = dual_excess(operand, kernel, limit, samples, state.ahead)
     counts = xp.real(weights)[:, None, None, None] * plan.copies
     moved, moved_change = new.matrices - state.ahead, new.change - state.change_ahead
     taken = (step <= 1) | (
@@ -263,6 +280,7 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
         momentum,
         xp.clip(step * LONGER, None, longest),
         value,
+        vectors,
     )
     kept = state._replace(step=xp.clip(step / 2, 1.0, None))
     known = operand.backend.truth(taken)

@@ -87,7 +87,7 @@ def _dykstra(
     def step(*state: Array) -> tuple[Array, ...]:
         return advance(operand, bound, *samples, *state)
 
-    begun = begin(operand, *samples, dual)
+    begun = begin(operand, *samples, dual, 0)
     state = DualState(*operand.backend.repeat(step, begun, steps, operand.kernel))
     return operand.kernel - state.change, state.value, state.dual
 
