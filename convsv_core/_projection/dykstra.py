@@ -21,11 +21,17 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._projection.certificate import Problem, frequencies_above
+from convsv_core._projection.certificate import Above, Problem, frequencies_above
 from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._projection.restoration import restored
-from convsv_core._projection.subspace import excess_of_followed, first_columns, first_vectors, more_columns
+from convsv_core._projection.subspace import (
+    excess_of_followed,
+    first_columns,
+    first_vectors,
+    has_full_support,
+    more_columns,
+)
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
 from convsv_core._symbol.small_matrices import absolute_square, squared_norm
@@ -57,6 +63,12 @@ CHECK_EVERY = 5
 
 SLOW = 0.1
 """Relative gain of the dual in `CHECK_EVERY` iterations, as a share of the gap, at which a kernel is restored."""
+
+NARROW_RTOL, NARROW_NORM = 1e-3, 1.1
+"""Smallest gap, and smallest norm over the bound, for which iterations have the dtype of the answer. Guesses.
+
+In float32 the value of the dual of the layers of facenet-pytorch's onet is precise to 1e-6.
+"""
 
 COARSE_POINTS = 4
 """Frequencies of the first working set, along each axis and for each offset of the taps.
@@ -146,51 +158,81 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
     """
     operand = problem.operand
     xp = operand.xp
+    above = frequencies_above(problem, operand.kernel, NEAR * float(problem.bound))
+    work = _working_operand(problem, above)
     chosen, dual = from_state(problem, state)
-    above = frequencies_above(problem, operand.kernel, NEAR * float(problem.bound)).places
-    chosen, dual = _extended(problem, chosen, dual, above if state else _coarse(problem, above))
-    running = _continued(problem, chosen, dual, None)
+    chosen, dual = _extended(work, chosen, dual, _coarse(problem, above.places) if state is None else above.places)
+    running = _continued(work, chosen, dual, None)
+    # The first iterate from an earlier state may be near enough. So is one of full support: it needs no iteration.
+    early = state is not None or has_full_support(operand.plan)
     iterations, before, slow = 0, -math.inf, SLOW * problem.rtol
     while True:
-        spent = min(CHECK_EVERY, max_iterations - iterations)
-        running = _advanced(problem, chosen, running, spent)
+        spent = min(1 if early and not iterations else CHECK_EVERY, max_iterations - iterations)
+        running = _advanced(work, problem.bound, chosen, running, spent)
         iterations += spent
-        value = float(running.value)
-        gain, before = value - before, value
-        if gain > slow * abs(value) and iterations < max_iterations:
+        gain, before = float(running.value) - before, float(running.value)
+        if gain > slow * abs(before) and max_iterations > iterations > 1:
             continue
-        found = restored(problem, operand.kernel - running.change, value, chosen)
+        change, value = running.change, before
+        if work is not operand:
+            change, value = _exact(problem, chosen, running.dual)
+        found = restored(problem, work, operand.kernel - change, value, chosen)
         if found.converged or iterations >= max_iterations:
             break
-        slow /= 2
-        running = _with_enough_vectors(operand, running)
-        above = np.setdiff1d(found.peaks, chosen)
-        if len(above):
-            chosen, dual = _extended(problem, chosen, running.dual, above)
-            running = _continued(problem, chosen, dual, running)
-    dual = running.dual
-    used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(dual) > 0, axis=(1, 2, 3)))
+        slow = slow / 2 if iterations > 1 else slow
+        running = _with_enough_vectors(work, running)
+        fresh = np.setdiff1d(found.peaks, chosen)
+        if len(fresh):
+            chosen, dual = _extended(work, chosen, running.dual, fresh)
+            running = _continued(work, chosen, dual, running)
+    used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(running.dual) > 0, axis=(1, 2, 3)))
     frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
-    dual = xp.take(dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
-    reached = ProjectionState(frequencies, dual * operand.scale)
+    dual = xp.take(running.dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
+    reached = ProjectionState(frequencies, xp.astype(dual, operand.complex_dtype) * operand.scale)
     return Nearest(found.kernel, iterations, found.converged, reached, value)
 
 
-def _advanced(problem: Problem, chosen: HostArray, state: DualState, iterations: int) -> DualState:
-    """Return the state of the dual after some iterations on the chosen frequencies."""
+def _working_operand(problem: Problem, above: Above) -> Operand:
+    """Return the operand in the dtype of the iterations: that of the answer if it is precise enough.
+
+    Its rounding errors are a share of the kernel. The gap is a share of the distance, which may be much less.
+    """
+    far = above.computed > NARROW_NORM * float(problem.bound)
+    return problem.narrow if far and problem.rtol >= NARROW_RTOL else problem.operand
+
+
+class _Exact(NamedTuple):
+    """Hold the taps nearest to dual variables, and the value of the dual, in the dtype of the computation."""
+
+    change: Array
+    value: float
+
+
+def _exact(problem: Problem, chosen: HostArray, dual: Array) -> _Exact:
+    """Return the taps nearest to dual variables of a narrower dtype, and their value."""
     operand = problem.operand
+    xp = operand.xp
+    dual, samples = xp.astype(dual, operand.complex_dtype), Samples.at(operand, chosen)
+    change = operand.run(begin, 0, arrays=(*samples, dual)).change
+    trace = xp.sum(operand.backend.svdvals(dual), axis=(-2, -1))
+    return _Exact(change, float(_value(operand, problem.bound, samples.weights, change, trace)))
+
+
+def _advanced(operand: Operand, bound: Array, chosen: HostArray, state: DualState, iterations: int) -> DualState:
+    """Return the state of the dual after some iterations on the chosen frequencies."""
     samples = Samples.at(operand, chosen)
+    bound = operand.xp.astype(bound, operand.real_dtype)
     for _ in range(iterations):
-        state = operand.run(advance, arrays=(problem.bound, *samples, *state))
+        state = operand.run(advance, arrays=(bound, *samples, *state))
     return state
 
 
-def _continued(problem: Problem, chosen: HostArray, dual: Array, state: DualState | None) -> DualState:
+def _continued(operand: Operand, chosen: HostArray, dual: Array, state: DualState | None) -> DualState:
     """Return the state of the iteration on a larger working set, whose new frequencies have a dual of 0.
 
     The first step is the one that is right for a uniform grid of as many frequencies.
     """
-    operand, plan = problem.operand, problem.operand.plan
+    plan = operand.plan
     if state is None:
         state = operand.run(begin, first_columns(operand), arrays=(*Samples.at(operand, chosen), dual))
         return state._replace(
@@ -270,8 +312,7 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
     )
     turned = xp.sum(counts * xp.real(operand.backend.conj(moved) * (new.matrices - state.dual))) < 0
     momentum, beyond = next_momentum(xp, state.momentum, taken & turned, LONGER)
-    value = _inner(operand, new.change, operand.kernel - new.change / 2)
-    value = value - bound * plan.copies * xp.sum(xp.real(weights) * new.trace)
+    value = _value(operand, bound, weights, new.change, new.trace)
     advanced = DualState(
         new.matrices,
         new.matrices + xp.astype(beyond, new.matrices.dtype) * (new.matrices - state.dual),
@@ -287,6 +328,12 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
     if known is not None:
         return advanced if known else kept
     return DualState(*(xp.where(taken, one, other) for one, other in zip(advanced, kept, strict=True)))
+
+
+def _value(operand: Operand, bound: Array, weights: Array, change: Array, trace: Array) -> Array:
+    """Return the value of the dual, from the taps nearest to its variables and the sums of their singular values."""
+    value = _inner(operand, change, operand.kernel - change / 2)
+    return value - bound * operand.plan.copies * operand.xp.sum(operand.xp.real(weights) * trace)
 
 
 def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
@@ -321,9 +368,8 @@ def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
     return WorkingSet(plan.visit[np.ravel_multi_index(tuple(indices.T), plan.periods)], dual)
 
 
-def _extended(problem: Problem, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
+def _extended(operand: Operand, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
     """Return a working set with more places, as far as memory allows, and zeros as their dual matrices."""
-    operand = problem.operand
     xp = operand.xp
     fresh = np.setdiff1d(above, chosen)
     affordable = DUAL_BYTES // (3 * math.prod(dual.shape[1:]) * itemsize(operand))
@@ -331,4 +377,6 @@ def _extended(problem: Problem, chosen: HostArray, dual: Array, above: HostArray
     zeros = xp.broadcast_to(
         xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype), (len(fresh), *dual.shape[1:])
     )
-    return WorkingSet(np.concatenate([chosen, fresh]), xp.concat([dual, zeros], axis=0))
+    return WorkingSet(
+        np.concatenate([chosen, fresh]), xp.concat([xp.astype(dual, zeros.dtype, copy=False), zeros], axis=0)
+    )

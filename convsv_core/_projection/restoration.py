@@ -32,6 +32,7 @@ Measured on the layers of the network that comes along and of facenet-pytorch's 
 many steps were needed for the same excess.
 """
 
+
 class Restored(NamedTuple):
     """Hold a kernel that a rescaling brings within the bound.
 
@@ -50,12 +51,12 @@ class Restored(NamedTuple):
     peaks: HostArray
 
 
-def restored(problem: Problem, kernel: Array, value: float, chosen: HostArray) -> Restored:
+def restored(problem: Problem, work: Operand, kernel: Array, value: float, chosen: HostArray) -> Restored:
     """Return a kernel near the given one that a rescaling brings within the bound.
 
     `value` is a value of the dual problem: half of a lower bound of the squared distance. The steps end when the gap
     to it is at most the tolerance, or when even without a rescaling the kernel is too far from the problem's own. They
-    use the chosen frequencies, and the peaks between these.
+    use the chosen frequencies, and the peaks between these, and the dtype of `work`.
     """
     operand, limit = problem.operand, float(problem.bound)
     allowed = 2 * value / (1 - problem.rtol)
@@ -70,20 +71,24 @@ def restored(problem: Problem, kernel: Array, value: float, chosen: HostArray) -
         if least <= allowed or _squared(operand, kernel) > allowed:
             break
         chosen = np.union1d(chosen, tops)
-        kernel = _lowered(problem, kernel, chosen, allowed)
+        kernel = _lowered(problem, work, kernel, chosen, allowed)
     return Restored(best, least <= allowed, first)
 
 
-def _lowered(problem: Problem, kernel: Array, places: HostArray, allowed: float) -> Array:
+def _lowered(problem: Problem, work: Operand, kernel: Array, places: HostArray, allowed: float) -> Array:
     """Return a kernel whose norm at some places is lower, by steps until its squared distance is as allowed."""
     operand, limit = problem.operand, float(problem.bound)
-    samples, weights = Samples.at(operand, places), operand.plan.weights()
+    xp, samples, weights = operand.xp, Samples.at(work, places), operand.plan.weights()
+    bound = xp.astype(problem.bound, work.real_dtype)
     columns, taps = first_columns(operand), math.prod(axis.taps for axis in operand.plan.axes)
-    vectors = operand.run(leading_vectors, columns, arrays=(kernel, samples.frequencies)) if columns else None
+    vectors = None
     for _ in range(PASSES):
         if columns:
-            found = operand.run(excess_of_followed, arrays=(kernel, problem.bound, *samples, None, vectors))
-            vectors, norm = found.vectors, float(operand.xp.max(found.norms))
+            narrow = xp.astype(kernel, work.kernel.dtype)
+            if vectors is None:
+                vectors = work.run(leading_vectors, columns, arrays=(narrow, samples.frequencies))
+            found = work.run(excess_of_followed, arrays=(narrow, bound, *samples, None, vectors))
+            vectors, norm = found.vectors, float(xp.max(found.norms))
             used = places[operand.backend.to_numpy(found.excess.trace > 0)]
         else:
             above = frequencies_above(problem, kernel, limit, places)
@@ -91,9 +96,8 @@ def _lowered(problem: Problem, kernel: Array, places: HostArray, allowed: float)
         if not len(used) or _squared(operand, kernel, limit / norm) <= allowed or _squared(operand, kernel) > allowed:
             break
         length = math.prod(operand.plan.periods) * min(LENGTH / float(weights[used].sum()), 1 / taps)
-        kernel = kernel - length * (
-            found.excess.change if columns else clip_and_cut(operand, kernel, problem.bound, "gram", places=used)
-        )
+        change = found.excess.change if columns else clip_and_cut(operand, kernel, problem.bound, "gram", places=used)
+        kernel = kernel - length * xp.astype(change, kernel.dtype)
     return kernel
 
 

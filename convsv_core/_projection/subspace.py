@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.plan import HostArray
+from convsv_core._geometry.plan import HostArray, Plan
 from convsv_core._projection.excess import BLOCK_COPIES, Excess, Samples, nearest_taps
 from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.operand import Operand
@@ -24,9 +25,17 @@ from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array
 
-__all__ = ["Followed", "excess_of_followed", "first_columns", "first_vectors", "leading_vectors", "more_columns"]
+__all__ = [
+    "Followed",
+    "excess_of_followed",
+    "first_columns",
+    "first_vectors",
+    "has_full_support",
+    "leading_vectors",
+    "more_columns",
+]
 
-FOLLOWED_SIDE = 32
+FOLLOWED_SIDE = 16
 """Smallest side of a matrix whose singular vectors are followed.
 
 Measured with NumPy: at side 32, 64 and 128, all eigenvectors take 80, 350 and 1730 us. The products and
@@ -48,7 +57,12 @@ class Followed(NamedTuple):
 def first_columns(operand: Operand) -> int:
     """Return the number of singular vectors that are followed at first; 0 if decompositions are as cheap."""
     side = min(operand.plan.block)
-    return side // FOLLOWED_SHARE if side >= FOLLOWED_SIDE else 0
+    return 0 if side < FOLLOWED_SIDE or has_full_support(operand.plan) else side // FOLLOWED_SHARE
+
+
+def has_full_support(plan: Plan) -> bool:
+    """Tell whether a kernel has a tap for each frequency, so that clipping alone gives the nearest kernel."""
+    return math.prod(plan.periods) == math.prod(axis.taps for axis in plan.axes)
 
 
 def more_columns(operand: Operand, columns: int) -> int:
@@ -60,9 +74,7 @@ def first_vectors(operand: Operand, count: int, columns: int) -> Array:
     """Return the vectors to start from, for `count` frequencies: shape (count, groups, plan columns, columns)."""
     xp, plan = operand.xp, operand.plan
     start = operand.backend.asarray_like(_start(plan.block[1], columns), operand.kernel)
-    return xp.broadcast_to(
-        xp.astype(start, operand.complex_dtype), (count, plan.groups, plan.block[1], columns)
-    )
+    return xp.broadcast_to(xp.astype(start, operand.complex_dtype), (count, plan.groups, plan.block[1], columns))
 
 
 def leading_vectors(operand: Operand, kernel: Array, frequencies: Array, columns: int) -> Array:
