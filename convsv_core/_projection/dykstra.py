@@ -198,7 +198,8 @@ def _working_operand(problem: Problem, above: Above) -> Operand:
     Its rounding errors are a share of the kernel. The gap is a share of the distance, which may be much less.
     """
     far = above.computed > NARROW_NORM * float(problem.bound)
-    return problem.narrow if far and problem.rtol >= NARROW_RTOL else problem.operand
+    narrow = far and problem.rtol >= NARROW_RTOL and not has_full_support(problem.operand.plan)
+    return problem.narrow if narrow else problem.operand
 
 
 class _Exact(NamedTuple):
