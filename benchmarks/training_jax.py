@@ -202,11 +202,11 @@ def _measure(setup: Setup, tell: Callable[[str], None]) -> list[Row]:
 
     methods: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         PLAIN: (None, loss),
-        "rescale, circular": (bound(method="rescale", circular=True), loss),
-        "rescale, every size": (bound(method="rescale"), loss),
+        "rescale, circular": (bound(circular=True), loss),
+        "rescale, every size": (bound(), loss),
         "norm_hinge": (None, penalised),
-        "dykstra, circular": (bound(circular=True), loss),
-        "dykstra, every size": (bound(), loss),
+        "dykstra, circular": (bound(method="dykstra", circular=True), loss),
+        "dykstra, every size": (bound(method="dykstra"), loss),
     }
     trained = {}
     for name, (transformation, function) in methods.items():

@@ -36,7 +36,7 @@ def operator_norm_bound(
     layers: Layers,
     every: int = 1,
     *,
-    method: str = "dykstra",
+    method: str = "rescale",
     steps: int = 10,
     circular: bool = False,
     warm_start: bool = True,
@@ -53,7 +53,12 @@ def operator_norm_bound(
         The geometry of the kernels, as for `projection_operator_norm`.
     every : int, default 1
         Bound the parameters after every `every`-th update, and let the others pass.
-    method, steps, circular
+    method : {"rescale", "dykstra", "alternating", "newton-schulz"}, default "rescale"
+        As for `convsv_core.project`. "rescale" multiplies a kernel by one number, for a small part of the work of
+        "dykstra", which moves the kernel less.
+    steps : int, default 10
+        Largest number of iterations of the other methods.
+    circular : bool, default False
         As for `projection_operator_norm`.
     warm_start : bool, default True
         Keep the dual variables of "dykstra" from one update to the next, so that a few steps for each update are
