@@ -76,8 +76,10 @@ def command(
 
     MODEL is as for `convsv spectrum`. OUTPUT is the same network in the same format, with other weights and nothing
     else changed. If MODEL is the index of several files, OUTPUT is a folder, or the name of an index, beside which the
-    files are written. Each layer's norm, with the layer's own padding and for every input size, is then at most the bound.
-    This is certified for the weights as they are stored. A layer within the bound keeps its weights bit for bit. Where
+    files are written.
+
+    Each layer's norm, with the layer's own padding and for every input size, is then at most the bound. This is
+    certified for the weights as they are stored. A layer within the bound keeps its weights bit for bit. Where
     reflected or repeated pixels make the norm depend on the extents, the extents are those of the input shape.
 
     Nothing is written unless every layer, or every layer that --only selects, is proved to be within the bound.

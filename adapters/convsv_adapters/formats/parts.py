@@ -89,7 +89,7 @@ def put_together(named: Mapping[str, HostArray | str], *, least_rank: int = 3) -
 
 
 def needs_numbers(name: str, ndim: int, ranks: Collection[int]) -> bool:
-    """Return whether the numbers of an array can matter for the weights of layers, whose axes are as many as `ranks` say.
+    """Return whether the numbers of an array can matter for weights that have as many axes as `ranks` say.
 
     Of a matrix only the form matters where dense layers are not listed, unless its name is that of a part of a weight.
     Language models are mostly such matrices, which need not be in memory.
