@@ -131,9 +131,10 @@ def test_channels_first_and_extents_that_are_open(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     model = sequential()
     model.save(tmp_path / "m.keras")
-    model.save_weights(tmp_path / "m.weights.h5")
-    with pytest.raises(ModelError, match="save the whole model"):
-        read_model(tmp_path / "m.weights.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["kernel"] = np.ones((3, 3, 4, 4))
+    with pytest.raises(ModelError, match="no weights where Keras keeps them"):
+        read_model(tmp_path / "other.h5")
     (tmp_path / "junk.h5").write_bytes(b"junk")
     (tmp_path / "junk.keras").write_bytes(b"junk")
     for name in ("junk.h5", "junk.keras"):

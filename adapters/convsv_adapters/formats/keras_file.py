@@ -1,4 +1,4 @@
-"""Reader and writer of Keras models: `.keras` archives, and `.h5` files with the configuration of the model."""
+"""Reader and writer of Keras models: `.keras` archives, and `.h5` files with the configuration or without it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
 from convsv_adapters.formats.keras_arrays import Arrays, arrays_of, holds_arrays_of_rank, replace_entries
 from convsv_adapters.formats.keras_config import Configured, configured_layers
-from convsv_adapters.parameters import LAYOUTS, HostArray, refuse_geometry
+from convsv_adapters.formats.keras_weights import is_of_older_format, weights_alone
+from convsv_adapters.parameters import LAYOUTS, HostArray, kernel_ranks, layers_from_networks, refuse_geometry
 from convsv_core.conv import SPATIAL_LETTERS, Conv, transposed_conv
 from convsv_core.layers import Extents, Layer, ModelError, Normalisation, ReadOptions, dense_layer
 from convsv_core.plugins import hookimpl
@@ -50,11 +51,13 @@ ALTERED = "{} changes the kernel in a way that is not read"
 
 @hookimpl
 def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
-    """Read the convolutions of a Keras model with the geometry of its configuration, in the order of the model."""
+    """Read the convolutions of a Keras model with the geometry of its configuration, in the order of the model.
+
+    Of a file that holds weights alone, the kernels are read whose class the file tells: see `weights_alone`.
+    """
     archive = _is_archive(path)
     if not archive and not _is_hdf5(path):
         return None
-    refuse_geometry(options, path)
     if options.layout is not None:
         raise ModelError(f"{path}: Keras fixes the layout of its kernels; drop {options.layout!r}")
     h5py = load_library("h5py", path, "keras")
@@ -62,13 +65,17 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
         with _weights(path, archive) as weights, h5py.File(weights, "r") as file:
             config = _config(path, archive, file)
             if config is None:
-                raise ModelError(
-                    f"{path}: holds weights without the configuration of the model, which tells their geometry: "
-                    "save the whole model as .keras"
-                )
-            layers = list(_Reading(file, archive, options).layers(config))
+                network = weights_alone(file, path, kernel_ranks(options))
+                ordered = is_of_older_format(file)
+            else:
+                refuse_geometry(options, path)
+                layers = list(_Reading(file, archive, options).layers(config))
     except (AttributeError, KeyError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise damaged(path, "a Keras model", error) from None
+    if config is None:
+        if options.network is not None:
+            raise ModelError(f"{path}: holds one network, and none that is called {options.network!r}")
+        return layers_from_networks([network], options, path, ordered=ordered)
     unknown = [name for name in options.input_shapes if name and name not in {layer.name for layer in layers}]
     if unknown:
         raise ModelError(f"{path}: no convolution is called {unknown[0]!r}")
