@@ -7,7 +7,7 @@ from convsv_core.reports import texts
 from convsv_core.reports.analysis import bounds_reports, layer_reports, reshaped_norm
 from convsv_core.reports.comparison import Comparison, difference_reports
 from convsv_core.reports.matching import Matching, Pair, Unmatched, match_layers
-from convsv_core.reports.model_files import read_model, write_model
+from convsv_core.reports.model_files import files_of_model, read_model, write_model
 from convsv_core.reports.network_report import Report, figures_of, import_for
 from convsv_core.reports.orders import SortKey, descending
 from convsv_core.reports.plain_table import TextColumn, TextTable, lay_out
@@ -64,6 +64,7 @@ __all__ = [
     "descending",
     "difference_reports",
     "figures_of",
+    "files_of_model",
     "import_for",
     "lay_out",
     "layer_reports",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_adapters.formats.parts import HostArray
+from convsv_core.layers import Geometry
 
 __all__ = ["Companions", "bias_of", "doubt_about", "look_around", "owner_of", "shown_names"]
 
@@ -47,15 +48,27 @@ class Companions(NamedTuple):
     doubt : str
         Why the array may not be the weight of a convolution; "" if nothing speaks against it.
     layout : str or None
-        "transposed" if its bias says that the second axis holds the outputs, "last" if the last axis does.
+        "transposed" if the second axis is known to hold the outputs, "last" if the last axis does. "last transposed"
+        if the taps come first, then the outputs, and the inputs are last.
     groups : int or None
-        The groups of a transposed convolution that its bias tells.
+        The groups, where they are told.
+    source : str
+        What tells the layout: "bias", "class", or "" if it is only assumed.
+    fixed : bool
+        Whether the layout and the groups are sure, so that a user can state no others.
     """
 
     is_kernel: bool = True
     doubt: str = ""
     layout: str | None = None
     groups: int | None = None
+    source: str = "bias"
+    fixed: bool = False
+
+    def contradicts(self, wanted: Geometry) -> bool:
+        """Return whether a user states another kind of layer than the one that is sure."""
+        other_kind = wanted.transposed is (self.layout != "last transposed")
+        return self.fixed and (other_kind or wanted.groups not in (None, self.groups))
 
 
 def look_around(
