@@ -180,8 +180,14 @@ def one_tap_conv(layout: str, groups: int = 1) -> Conv:
     return Conv(layout, groups=groups, padding=0, padding_mode="zeros")
 
 
-def model_layer(layer: ConvLayer, kernel: Any) -> Layer:
-    """Return the layer as a report of the core takes it, with the largest of its extents."""
+def model_layer(layer: ConvLayer, kernel: Any, *, sure: bool = False) -> Layer:
+    """Return the layer as a report of the core takes it, with the largest of its extents.
+
+    A layer with an unknown forward pass has no kernel and the reason, unless it is `sure` that it uses its kernel as it
+    is stored.
+    """
+    if layer.unknown_forward and not sure:
+        return Layer(layer.name, None, None, None, layer.note, linear=layer.linear)
     note, extents = layer.note, layer.largest_input_shape
     if (count := len(layer.input_shapes)) > 1:
         note = "; ".join(filter(None, (note, f"takes {count} different extents, of which the largest is used")))

@@ -48,13 +48,20 @@ DEFAULT_EXTENT = 32
 
 NOT_A_KERNEL = re.compile(
     r"(^|_)(embed|embeddings?|tokens?|pos|position|bias|mask|anchors?|grid|table|buffer|cache|gamma|beta|scale|"
-    r"mean|var|std)(_|$)",
+    r"mean|var|std|kv|mem|latents?|queries|prompts?)(_|$)",
     re.IGNORECASE,
 )
 """Words in the last part of a name that say that an array of rank 3 to 5 is no kernel.
 
 The list is a guess: it names what common vision networks store beside their kernels.
 """
+
+SCALE = re.compile(
+    r"(^|[._/])([^._/]*norm\w*|rms|ls\d*|scale|layer_?scale)[._/][^._/]+$|"
+    r"(^|[._/])(alpha|slope|gain|g|ia3_l\.\w+|magnitude)$|magnitude_vector",
+    re.IGNORECASE,
+)
+"""Names that say that an array with a number for each channel is a scale, and not the kernel of one tap. A guess."""
 
 OPTIMIZER_STATE = re.compile(
     r"((?:.*?[./])??(?:opt_state|optimi[sz]er\w*|exp_avg|exp_avg_sq|momentum_buffer))(?:[./].*)?$", re.IGNORECASE
@@ -349,7 +356,9 @@ def is_kernel(name: str, array: HostArray | str) -> bool:
     """
     if isinstance(array, str):
         return True
-    return array.dtype.kind in "fc" and array.ndim in LAYOUTS and array.size > 0 and may_be_kernel(name)
+    if array.dtype.kind not in "fc" or array.ndim not in LAYOUTS or not array.size or not may_be_kernel(name):
+        return False
+    return not (array.size == max(array.shape) and SCALE.search(name))
 
 
 def may_be_kernel(name: str) -> bool:

@@ -353,7 +353,7 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> Certific
         above = frequencies_above(problem, kernel, limit)
         allowed = limit * (1 + (_slack(operand, above.rounding, limit) if slack else 0.0))
         return Certificate(above.upper, above.upper <= allowed)
-    operand = make_operand(kernel, None, operand.plan.conv).widen()
+    operand = make_operand(kernel, None, operand.plan.conv, lattice=True).widen()
     scale = float(operand.scale)
     norms = TorusNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
     limit = limit / scale
