@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeVar, overload
 
 from convsv_core.reports import texts
+from convsv_core.reports.notebook import table_html
 from convsv_core.reports.plain_table import lay_out, plain_text
 from convsv_core.reports.report import Row
 from convsv_core.reports.views import SPECTRUM, View
@@ -111,7 +112,7 @@ class Report(list[R]):
 
     def _repr_html_(self) -> str:
         """Return the table as a notebook shows it."""
-        return importlib.import_module("convsv_core.reports.notebook").table_html(self)
+        return table_html(lay_out(self, self.title, self.view))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """Print the table where IPython has no HTML."""

@@ -373,5 +373,6 @@ DIFFERENCE = View(
     (*GEOMETRY_FIELDS, "other_name", "difference_upper", "norm_upper", "share", "linear", "note"),
     {"share": by_share, "depth": by_place, "name": by_name, "norm": by_norm},
     _changed,
+    sentences=sentences.of_differences,
 )
 """The report of `convsv compare`, whose rows are a `DifferenceReport` each."""
