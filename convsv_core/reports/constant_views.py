@@ -8,8 +8,8 @@ from typing import Any
 
 from convsv_core._network.result import Lipschitz, LipschitzNode, ResidualBlock
 from convsv_core.reports import texts
-from convsv_core.reports.curves import Plot
-from convsv_core.reports.network_report import import_for
+from convsv_core.reports.curves import Plot, empty_figure
+from convsv_core.reports.extras import import_for
 from convsv_core.reports.plain_table import TextColumn, TextTable
 
 __all__ = ["SUBTITLE", "default_title", "nodes_frame", "nodes_table", "plot_constant", "sentences_of"]
@@ -20,7 +20,8 @@ SUBTITLE = "certified Lipschitz constant at inference, in Euclidean norms of who
 LEGEND = (
     "factor: a certified bound of the factor by which the node alone stretches the difference of two inputs; of "
     "several inputs, the largest one. log10 bound: the decimal logarithm of the bound of the node's tensor, as a "
-    "function of the network's inputs. It may be less than the sum of the factors, because linear maps in a row are bounded together."
+    "function of the network's inputs. It may be less than the sum of the factors, because linear maps in a row are "
+    "bounded together."
 )
 """The text below the table of nodes."""
 
@@ -165,14 +166,7 @@ def plot_constant(found: Lipschitz, figure: Any = None, title: str = "") -> Plot
         An empty figure, made with `pyplot` by default.
     title : str
     """
-    import_for("matplotlib", "plot()", "cli")
-    if figure is None:
-        from matplotlib import pyplot
-
-        figure = pyplot.figure(figsize=FIGURE_SIZE, layout="constrained")
-    else:
-        figure.set_size_inches(FIGURE_SIZE)
-        figure.set_layout_engine("constrained")
+    figure = empty_figure(figure, FIGURE_SIZE)
     axes = figure.subplots()
     places = range(1, len(found.nodes) + 1)
     uppers = [node.log10_upper if math.isfinite(node.log10_upper) else math.nan for node in found.nodes]

@@ -77,8 +77,8 @@ def cards_of(report: Report[Any]) -> Cards:
 def _section(cards: Sequence[str]) -> str:
     return (
         '<section><h2>Layers</h2><p class="hint">Left: which frequencies a layer amplifies; point at one to read '
-        "its value. Right: the input that it stretches most, and the output that this input gives; red is positive, blue "
-        "is negative. Frequencies count for a pixel of the layer's smaller side.</p>"
+        "its value. Right: the input that it stretches most, and the output that this input gives; red is positive, "
+        "blue is negative. Frequencies count for a pixel of the layer's smaller side.</p>"
         f'<div class="cards">{"".join(cards)}</div></section>'
     )
 

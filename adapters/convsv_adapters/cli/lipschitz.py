@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from convsv_adapters.cli.options import MODEL, html_option, input_shape_option, output_file, shapes_by_input
+from convsv_adapters.cli.options import MODEL, OneCall, html_option, input_shape_option, output_file, shapes_by_input
 from convsv_adapters.cli.output import one_line_errors, write_results
 from convsv_adapters.cli.request import BUNDLED, file_of, label_of
 from convsv_core.layers import ReadOptions
@@ -30,7 +30,7 @@ def _input_range(ctx: click.Context, param: click.Parameter, value: str | None) 
     return low, high
 
 
-@click.command("lipschitz")
+@click.command("lipschitz", cls=OneCall)
 @click.argument("model", required=False, type=MODEL)
 @input_shape_option
 @click.option("--output", metavar="NAME", help="Stop at this tensor, such as the logits before a softmax.")
