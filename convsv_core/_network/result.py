@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convsv_core._network.bounds import Missing
+from convsv_core._network.shown import Shown
 
 __all__ = ["Lipschitz", "LipschitzNode", "ResidualBlock", "finite"]
 
@@ -60,8 +61,10 @@ class ResidualBlock:
 
 
 @dataclass(frozen=True)
-class Lipschitz:
+class Lipschitz(Shown):
     """The certified Lipschitz constant of a network, in Euclidean norms of whole tensors; `str` gives a table.
+
+    Like a `Report`, it displays itself in a notebook, and has `plot`, `to_html`, `to_json` and `to_pandas`.
 
     Attributes
     ----------

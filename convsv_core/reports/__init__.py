@@ -6,9 +6,10 @@
 from convsv_core.reports import texts
 from convsv_core.reports.analysis import bounds_reports, layer_reports, reshaped_norm
 from convsv_core.reports.comparison import Comparison, difference_reports
+from convsv_core.reports.extras import import_for
 from convsv_core.reports.matching import Matching, Pair, Unmatched, match_layers
 from convsv_core.reports.model_files import files_of_model, read_model, write_model
-from convsv_core.reports.network_report import Report, figures_of, import_for
+from convsv_core.reports.network_report import Report, figures_of
 from convsv_core.reports.orders import SortKey, descending
 from convsv_core.reports.plain_table import TextColumn, TextTable, lay_out
 from convsv_core.reports.project_model import project_layers

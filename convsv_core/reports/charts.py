@@ -10,9 +10,24 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core.reports.curves import Curve, above_rounding, better_scale, curves_of, shares
-from convsv_core.reports.texts import figure
+from convsv_core.reports.report import BoundsReport
+from convsv_core.reports.texts import figure, rounded_down, rounded_up
 
-__all__ = ["COLOURS", "SCHEMA", "TEXT_STYLE", "Chart", "Spec", "colours", "curves_chart", "norms_chart"]
+__all__ = [
+    "COLOURS",
+    "SCHEMA",
+    "TEXT_STYLE",
+    "Chart",
+    "Spec",
+    "chosen",
+    "colours",
+    "curves_chart",
+    "interactive",
+    "norms_chart",
+    "number",
+    "pairs_chart",
+    "values_axis",
+]
 
 Spec = dict[str, Any]
 """A chart in the language of Vega-Lite."""
@@ -63,14 +78,16 @@ class Chart(NamedTuple):
 
     Attributes
     ----------
-    linear, log : dict
+    linear : dict
+    log : dict or None
+        None for a chart whose axis a reader does not choose.
     first : "linear" or "log"
         The axis that a reader sees first: the linear one, unless the largest norm would flatten the other layers.
     """
 
     linear: Spec
-    log: Spec
-    first: str
+    log: Spec | None = None
+    first: str = "linear"
 
 
 def colours(count: int) -> list[str]:
@@ -96,21 +113,39 @@ def curves_chart(rows: Sequence[Any]) -> Chart | None:
 
 def norms_chart(rows: Sequence[Any]) -> Chart | None:
     """Return the norm and the reshaped norm of every layer, in the order of the network; None if no norm is known."""
-    data = [
-        {
-            "depth": depth,
-            "layer": f"{depth}  {row.name}",
-            "norm": _number(row.norm),
-            "reshaped norm": _number(row.reshaped_norm),
-            "factor": None if row.factor is None else f"{row.factor:.2f}",
-        }
-        for depth, row in enumerate(rows, start=1)
-        if row.norm is not None and math.isfinite(row.norm)
-    ]
-    if not data:
+    points = []
+    for depth, row in enumerate(rows, start=1):
+        if row.norm is None or not math.isfinite(row.norm):
+            continue
+        point = {"depth": depth, "layer": f"{depth}  {row.name}", "norm": number(row.norm)}
+        if isinstance(row, BoundsReport):
+            point |= {"at least": rounded_down(row.lower, DIGITS), "at most": rounded_up(row.upper, DIGITS)}
+        point |= {"reshaped norm": number(row.reshaped_norm)}
+        points.append(point | {"factor": None if row.factor is None else f"{row.factor:.2f}"})
+    told = ("layer", *(("at least", "at most") if points and "at least" in points[0] else ("norm",)))
+    return pairs_chart(points, len(rows), ("norm", "reshaped norm"), (*told, "reshaped norm", "factor"))
+
+
+def pairs_chart(points: Sequence[Spec], count: int, names: Sequence[str], told: Sequence[str]) -> Chart | None:
+    """Return a chart of one or two figures of every layer, in the order of the network; None without a layer.
+
+    Parameters
+    ----------
+    points : sequence of dict
+        The figures of a layer by their names. `depth` is the number by which the page picks the layer. `place` is its
+        number from the input on, where that is another one.
+    count : int
+        Number of layers of the network.
+    names : sequence of str
+        The figures to draw. The first one decides whether a reader sees the linear axis first.
+    told : sequence of str
+        The facts that the pointer shows.
+    """
+    if not points:
         return None
-    first = better_scale([row.norm for row in rows if row.norm is not None])
-    return Chart(_norms_spec(data, len(rows), "linear"), _norms_spec(data, len(rows), "log"), first)
+    first = better_scale([point[names[0]] for point in points if point[names[0]] is not None])
+    linear, log = (_pairs_spec(points, count, names, told, scale) for scale in ("linear", "log"))
+    return Chart(linear, log, first)
 
 
 def _curves_spec(curves: Sequence[Curve], count: int, scale: str) -> Spec:
@@ -128,10 +163,10 @@ def _curves_spec(curves: Sequence[Curve], count: int, scale: str) -> Spec:
             "scale": {"domain": [0, 1]},
             "axis": {"title": "rank / number of singular values", "tickCount": 10, "format": "~g"},
         },
-        "y": _values_axis(scale, "value", "singular value"),
+        "y": values_axis(scale, "value", "singular value"),
         "detail": {"field": "depth"},
     }
-    return _interactive(
+    return interactive(
         {"values": data},
         [{"flatten": ["share", "value"]}],
         [
@@ -140,8 +175,8 @@ def _curves_spec(curves: Sequence[Curve], count: int, scale: str) -> Spec:
                 "encoding": {
                     **lines,
                     "color": _layer_colours(count),
-                    "opacity": _chosen(1, 0.12),
-                    "strokeWidth": _chosen(2.6, 1.3, none=1.5),
+                    "opacity": chosen(1, 0.12),
+                    "strokeWidth": chosen(2.6, 1.3, none=1.5),
                 },
             },
             # Thin lines are hard to hit, so that wide ones which nobody sees catch the pointer.
@@ -161,44 +196,40 @@ def _curves_spec(curves: Sequence[Curve], count: int, scale: str) -> Spec:
     )
 
 
-def _norms_spec(data: Sequence[Spec], count: int, scale: str) -> Spec:
-    """Return the chart of the norms of `count` layers."""
+def _pairs_spec(points: Sequence[Spec], count: int, names: Sequence[str], told: Sequence[str], scale: str) -> Spec:
+    """Return the chart of one or two figures of `count` layers."""
     x = {
-        "field": "depth",
+        "field": "place" if "place" in points[0] else "depth",
         "type": "quantitative",
         "scale": {"domain": [0.4, count + 0.6], "nice": False, "zero": False},
         "axis": {"title": "number of the layer, from the input on", "tickMinStep": 1, "grid": False},
     }
-    tooltip = [{"field": name} for name in ("layer", "norm", "reshaped norm", "factor")]
+    drawn = {"domain": list(names), "range": ["#3f6fd8", "#e2603a"][: len(names)]}
     series = {
         "field": "figure",
         "type": "nominal",
-        "scale": {"domain": ["norm", "reshaped norm"], "range": ["#3f6fd8", "#e2603a"]},
+        "scale": drawn,
         "legend": {"title": None, "orient": "top", "symbolSize": 90, "symbolStrokeWidth": 2},
     }
-    shape = {
-        "field": "figure",
-        "scale": {"domain": ["norm", "reshaped norm"], "range": ["circle", "diamond"]},
-    }
+    shape = {"field": "figure", "scale": {**drawn, "range": ["circle", "diamond"][: len(names)]}}
     # Where the two are equal, the small circle is seen inside of the large diamond.
-    size = {"condition": {"test": "datum.figure == 'norm'", "value": 30}, "value": 130}
-    y = _values_axis(scale, "value", "norm")
+    size = {"condition": {"test": f"datum.figure == '{names[0]}'", "value": 30}, "value": 130}
     positive = [{"filter": "datum.value > 0"}] if scale == "log" else [{"filter": "isValid(datum.value)"}]
-    return _interactive(
-        {"values": data},
+    return interactive(
+        {"values": list(points)},
         [],
         [
             {
-                "transform": [{"fold": ["norm", "reshaped norm"], "as": ["figure", "value"]}, *positive],
+                "transform": [{"fold": list(names), "as": ["figure", "value"]}, *positive],
                 "mark": {"type": "point", "filled": False, "strokeWidth": 2, "cursor": "pointer"},
                 "encoding": {
                     "x": x,
-                    "y": y,
+                    "y": values_axis(scale, "value", "norm"),
                     "color": series,
                     "shape": shape,
                     "size": size,
-                    "opacity": _chosen(1, 0.25),
-                    "tooltip": tooltip,
+                    "opacity": chosen(1, 0.25),
+                    "tooltip": [{"field": name} for name in told],
                 },
             }
         ],
@@ -225,8 +256,9 @@ def _points(values: HostArray, scale: str) -> tuple[HostArray, HostArray]:
     return every, np.interp(every, share, values)
 
 
-def _values_axis(scale: str, field: str, title: str) -> Spec:
-    stated: Spec = {"type": scale, "zero": True} if scale == "linear" else {"type": scale, "nice": False}
+def values_axis(scale: str, field: str, title: str) -> Spec:
+    """Return the axis of figures, which begins at 0 if it is linear."""
+    stated: Spec = {"type": scale, "zero": True} if scale == "linear" else {"type": scale, "nice": False, "padding": 8}
     axis = {"title": title, "tickCount": 6, "format": ".4~g"}
     return {"field": field, "type": "quantitative", "scale": stated, "axis": axis}
 
@@ -236,10 +268,10 @@ def _layer_colours(count: int) -> Spec:
     return {"field": "depth", "type": "nominal", "scale": scale, "legend": None}
 
 
-def _chosen(chosen: float, other: float, none: float | None = None) -> Spec:
+def chosen(value: float, other: float, none: float | None = None) -> Spec:
     """Return the value of marks of the chosen layers, of other layers, and of all layers while none is chosen."""
-    one = {"test": "datum.depth == picked || datum.depth == pointed", "value": chosen}
-    free = {"test": "!picked && !pointed", "value": chosen if none is None else none}
+    one = {"test": "datum.depth == picked || datum.depth == pointed", "value": value}
+    free = {"test": "!picked && !pointed", "value": value if none is None else none}
     return {"condition": [one, free], "value": other}
 
 
@@ -248,7 +280,8 @@ def _lone(curves: Sequence[Any]) -> bool:
     return any(len(curve.values) == 1 for curve in curves)
 
 
-def _interactive(data: Spec, transform: Sequence[Spec], layers: Sequence[Spec], height: int) -> Spec:
+def interactive(data: Spec, transform: Sequence[Spec], layers: Sequence[Spec], height: int) -> Spec:
+    """Return a chart as wide as the page, with the signals `picked` and `pointed` that `curves_chart` describes."""
     return {
         "$schema": SCHEMA,
         "width": "container",
@@ -262,9 +295,10 @@ def _interactive(data: Spec, transform: Sequence[Spec], layers: Sequence[Spec], 
     }
 
 
-def _number(value: float | None) -> float | None:
+def number(value: float | None) -> float | None:
+    """Return a number as a chart has it: with `DIGITS` digits, or None where it is not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
 
 
 def _numbers(values: HostArray) -> list[float | None]:
-    return [_number(float(value)) for value in values]
+    return [number(float(value)) for value in values]

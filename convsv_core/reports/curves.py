@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
+from convsv_core.reports.extras import import_for
 
 __all__ = [
     "Curve",
@@ -16,6 +17,7 @@ __all__ = [
     "above_rounding",
     "better_scale",
     "curves_of",
+    "empty_figure",
     "name_beside",
     "plot_curves",
     "set_scale",
@@ -91,20 +93,12 @@ def plot_curves(rows: Sequence[Any], figure: Any = None, scale: Literal["linear"
         The axis of the values. It begins at 0, or below the smallest value that is drawn. On a logarithmic axis,
         values that may be rounding errors are not drawn.
     """
-    if scale not in ("linear", "log"):
-        raise ValueError(f"scale={scale!r}: wanted 'linear' or 'log'")
     curves = curves_of(rows)
     count = max(1, math.ceil(len(curves) / MOST_IN_PANEL))
     columns = min(count, COLUMNS)
     height = math.ceil(count / columns)
     size = ALONE_SIZE if count == 1 else (PANEL_SIZE[0] * columns, PANEL_SIZE[1] * height + 0.6)
-    if figure is None:
-        from matplotlib import pyplot
-
-        figure = pyplot.figure(figsize=size, layout="constrained")
-    else:
-        figure.set_size_inches(size)
-        figure.set_layout_engine("constrained")
+    figure = empty_figure(figure, size, scale)
     title = getattr(rows, "title", "")
     figure.suptitle(f"{title}\nsingular values of the circular convolution at each layer's extents".strip())
     grid = figure.subplots(height, columns, squeeze=False)
@@ -115,6 +109,28 @@ def plot_curves(rows: Sequence[Any], figure: Any = None, scale: Literal["linear"
     if not curves:
         grid[0, 0].text(0.5, 0.5, "no layer has singular values", ha="center", transform=grid[0, 0].transAxes)
     return Plot(figure, grid[0, 0] if count == 1 else grid.reshape(-1)[:count])
+
+
+def empty_figure(figure: Any, size: tuple[float, float], scale: str = "linear") -> Any:
+    """Return an empty figure of this size in inches: the given one, or else a new one of `pyplot`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        matplotlib is not installed.
+    ValueError
+        There is no such scale.
+    """
+    if scale not in ("linear", "log"):
+        raise ValueError(f"scale={scale!r}: wanted 'linear' or 'log'")
+    import_for("matplotlib", "plot()", "cli")
+    if figure is None:
+        from matplotlib import pyplot
+
+        return pyplot.figure(figsize=size, layout="constrained")
+    figure.set_size_inches(size)
+    figure.set_layout_engine("constrained")
+    return figure
 
 
 def better_scale(norms: Sequence[float]) -> Literal["linear", "log"]:

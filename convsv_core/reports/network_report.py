@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeVar, overload
 
 from convsv_core.reports import texts
+from convsv_core.reports.extras import import_for
+from convsv_core.reports.notebook import table_html
 from convsv_core.reports.plain_table import lay_out, plain_text
 from convsv_core.reports.report import Row
 from convsv_core.reports.views import SPECTRUM, View
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from convsv_core.reports.curves import Plot
 
-__all__ = ["Report", "figures_of", "import_for"]
+__all__ = ["Report", "figures_of"]
 
 R = TypeVar("R", bound=Row)
 
@@ -111,7 +112,7 @@ class Report(list[R]):
 
     def _repr_html_(self) -> str:
         """Return the table as a notebook shows it."""
-        return importlib.import_module("convsv_core.reports.notebook").table_html(self)
+        return table_html(lay_out(self, self.title, self.view))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """Print the table where IPython has no HTML."""
@@ -120,18 +121,21 @@ class Report(list[R]):
     def plot(self, figure: Any = None, *, scale: Literal["linear", "log"] = "linear") -> Plot:
         """Draw the singular values of every layer by rank, as figure 1 of the paper does.
 
+        A report of bounds draws the certified interval of every layer's norm. A comparison draws the layers with the
+        largest shares.
+
         Parameters
         ----------
         figure : matplotlib.figure.Figure, optional
             An empty figure to draw in. By default `pyplot` makes one, which a notebook displays.
         scale : "linear" or "log", default "linear"
-            The axis of the singular values.
+            The axis of the singular values, norms or shares.
 
         Returns
         -------
         figure : matplotlib.figure.Figure
         axes : matplotlib.axes.Axes or numpy.ndarray of Axes
-            As `pyplot.subplots` returns them: one, or a grid of them if there are too many layers for one.
+            As `pyplot.subplots` returns them: one, or a grid of them if there are too many curves for one.
 
         Raises
         ------
@@ -142,7 +146,7 @@ class Report(list[R]):
         -----
         Source: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019, figure 1.
         """
-        return import_for("convsv_core.reports.curves", "plot()", "cli").plot_curves(self, figure, scale)
+        return self.view.plot(self, figure, scale)
 
     # ---- for programs --------------------------------------------------------------------------------------------
 
@@ -216,21 +220,6 @@ def figures_of(rows: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any
         if row.transposed:
             found["note"] = "; ".join(filter(None, ("transposed", row.note)))
     return figures
-
-
-def import_for(module: str, call: str, extra: str) -> Any:
-    """Import a module for one call, or say which extra brings the library that is missing.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        Its `name` is the name of the missing library.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        message = f"{call} needs {error.name}: pip install 'convsv[{extra}]'"
-        raise ModuleNotFoundError(message, name=error.name) from None
 
 
 def _finite(value: Any) -> Any:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
 
-from convsv_core.reports.plain_table import TextColumn, lay_out
-
-if TYPE_CHECKING:
-    from convsv_core.reports.network_report import Report
+from convsv_core.reports.plain_table import TextColumn, TextTable
 
 __all__ = ["table_html"]
 
@@ -26,9 +22,8 @@ STYLE = """
 """The look of the table. Colours come from the notebook, so that the table is legible in light and dark themes."""
 
 
-def table_html(report: Report[Any]) -> str:
-    """Return the table of a report, its legend and the notes of the layers."""
-    table = lay_out(report, report.title, report.view)
+def table_html(table: TextTable) -> str:
+    """Return a table, its legend and its notes."""
     title, _, subtitle = table.title.rpartition("\n")
     caption = f"<b>{escape(title or subtitle)}</b>" + (f"<br>{escape(subtitle)}" if title else "")
     head = "".join(_cell("th", column.heading, column.right) for column in table.columns)

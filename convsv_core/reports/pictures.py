@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,19 +16,37 @@ from PIL import Image
 from convsv_core._geometry.plan import HostArray
 from convsv_core.reports.charts import COLOURS, SCHEMA, TEXT_STYLE, Spec
 
-__all__ = ["frequency_svg", "png"]
+__all__ = ["FrequencyPicture", "frequency_picture", "png"]
 
 IMAGE_SIZE = 190
 """Width and height of an image of frequencies in pixels of a page (a guess)."""
+
+VALUE_DIGITS = 4
+"""Number of significant digits of the value under the pointer: as many as the table shows."""
 
 FLAT = 1e-3
 """Relative range of singular values below which an image of them is one colour, and a sentence says more (a guess)."""
 
 
-def frequency_svg(image: HostArray, grid: Sequence[int]) -> str:
+class FrequencyPicture(NamedTuple):
+    """The picture of a layer's singular values by frequency.
+
+    Attributes
+    ----------
+    svg : str
+        The picture as it stands in the page, and on paper.
+    live : dict
+        The same chart for Vega-Lite, which tells the frequency and the value under the pointer.
+    """
+
+    svg: str
+    live: Spec
+
+
+def frequency_picture(image: HostArray, grid: Sequence[int]) -> FrequencyPicture | None:
     """Draw the largest singular value at each frequency: a curve for one axis, and an image for two.
 
-    Of three axes, a pixel has the largest value over the frequencies of the first one. The result is "" where the
+    Of three axes, a pixel has the largest value over the frequencies of the first one. The result is None where the
     values hardly differ.
 
     Parameters
@@ -39,14 +58,17 @@ def frequency_svg(image: HostArray, grid: Sequence[int]) -> str:
     """
     low, high = float(image.min()), float(image.max())
     if high - low <= FLAT * high:
-        return ""
+        return None
     plane = image.max(axis=tuple(range(image.ndim - 2))) if image.ndim > 2 else image
+    pixels = plane.shape
     for axis, count in enumerate(grid[-plane.ndim :]):
         if count % 2 == 0 and count == plane.shape[axis]:  # The values at -pi and at pi are the same.
             plane = np.concatenate([plane, np.take(plane, [0], axis)], axis)
     chart = _frequency_curve(plane, grid[-1]) if plane.ndim == 1 else _frequency_image(plane, grid[-2:], low, high)
+    chart = {"$schema": SCHEMA, **chart, "config": TEXT_STYLE}
+    cells = _cells(plane, pixels, grid[-plane.ndim :])
     # The converter writes colours by name as they are, and a page then gives them the colour of its text.
-    return str(vl_convert.vegalite_to_svg({"$schema": SCHEMA, **chart, "config": TEXT_STYLE}))
+    return FrequencyPicture(str(vl_convert.vegalite_to_svg(chart)), {**chart, "layer": [*chart["layer"], cells]})
 
 
 def png(values: HostArray, colormap: str, low: float, high: float) -> str:
@@ -77,12 +99,68 @@ def _frequency_curve(values: HostArray, count: int) -> Spec:
         "width": 2 * IMAGE_SIZE,
         "height": IMAGE_SIZE,
         "data": {"values": data},
-        "mark": {"type": "line", "color": COLOURS[0], "point": len(data) <= 32},
+        "layer": [
+            {
+                "mark": {"type": "line", "color": COLOURS[0], "point": len(data) <= 32},
+                "encoding": {
+                    "x": {"field": "angle", "type": "quantitative", **_angles("frequency in rad")},
+                    "y": {"field": "value", "type": "quantitative", "axis": {"title": "largest singular value"}},
+                },
+            }
+        ],
+    }
+
+
+def _cells(plane: HostArray, pixels: Sequence[int], grid: Sequence[int]) -> Spec:
+    """Return a layer of a chart with an unseen rectangle for each pixel, which tells its frequency and its value.
+
+    Parameters
+    ----------
+    plane : array
+        The values that are drawn, of one axis or two.
+    pixels : sequence of int
+        Number of pixels along each axis before the first one was repeated at the end.
+    grid : sequence of int
+        Number of frequencies along each axis.
+    """
+    columns = plane.shape[-1]
+    places = {"x": f"(datum.n - 1) % {columns}", "y": f"floor((datum.n - 1) / {columns})"}
+    names = {"x": "horizontal frequency", "y": "vertical frequency"} if plane.ndim == 2 else {"x": "frequency"}
+    steps: list[Spec] = [{"window": [{"op": "row_number", "as": "n"}]}]
+    encoding: Spec = {"tooltip": [{"field": name} for name in names.values()] + [_VALUE]}
+    for channel, axis in zip(names, (-1, -2), strict=False):
+        start, end = _ends(grid[axis], plane.shape[axis])
+        width = (end - start) / plane.shape[axis]
+        # A pixel shows the largest value of some neighbouring frequencies where there are more than pixels.
+        first = f"floor(({places[channel]}) * {grid[axis]} / {pixels[axis]})"
+        last = f"floor(({places[channel]} + 1) * {grid[axis]} / {pixels[axis]}) - 1"
+        low, high = (f"2 * PI * ({index} - {grid[axis] // 2}) / {grid[axis]}" for index in (first, last))
+        alone = f"format({low}, '.3~f') + ' rad (' + format({low} / PI, '.3~f') + 'π)'"
+        shared = f"format({low}, '.3~f') + ' to ' + format({high}, '.3~f') + ' rad'"
+        steps += [
+            {"calculate": f"{start} + {width} * ({places[channel]})", "as": channel},
+            {"calculate": f"datum.{channel} + {width}", "as": f"{channel}2"},
+            {"calculate": alone if grid[axis] <= pixels[axis] else shared, "as": names[channel]},
+        ]
+        encoding[channel] = {"field": channel, "type": "quantitative"}
+        encoding[f"{channel}2"] = {"field": f"{channel}2"}
+    if plane.ndim == 1:
+        encoding |= {"y": {"value": 0}, "y2": {"value": IMAGE_SIZE}}
+    pointed = {"name": "pointed", "select": {"type": "point", "on": "pointerover", "clear": "pointerout"}}
+    return {
+        "data": {"values": [float(f"{value:.{VALUE_DIGITS}g}") for value in plane.flat]},
+        "transform": steps,
+        "params": [pointed],
+        "mark": {"type": "rect", "fill": "transparent", "stroke": "currentColor", "strokeWidth": 1.5, "clip": True},
         "encoding": {
-            "x": {"field": "angle", "type": "quantitative", **_angles("frequency in rad")},
-            "y": {"field": "value", "type": "quantitative", "axis": {"title": "largest singular value"}},
+            **encoding,
+            "strokeOpacity": {"condition": {"param": "pointed", "empty": False, "value": 1}, "value": 0},
         },
     }
+
+
+_VALUE: Spec = {"field": "data", "title": "largest singular value"}
+"""The line of the value under the pointer; Vega-Lite calls a number that stands alone "data"."""
 
 
 def _frequency_image(values: HostArray, grid: Sequence[int], low: float, high: float) -> Spec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from convsv_core.reports import texts
 from convsv_core.reports.report import Row
@@ -26,11 +26,15 @@ class TextColumn(NamedTuple):
     cells : list of str
     right : bool
         Whether the cells are aligned at the right.
+    values : list, optional
+        What the cells show, by which a page sorts them: numbers, tuples of numbers, or None. By default the texts sort
+        themselves.
     """
 
     heading: str
     cells: list[str]
     right: bool = False
+    values: list[Any] | None = None
 
 
 class TextTable(NamedTuple):
@@ -66,7 +70,13 @@ def lay_out(rows: Sequence[Row], title: str, view: View) -> TextTable:
     columns = [TextColumn("layer", [f"{row.name} ({notes[row.note]})" if row.note else row.name for row in rows])]
     columns.append(TextColumn("kernel", [texts.kernel(row) for row in rows]))
     columns += [
-        TextColumn(column.heading, [column.cell(row) for row in rows], column.figure) for column in view.columns
+        TextColumn(
+            column.heading,
+            [column.cell(row) for row in rows],
+            column.figure,
+            [getattr(row, column.field) for row in rows],
+        )
+        for column in view.columns
     ]
     # The first figure always stays. Columns without figures, such as the extents, are the last to go.
     _, *others = [column.heading for column in view.columns if column.figure]

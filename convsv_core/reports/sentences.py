@@ -8,7 +8,7 @@ from typing import Any
 
 from convsv_core.reports import texts
 
-__all__ = ["of_bounds", "of_spectrum"]
+__all__ = ["of_bounds", "of_differences", "of_spectrum"]
 
 NEAR_SINGULAR = 1e4
 """Condition number from which a layer counts as near singular. A guess: it loses more than half of float32's digits."""
@@ -61,6 +61,29 @@ def of_bounds(rows: Sequence[Any]) -> list[str]:
             f"The bounds of {len(wide)} layers are further apart than requested, as those of {wide[0]}."
             if wide
             else "The bounds of every layer are as near to each other as requested."
+        )
+    return found + _without(rows)
+
+
+def of_differences(rows: Sequence[Any]) -> list[str]:
+    """Return how many layers differ, and where the difference is largest, relative to the layer and alone."""
+    same = sum(row.difference_upper == 0 or row.share == 0 for row in rows)
+    found = [f"{texts.layers(rows)} compared, of which {same} {'has' if same == 1 else 'have'} equal weights."]
+    shares = [row for row in rows if row.share]
+    if shares:
+        largest = max(shares, key=lambda row: row.share)
+        found.append(
+            f"The largest relative difference is that of {largest.name}: its norm is at most "
+            f"{texts.percent_up(largest.share)} of the layer's norm."
+            if math.isfinite(largest.share)
+            else f"The weights of {largest.name} are 0 in the first network and not in the second."
+        )
+    sizes = [row for row in rows if row.difference_upper]
+    if sizes:
+        largest = max(sizes, key=lambda row: row.difference_upper)
+        found.append(
+            f"The largest difference is that of {largest.name}: for an input of norm 1 the output of this layer "
+            f"changes by at most {texts.rounded_up(largest.difference_upper)}."
         )
     return found + _without(rows)
 

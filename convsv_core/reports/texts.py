@@ -15,7 +15,9 @@ __all__ = [
     "figure",
     "kernel",
     "layers",
+    "logarithm_up",
     "percent_up",
+    "power_up",
     "rounded_down",
     "rounded_up",
     "times",
@@ -25,6 +27,11 @@ __all__ = [
 
 Text: TypeAlias = Callable[[Any], str]
 """A function that writes a value, which may be None, as text."""
+
+POWER_ROUNDING = 1e-14
+"""Relative amount by which a power of ten is raised for rounding. A guess: 45 eps of float64, where libraries of
+mathematics err by one or two.
+"""
 
 DIGITS = 4
 """The number of significant digits of a figure. A guess: enough to compare layers."""
@@ -96,6 +103,47 @@ def percent_up(value: float | None) -> str:
     ('1.235%', '-')
     """
     return "-" if value is None else f"{rounded_up(100 * value)}%"
+
+
+LOGARITHM_PLACES = 4
+"""The number of decimal places of a decimal logarithm: as many as `Lipschitz` prints."""
+
+LARGEST_POWER = 6
+"""The decimal logarithm from which a number is written as a power of ten (a guess: more digits are hard to count)."""
+
+
+def logarithm_up(value: float | None) -> str:
+    """Return the decimal logarithm of an upper bound, rounded up; "none" for no bound.
+
+    Examples
+    --------
+    >>> logarithm_up(1.23456), logarithm_up(float("inf")), logarithm_up(float("-inf")), logarithm_up(None)
+    ('1.2346', 'none', '-inf', '-')
+    """
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return "none" if value > 0 else "-inf"
+    step = decimal.Decimal(1).scaleb(-LOGARITHM_PLACES)
+    rounded = decimal.Decimal(value).quantize(step, decimal.ROUND_CEILING)
+    return f"{rounded if rounded else abs(rounded):.{LOGARITHM_PLACES}f}"
+
+
+def power_up(log10: float | None) -> str:
+    """Return the upper bound with this decimal logarithm, rounded up; "none" for no bound.
+
+    Examples
+    --------
+    >>> power_up(2.0), power_up(-0.3), power_up(123.45678), power_up(float("-inf")), power_up(float("inf"))
+    ('100.1', '0.5012', '10^123.4568', '0', 'none')
+    """
+    if log10 is None:
+        return "-"
+    if log10 in (-math.inf, 0.0):
+        return "0" if log10 else "1"
+    if abs(log10) >= LARGEST_POWER:
+        return f"10^{logarithm_up(log10)}" if log10 < math.inf else "none"
+    return rounded_up(10.0**log10 * (1 + POWER_ROUNDING))
 
 
 def layers(rows: Sequence[Any]) -> str:

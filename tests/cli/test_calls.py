@@ -15,6 +15,7 @@ import pytest
 from convsv_adapters.cli import backends as backends_command
 from convsv_adapters.cli import output, request
 from convsv_adapters.cli.files import write_whole
+from convsv_adapters.cli.group import COMMANDS
 
 from convsv_core.plugins import BackendInfo, get_backend
 
@@ -115,6 +116,7 @@ def test_a_call_without_a_command_shows_three_to_try(run):
         (["spectrm"], "Did you mean 'spectrum'?"),
         (["spectrum", "--input-shap", "3,8,8"], "Did you mean '--input-shape'?"),
         (["norm", "--htm", "x.html"], "Did you mean '--html'?"),
+        (["lipschitz", "--htm", "x.html"], "'--html'"),
     ],
 )
 def test_a_slip_of_the_pen_is_answered_with_what_was_meant(run, arguments, meant):
@@ -132,6 +134,26 @@ def test_a_shell_completes_commands_and_options(words, found):
 
 def test_the_help_says_how_a_shell_completes(run):
     assert 'eval "$(_CONVSV_COMPLETE=bash_source convsv)"' in run("--help").stdout
+
+
+def test_what_a_newcomer_reads_fits_80_columns(run):
+    for arguments in ([], ["--help"], *([command, "--help"] for command in COMMANDS)):
+        result = run(*arguments, COLUMNS="80")
+        assert result.exit_code == 0, result.output
+        assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "..." not in run("--help", COLUMNS="80").stdout  # a line about a command is shown whole
+
+
+@pytest.mark.parametrize("command", ["norm", "lipschitz", "project", "compare"])
+def test_more_models_than_a_call_takes_are_refused_with_what_to_do(run, kernels, command):
+    models = [kernels] * (2 if command == "compare" else 1)
+    given = ["--bound", "1", "-o", kernels.with_name("out.npz")] if command == "project" else []
+    result = run(command, *models, kernels, *given)
+    assert (result.exit_code, result.stdout) == (2, "")
+    said = " ".join(result.stderr.split())
+    assert (
+        f"one call takes {'MODEL and OTHER' if command == 'compare' else 'MODEL'}; call convsv {command} again" in said
+    )
 
 
 def test_a_call_without_an_input_shape_says_how_to_give_one(run, kernels):
@@ -155,8 +177,8 @@ def test_a_page_is_written_beside_the_table(run, kernels, tmp_path, command):
 
 def test_a_page_without_its_libraries_names_the_extra_before_the_work(run, kernels, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    monkeypatch.delitem(sys.modules, "convsv_core.reports.page", raising=False)
-    monkeypatch.delitem(sys.modules, "convsv_core.reports.pictures", raising=False)
+    for module in ("page", "page_parts", "comparison_page", "layer_cards", "pictures"):
+        monkeypatch.delitem(sys.modules, f"convsv_core.reports.{module}", raising=False)
     result = run("spectrum", kernels, "--html", tmp_path / "report.html")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "--html needs vl_convert: pip install 'convsv[html]'" in result.stderr

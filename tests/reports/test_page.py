@@ -208,7 +208,7 @@ def test_the_page_is_written_as_utf8(report: Report[LayerReport], tmp_path: Any)
 
 def test_a_missing_library_names_the_extra(report: Report[LayerReport], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    monkeypatch.delitem(sys.modules, "convsv_core.reports.page", raising=False)
-    monkeypatch.delitem(sys.modules, "convsv_core.reports.pictures", raising=False)
+    for module in ("page", "page_parts", "comparison_page", "layer_cards", "pictures"):
+        monkeypatch.delitem(sys.modules, f"convsv_core.reports.{module}", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"to_html\(\) needs vl_convert: pip install 'convsv\[html\]'"):
         report.page()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from convsv_adapters.cli.options import MODEL, ModelOptions, add_options, html_option, model_options
+from convsv_adapters.cli.options import MODEL, ModelOptions, OneCall, add_options, html_option, model_options
 from convsv_adapters.cli.output import exit_without_figures, files_of, one_line_errors, write_results
 from convsv_adapters.cli.progress import tracked
 from convsv_adapters.cli.request import Request
@@ -33,7 +33,7 @@ def _constant(path: Path, options: ModelOptions) -> Lipschitz:
         return network_lipschitz(network_graph(path, options=options.read_options), lower=False)
 
 
-@click.command("compare")
+@click.command("compare", cls=OneCall)
 @model_options(DIFFERENCE.sort_keys, _models, default_sort="share")
 @html_option
 @click.option(
@@ -48,11 +48,12 @@ def command(
     html: Path | None,
     lipschitz: bool,
 ) -> None:
-    """Certify how far the weights of two networks are apart, layer by layer.
+    """Certify how far apart the weights of two networks are.
 
-    MODEL and OTHER are as for `convsv spectrum`, and may be of different formats: a network and the same network
-    quantised, fine-tuned, pruned or exported. Layers are matched by name. Layers that one network alone has, or that
-    differ in shape or geometry, are named below the table, and under "unmatched" in the JSON.
+    Each layer has its own figures. MODEL and OTHER are as for `convsv spectrum`, and may be of different formats: a
+    network and the same network quantised, fine-tuned, pruned or exported. Layers are matched by name. Layers that one
+    network alone has, or that differ in shape or geometry, are named below the table, and under "unmatched" in the
+    JSON.
 
     difference is a certified bound of the norm of the layer whose weights are the difference. share is a bound of that
     norm divided by the norm of MODEL's layer. Both include rounding, and with zero padding they hold for every input

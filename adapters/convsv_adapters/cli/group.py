@@ -10,7 +10,7 @@ __all__ = ["COMMANDS", "convsv"]
 
 COMMANDS = {
     "backends": "List the array libraries, and say why one cannot be used.",
-    "compare": "Certify how far the weights of two networks are apart, layer by layer.",
+    "compare": "Certify how far apart the weights of two networks are.",
     "conformance": "Check backends against the dense matrix of the operator.",
     "lipschitz": "Certify the Lipschitz constant of a whole network.",
     "norm": "Certify the norm of every convolution for every input size.",
@@ -21,16 +21,21 @@ COMMANDS = {
 
 WELCOME = """Exact singular values of convolutional layers. Three commands to try:
 
-  convsv spectrum                            the singular values of a small network that comes along
-  convsv spectrum MODEL --html report.html   those of your network, as a page for a browser (needs convsv[html])
-  convsv norm MODEL                          proved bounds of every layer's norm, for every input size
+  convsv spectrum
+      the singular values of a small network that comes along
+  convsv spectrum MODEL --html report.html
+      those of your network, as a page for a browser (needs convsv[html])
+  convsv norm MODEL
+      proved bounds of every layer's norm, for every input size
 
-MODEL is an ONNX model, a PyTorch checkpoint, a safetensors file, a Keras model or an .npz archive.
-convsv --help lists every command, and convsv spectrum --help every option of one."""
+MODEL is an ONNX model, a PyTorch checkpoint, a safetensors file, a Keras model
+or an .npz archive. convsv --help lists every command, and
+convsv spectrum --help every option of one."""
 """The text of a call without a command."""
 
 COMPLETION = """\b
-Completion of commands and options, in a line of ~/.bashrc, ~/.zshrc, or of fish's config.fish:
+Completion of commands and options, by a line of ~/.bashrc, of ~/.zshrc,
+or of fish's config.fish:
   eval "$(_CONVSV_COMPLETE=bash_source convsv)"
   eval "$(_CONVSV_COMPLETE=zsh_source convsv)"
   _CONVSV_COMPLETE=fish_source convsv | source"""

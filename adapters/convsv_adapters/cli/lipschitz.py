@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from convsv_adapters.cli.options import MODEL, input_shape_option, output_file, shapes_by_input
+from convsv_adapters.cli.options import MODEL, OneCall, html_option, input_shape_option, output_file, shapes_by_input
 from convsv_adapters.cli.output import one_line_errors, write_results
 from convsv_adapters.cli.request import BUNDLED, file_of, label_of
 from convsv_core.layers import ReadOptions
@@ -30,7 +30,7 @@ def _input_range(ctx: click.Context, param: click.Parameter, value: str | None) 
     return low, high
 
 
-@click.command("lipschitz")
+@click.command("lipschitz", cls=OneCall)
 @click.argument("model", required=False, type=MODEL)
 @input_shape_option
 @click.option("--output", metavar="NAME", help="Stop at this tensor, such as the logits before a softmax.")
@@ -50,6 +50,7 @@ def _input_range(ctx: click.Context, param: click.Parameter, value: str | None) 
     callback=output_file(),
     help="Write the figures to this file, or with - to stdout in place of the table.",
 )
+@html_option
 def command(
     model: Path | None,
     input_shapes: Sequence[tuple[str, tuple[int, ...]]],
@@ -57,6 +58,7 @@ def command(
     input_range: tuple[float, float] | None,
     lower: bool,
     json_path: Path | None,
+    html: Path | None,
 ) -> None:
     """Certify the Lipschitz constant of a whole network.
 
@@ -76,7 +78,9 @@ def command(
         raise click.BadParameter(str(error), param_hint="--output") from None
     found = network_lipschitz(graph, output=output, input_range=input_range, lower=lower)
     document = {"model": str(model) if model is not None else BUNDLED, **found.to_dict()}
-    write_results(document, json_path, lambda: click.echo(f"{label_of(model)}, output {found.output}\n{found}"))
+    title = f"{label_of(model)}, output {found.output}"
+    files = {html: lambda: found.page(title).encode()} if html is not None else {}
+    write_results(document, json_path, lambda: click.echo(f"{title}\n{found}"), files)
     for missing in found.missing:
         if missing.log10_before < math.inf:
             click.echo(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from convsv_adapters.cli.options import ModelOptions, html_option, model_options, number
+from convsv_adapters.cli.options import ModelOptions, OneCall, html_option, model_options, number
 from convsv_adapters.cli.output import exit_without_figures, files_of
 from convsv_adapters.cli.request import Request
 from convsv_core.reports import NORM, bounds_reports
@@ -17,7 +17,7 @@ FIELDS = NORM.fields
 """The fields of a layer in the JSON."""
 
 
-@click.command("norm")
+@click.command("norm", cls=OneCall)
 @model_options(NORM.sort_keys)
 @click.option(
     "--rtol",

@@ -26,6 +26,7 @@ __all__ = [
     "PLOT_FORMATS",
     "Check",
     "ModelOptions",
+    "OneCall",
     "Scale",
     "add_options",
     "html_option",
@@ -51,6 +52,22 @@ GEOMETRY_KEYS = tuple(field.name for field in dataclasses.fields(Geometry))
 
 PLOT_FORMATS = (".png", ".pdf", ".svg")
 """The endings of the figures that can be written."""
+
+
+class OneCall(click.Command):
+    """A command whose call is about as many networks as it has arguments, and which says what to do with more."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, and refuse more networks than the command takes."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            names = " and ".join(one.human_readable_name for one in self.params if isinstance(one, click.Argument))
+            ctx.fail(
+                f"{' '.join(ctx.args)} is too much: one call takes {names}; "
+                f"call {ctx.command_path} again for other files"
+            )
+        return rest
 
 
 def number(*, zero: bool) -> Check:

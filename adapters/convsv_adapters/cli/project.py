@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from convsv_adapters.cli.options import ModelOptions, model_options, number, output_file
+from convsv_adapters.cli.options import ModelOptions, OneCall, model_options, number, output_file
 from convsv_adapters.cli.request import Request
 from convsv_core.reports import project_layers, projection_view
 from convsv_core.training import METHODS, ProjectionMethod
@@ -19,7 +19,7 @@ FIELDS = projection_view(1.0, "dykstra").fields
 """The fields of a layer in the JSON."""
 
 
-@click.command("project")
+@click.command("project", cls=OneCall)
 @model_options(projection_view(1.0, "dykstra").sort_keys)
 @click.option("--bound", type=float, callback=number(zero=True), required=True, help="Largest norm of a layer.")
 @click.option(

@@ -84,7 +84,10 @@ def command(
         if sort != "depth":
             raise click.UsageError("--sort is for the table of one model")
         if html is not None:
-            raise click.UsageError("--html is for one model")
+            raise click.UsageError(
+                "--html is for one model: call convsv spectrum MODEL --html FILE for each, or give --plot, which draws "
+                "the norms of all of them"
+            )
         if many.scheduler == LOCAL:
             options.backend()  # the workers of another cluster may have libraries and devices that this machine lacks
         engine = import_for_option("many", "--scheduler", "many")
@@ -103,7 +106,10 @@ def command(
 def _only(models: Sequence[str]) -> Path | None:
     """Return the only model, or None if there is none; a call with several is wrong."""
     if len(models) > 1:
-        raise click.UsageError(f"{len(models)} models: give --scheduler and --out too, as --scheduler local")
+        raise click.UsageError(
+            f"{len(models)} models: give --scheduler and --out for one table of all, as --scheduler local --out "
+            "spectra.parquet; a page or a figure of singular values is of one model, so call again for each"
+        )
     try:
         return MODEL.convert(models[0], None, None) if models else None
     except click.BadParameter as error:

@@ -34,7 +34,9 @@ def show(report: Report[Any], sort: str) -> None:
     least: dict[str, tuple[int, ...]] = {"layer": (NAME_WIDTH, SHORTEST_NAME_WIDTH)}
     if table.columns[1].heading == "kernel":
         least["kernel"] = (max((cell_len(cell.partition(" ")[0]) for cell in table.columns[1].cells), default=0),)
-    columns = [Column(*column, least=least.get(column.heading, ())) for column in table.columns]
+    columns = [
+        Column(column.heading, column.cells, column.right, least.get(column.heading, ())) for column in table.columns
+    ]
     console = print_columns(columns, table.order, table.title, hint="; --json has every figure")
     console.print(Text("\n" + "\n".join(table.legend)))
     for note in table.notes:

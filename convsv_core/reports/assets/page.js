@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("charts-data").textContent);
+  const [data, pictures] = ["charts-data", "pictures-data"].map((id) => JSON.parse(document.getElementById(id).textContent));
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const scales = {}, views = {};
   let picked = 0;
@@ -28,7 +28,8 @@
     if (!picked) return;
     const row = document.querySelector(`#layers-table tr[data-depth="${picked}"]`);
     const label = document.createElement("span");
-    label.textContent = `Layer ${row.cells[0].textContent}: ${row.cells[1].textContent}`;
+    const noun = document.getElementById("layers-table").dataset.noun;
+    label.textContent = `${noun} ${row.cells[0].textContent}: ${row.cells[1].textContent}`;
     const parts = [label];
     if (document.getElementById(`layer-${picked}`)) {
       const link = document.createElement("a");
@@ -43,10 +44,18 @@
     bar.replaceChildren(...parts, release);
   }
 
+  const options = () => ({ actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } });
+
+  // A chart of thousands of frequencies takes the place of its picture when the pointer comes, and not before.
+  async function enliven(place) {
+    const drawn = document.createElement("div");
+    await vegaEmbed(drawn, pictures[place.dataset.picture], options());
+    place.replaceChildren(drawn);
+  }
+
   async function draw(name) {
     const scale = scales[name] || data[name].first;
-    const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
-    const { view } = await vegaEmbed(`#${name}`, data[name][scale], options);
+    const { view } = await vegaEmbed(`#${name}`, data[name][scale], options());
     views[name] = view;
     view.addEventListener("click", (event, item) => { if (depthOf(event, item)) pick(depthOf(event, item)); });
     view.addEventListener("pointermove", (event, item) => tell("pointed", depthOf(event, item)));
@@ -54,6 +63,9 @@
     tell("picked", picked);
   }
 
+  for (const place of all("[data-picture]")) {
+    place.addEventListener("pointerenter", () => enliven(place), { once: true });
+  }
   for (const button of all("[data-scale]")) {
     button.addEventListener("click", () => {
       scales[button.dataset.chart] = button.dataset.scale;
