@@ -86,15 +86,9 @@ def largest_of_each(
         for index, (rows, own, level) in enumerate(zip(members, bounds, levels, strict=True))
     ]
     if cover is not None:
-        # An eigenvalue is a level to test against.
-        _probe([one for one in searches if one.undecided() and not one.tested])
+        _probe([one for one in searches if one.undecided() and not one.tested])  # They need a level to test against.
         _exclude_between([one for one in searches if one.undecided() >= COVERED], cover)
-    while active := [one for one in searches if one.undecided()]:
-        tested = [one for one in active if one.tested]
-        _keep(tested, lambda one: one.rows)
-        if fine is not None:
-            _keep(tested, lambda one: one.fine)
-        _probe([one for one in active if len(one.left)])
+    _finish(searches)
     return [one.found for one in searches]
 
 
@@ -159,12 +153,20 @@ class _Search:
         return len(self.left)
 
 
-def _keep(searches: Sequence[_Search], rows_of: Callable[[_Search], GramRows | None]) -> None:
+def _finish(searches: Sequence[_Search]) -> None:
+    """Raise the largest eigenvalue of each search until no place left may hold a larger one."""
+    while active := [one for one in searches if one.undecided()]:
+        tested = [one for one in active if one.tested]
+        _keep(tested, lambda one: one.rows)
+        _keep([one for one in tested if one.fine is not None], lambda one: one.fine or one.rows)
+        _probe([one for one in active if len(one.left)])
+
+
+def _keep(searches: Sequence[_Search], rows_of: Callable[[_Search], GramRows]) -> None:
     """Test the places left, and keep those that fail."""
-    searches = [one for one in searches if len(one.left)]
-    members = [rows for one in searches if (rows := rows_of(one)) is not None]
-    if members:
-        above = above_each(members, [one.left for one in searches], [one.found.upper for one in searches])
+    if searches:
+        wheres, levels = [one.left for one in searches], [one.found.upper for one in searches]
+        above = above_each([rows_of(one) for one in searches], wheres, levels)
         for one, fails in zip(searches, above, strict=True):
             one.left = one.left[fails]
 
@@ -186,13 +188,33 @@ def _probe(searches: Sequence[_Search]) -> None:
 
 
 def _exclude_between(searches: Sequence[_Search], cover: Cover) -> None:
-    """Test every second place against a lower level, and exclude the places between those that pass."""
-    levels = [one.found.upper * cover.share**2 for one in searches]
-    where = [cover.coarse[one.uppers[cover.coarse] > level] for one, level in zip(searches, levels, strict=True)]
+    """Find the largest eigenvalue at the coarse places, and exclude the places between those well below it.
+
+    The coarse places come first, because they show where the norms are large. Fewer other places are then left.
+    """
     if not searches:
         return
+    failing = _above_share(searches, [cover.coarse] * len(searches), cover)
+    others, levels = [one.left for one in searches], [one.found.upper for one in searches]
+    for one, places in zip(searches, failing, strict=True):
+        one.left = one.left[np.isin(one.left, places)]
+    _finish(searches)
+    higher = [index for index, one in enumerate(searches) if one.found.upper > levels[index]]
+    again = _above_share([searches[index] for index in higher], [failing[index] for index in higher], cover)
+    for index, places in zip(higher, again, strict=True):
+        failing[index] = places
+    for one, left, places in zip(searches, others, failing, strict=True):
+        fails = np.zeros(len(one.uppers), bool)
+        fails[places] = True
+        between = left[np.isin(left, cover.coarse, invert=True)]
+        one.left = between[fails[cover.parents[between]].any(axis=1)]
+
+
+def _above_share(searches: Sequence[_Search], where: Sequence[HostArray], cover: Cover) -> list[HostArray]:
+    """Return the places where a test against the cover's share of the level fails."""
+    if not searches:
+        return []
+    levels = [one.found.upper * cover.share**2 for one in searches]
+    where = [places[one.uppers[places] > level] for one, places, level in zip(searches, where, levels, strict=True)]
     above = above_each([one.rows for one in searches], where, levels)
-    for one, places, fails in zip(searches, where, above, strict=True):
-        failing = np.zeros(len(one.uppers), bool)
-        failing[places[fails]] = True
-        one.left = one.left[failing[cover.parents[one.left]].any(axis=1)]
+    return [places[fails] for places, fails in zip(where, above, strict=True)]
