@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray, Plan, make_plan
-from convsv_core._norm.fixed_grid import every_size_grid
+from convsv_core._norm.every_size import every_size_grid
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._symbol.gram import GramPolynomial, useful_polynomial
 from convsv_core._symbol.moments import moment_bounds
