@@ -106,8 +106,8 @@ FIRST_EXPLANATION = "eager calls, each in a process of its own; spent by NumPy: 
     "--networks",
     type=click.Path(path_type=Path, exists=True),
     multiple=True,
-    help="Model file, or folder of some; may be given several times. [default: the wheels of tests/networks.txt that are "
-    "installed, else the network of the package]",
+    help="Model file, or folder of some; may be given several times. [default: the wheels of tests/networks.txt that "
+    "are installed, else the network of the package]",
 )
 @click.option("--processor-time", is_flag=True, help="Take the processor's time, for one thread on a busy machine.")
 def norm_share(options: Options, networks: Sequence[Path], processor_time: bool) -> None:
