@@ -13,7 +13,7 @@ from convsv_core.layers import Extents
 from convsv_core.plugins import get_backend
 from convsv_core.training import Norms, norms_together
 
-__all__ = ["NormOf", "can_share", "found_norms", "norm_of", "norms_of", "with_slopes"]
+__all__ = ["NormOf", "as_numpy", "can_share", "norm_of", "norms_of", "norms_of_arrays", "with_slopes"]
 
 
 class NormOf(NamedTuple):
@@ -50,16 +50,15 @@ def can_share(weights: Sequence[torch.Tensor]) -> bool:
     return bool(get_backend("torch").prefers_host(weights, search=True))
 
 
-def found_norms(weights: Sequence[torch.Tensor], which: NormOf, *, derivatives: bool) -> Norms:
-    """Return the norms of weights of one shape and dtype that pass `can_share`, as NumPy arrays."""
-    arrays = [_as_numpy(weight) for weight in weights]
+def norms_of_arrays(arrays: Sequence[Any], which: NormOf, *, derivatives: bool) -> Norms:
+    """Return the norms of NumPy arrays of one shape and dtype."""
     return norms_together(arrays, which.input_shape, which.conv, rtol=which.rtol, derivatives=derivatives)
 
 
 def norms_of(weights: Sequence[torch.Tensor], which: NormOf) -> torch.Tensor:
     """Return the norms of weights of one shape and dtype that pass `can_share`: shape (weights,), differentiable."""
     derivatives = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    found = found_norms(weights, which, derivatives=derivatives)
+    found = norms_of_arrays([as_numpy(weight) for weight in weights], which, derivatives=derivatives)
     values = torch.from_numpy(found.values)
     if found.slopes is None:
         return values
@@ -74,7 +73,8 @@ def with_slopes(values: torch.Tensor, slopes: Any, which: NormOf, weights: Seque
     return norms
 
 
-def _as_numpy(weight: torch.Tensor) -> Any:
+def as_numpy(weight: torch.Tensor) -> Any:
+    """Return a tensor as a NumPy array in the same memory; bfloat16, which NumPy has not, as a copy in float32."""
     detached = weight.detach().resolve_conj()
     return (detached.float() if detached.dtype == torch.bfloat16 else detached).numpy()
 

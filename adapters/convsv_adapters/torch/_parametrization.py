@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-import convsv_core
 from convsv_adapters._layers import check_bound, geometry_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
+from convsv_adapters.torch._norms import NormOf, can_share, norm_of
 from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
-from convsv_core import Conv, norm_upper_bound
+from convsv_adapters.torch._shared_norms import shared_norm
+from convsv_core import Conv
 from convsv_core.layers import Extents, circular_geometry
 
 __all__ = ["OperatorNorm", "operator_norm"]
@@ -27,22 +28,17 @@ def layer_norm(
 ) -> torch.Tensor:
     """Return the norm of the one weight, for a geometry that is given by its arguments."""
     (weight,) = weights
-    return _norm(weight, Conv(*conv), input_shape, rtol)
-
-
-def _norm(weight: torch.Tensor, conv: Conv, input_shape: Extents | None, rtol: float) -> torch.Tensor:
-    """Return the norm of a weight, or the upper bound for every input size without an `input_shape`."""
     with without_autocast(weight):
-        if input_shape is None:
-            return norm_upper_bound(weight, conv, rtol=rtol)
-        return convsv_core.operator_norm(weight, input_shape, conv)
+        return norm_of(weight, NormOf(Conv(*conv), input_shape, rtol))
 
 
 class OperatorNorm(nn.Module):  # type: ignore[misc]
     """Parametrization of a convolution's weight by its operator norm, for `torch.nn.utils.parametrize`.
 
     The norm is computed from the weight alone, at each forward pass. There are no buffers, no iterations that continue
-    from one pass to the next, and no difference between training and evaluation.
+    from one pass to the next, and no difference between training and evaluation. On the CPU, the first layer of a shape
+    in a pass has the norms of the other layers of this shape and geometry computed too. They are kept with a copy of
+    the weights, and used while the weights are equal to this copy.
 
     Parameters
     ----------
@@ -72,10 +68,11 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
 
     Examples
     --------
+    >>> from convsv_core import norm_bounds
     >>> layer = nn.Conv2d(8, 8, 3, padding=1)
     >>> norm = OperatorNorm(Conv("OIHW", padding=1, padding_mode="zeros"), bound=0.5)
     >>> _ = parametrize.register_parametrization(layer, "weight", norm)
-    >>> bool(convsv_core.norm_bounds(layer.weight, norm.conv).lower <= 0.5)
+    >>> bool(norm_bounds(layer.weight, norm.conv).lower <= 0.5)
     True
     """
 
@@ -98,7 +95,11 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
         """Return the norm of a weight, or its upper bound: a 0-d tensor, differentiable."""
         if in_compiler():
             return compiled_number([weight], "layer_norm", conv_arguments(self.conv), self.input_shape, self.rtol)
-        return _norm(weight, self.conv, self.input_shape, self.rtol)
+        which = NormOf(self.conv, self.input_shape, self.rtol)
+        if which.circular and can_share([weight]):
+            return shared_norm(self, weight, which)
+        with without_autocast(weight):
+            return norm_of(weight, which)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the scaled weight; on the meta device, where there are no values, a weight of the same shape."""
