@@ -10,7 +10,6 @@ import torch
 import convsv_core
 from convsv_core import Conv, norm_upper_bound
 from convsv_core.layers import Extents
-from convsv_core.plugins import get_backend
 from convsv_core.training import Norms, norms_together
 
 __all__ = ["NormOf", "as_numpy", "can_share", "norm_of", "norms_of", "norms_of_arrays", "with_slopes"]
@@ -33,7 +32,7 @@ class NormOf(NamedTuple):
     rtol: float
 
     @property
-    def circular(self) -> bool:
+    def shareable(self) -> bool:
         """Whether the norm is that of a grid of frequencies, so that weights of one shape can share the work."""
         return self.input_shape is None or (self.conv.padding_mode == "circular" and self.conv.padding == "same")
 
@@ -45,9 +44,20 @@ def norm_of(weight: torch.Tensor, which: NormOf) -> torch.Tensor:
     return convsv_core.operator_norm(weight, which.input_shape, which.conv)
 
 
-def can_share(weights: Sequence[torch.Tensor]) -> bool:
-    """Tell whether NumPy can read these tensors, which no transformation or compiler records."""
-    return bool(get_backend("torch").prefers_host(weights, search=True))
+def can_share(weight: torch.Tensor) -> bool:
+    """Tell whether NumPy can read a tensor in place, and no transformation or compiler records what happens to it.
+
+    It is asked for every layer in every forward pass, so that the backend, which takes trees of arguments, is not asked.
+    """
+    if type(weight) not in (torch.Tensor, torch.nn.Parameter) or weight.device.type != "cpu":
+        return False
+    if torch.compiler.is_compiling() or weight.layout != torch.strided:
+        return False
+    try:
+        weight.data_ptr()
+    except RuntimeError:  # The tensors that `torch.func` transforms have no memory of their own.
+        return False
+    return True
 
 
 def norms_of_arrays(arrays: Sequence[Any], which: NormOf, *, derivatives: bool) -> Norms:

@@ -47,7 +47,7 @@ def _sum(
     groups: dict[Any, list[int]] = {}
     for place, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
         term = norm_term(layer, kind, options)
-        shared = term is not None and can_share([weight])
+        shared = term is not None and can_share(weight)
         key = (term, tuple(weight.shape), weight.dtype) if shared else place
         groups.setdefault(key, []).append(place)
     parts, order = [], []

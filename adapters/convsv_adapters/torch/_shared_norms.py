@@ -20,9 +20,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from convsv_adapters.torch._norms import NormOf, as_numpy, can_share, norms_of_arrays, with_slopes
+from convsv_adapters.torch._norms import NormOf, as_numpy, can_share, norms_of_arrays
 
-__all__ = ["shared_norm"]
+__all__ = ["Known", "shared_norm"]
+
+
+class Known(NamedTuple):
+    """Hold a norm whose derivative is known.
+
+    Attributes
+    ----------
+    norm : 0-d tensor
+        Without a graph.
+    slope : tensor or None
+        The derivative, of the weight's shape; None if it was not asked for. The caller must not write to it.
+    """
+
+    norm: torch.Tensor
+    slope: torch.Tensor | None
 
 
 class _Result(NamedTuple):
@@ -77,8 +92,8 @@ _askers: weakref.WeakKeyDictionary[object, _Asker] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def shared_norm(owner: object, weight: torch.Tensor, which: NormOf) -> torch.Tensor:
-    """Return the norm of the weight of a parametrization: a 0-d tensor, differentiable.
+def shared_norm(owner: object, weight: torch.Tensor, which: NormOf) -> Known:
+    """Return the norm of the weight of a parametrization, with its derivative if the weight is differentiated now.
 
     Parameters
     ----------
@@ -87,34 +102,34 @@ def shared_norm(owner: object, weight: torch.Tensor, which: NormOf) -> torch.Ten
     weight : tensor
         It passes `can_share`.
     which : NormOf
-        A circular one.
+        One with `shareable`.
     """
     derivative = torch.is_grad_enabled() and weight.requires_grad
-    with _lock:
-        asker = _askers.get(owner)
-        if asker is None:
-            asker = _askers[owner] = _Asker(weakref.ref(weight), which)
-        asker.weight, asker.which, asker.wanted = weakref.ref(weight), which, True
-        others = list(_askers.values())
+    asker = _askers.get(owner)
+    if asker is None:
+        asker = _Asker(weakref.ref(weight), which)
+        with _lock:
+            _askers[owner] = asker
+    elif asker.weight() is not weight:
+        asker.weight = weakref.ref(weight)
+    asker.which, asker.wanted = which, True
     entries, result = as_numpy(weight), asker.result
     if result is None or not result.answers(which, entries, derivative):
-        result = _computed(asker, entries.copy(), which, derivative, others)
-    value = torch.from_numpy(result.value)
-    if derivative:
-        value = with_slopes(value, [result.slope], which, [weight])
-    return value[0]
+        result = _computed(asker, entries.copy(), which, derivative)
+    return Known(torch.from_numpy(result.value)[0], torch.from_numpy(result.slope) if derivative else None)
 
 
-def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool, others: list[_Asker]) -> _Result:
+def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _Result:
     """Return the norm of a weight with these entries, and keep it and those of similar weights."""
     chosen, arrays = [asker], [entries]
+    with _lock:
+        others = list(_askers.values())
     for other in others:
         if other is not asker and other.wanted and other.which == which:
-            copied = _copied_if_like(other.weight(), entries)
-            known = other.result
-            if copied is not None and (known is None or not known.answers(which, copied, derivative)):
+            array, known = _array_if_like(other.weight(), entries), other.result
+            if array is not None and (known is None or not known.answers(which, array, derivative)):
                 chosen.append(other)
-                arrays.append(copied)
+                arrays.append(array.copy())
     try:
         found = norms_of_arrays(arrays, which, derivatives=derivative)
     except (ArithmeticError, ValueError):
@@ -130,12 +145,12 @@ def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool, othe
     return asker.result
 
 
-def _copied_if_like(weight: torch.Tensor | None, entries: Any) -> Any:
-    """Return a copy of a weight, or None if it is gone or its norm cannot be computed beside that of `entries`."""
-    if weight is None or tuple(weight.shape) != entries.shape or not can_share([weight]):
+def _array_if_like(weight: torch.Tensor | None, entries: Any) -> Any:
+    """Return a weight as an array, or None if it is gone or its norm cannot be computed beside that of `entries`."""
+    if weight is None or tuple(weight.shape) != entries.shape or not can_share(weight):
         return None
     array = as_numpy(weight)
-    return array.copy() if array.dtype == entries.dtype else None
+    return array if array.dtype == entries.dtype else None
 
 
 def _renew_lock() -> None:
