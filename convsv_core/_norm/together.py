@@ -12,13 +12,20 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.fixed_grid import grid_for
 from convsv_core._norm.largest import largest_of_kernels
 from convsv_core._norm.slopes import slopes_at
-from convsv_core._symbol.operand import check_finite, make_operand, shape_of
+from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.transform import is_long
 from convsv_core.conv import Conv, check_positive
 from convsv_core.dtypes import REAL_OF, answer_dtype
-from convsv_core.plugins import backend_of
 
 __all__ = ["Norms", "norms_together"]
+
+
+SPREAD = 2.0**16
+"""Ratio of the largest entries of two kernels up to which both may have one scale.
+
+The square of a norm then is at least about 2^-32 at the scale of the operand, far above the least normal number of
+float32.
+"""
 
 
 class Norms(NamedTuple):
@@ -91,11 +98,11 @@ def norms_together(
     axis = conv.layout.index("I" if conv.transposed else "O")
     dtype = answer_dtype(kernels[0])
     answered_in = np.dtype(REAL_OF.get(dtype, dtype))
-    stack = np.stack([np.asarray(kernel, dtype) for kernel in kernels])
-    check_finite(backend_of(stack), stack)
-    scales = _scales(stack, answered_in)
-    stack = stack / scales.astype(answered_in).reshape(-1, *(1,) * (stack.ndim - 1))
-    operand = make_operand(_beside(stack, axis), grid.input_shape, together)
+    arrays = [np.asarray(kernel, dtype) for kernel in kernels]
+    scales = _scales(arrays, answered_in)
+    if not np.all(scales == 1):
+        arrays = [array / answered_in.type(scale) for array, scale in zip(arrays, scales, strict=True)]
+    operand = make_operand(np.concatenate(arrays, axis=axis), grid.input_shape, together)
     if is_long(operand) and count > 1:  # Transforms make such polynomials, one after another.
         parts = [norms_together([one], input_shape, conv, rtol=rtol, derivatives=derivatives) for one in kernels]
         slopes = [part.slopes[0] for part in parts if part.slopes]
@@ -118,17 +125,21 @@ def norms_together(
     return Norms(values, [np.asarray(slope, dtype) for slope in apart])
 
 
-def _beside(stack: HostArray, axis: int) -> HostArray:
-    """Return an array of kernels with the kernels side by side along an axis of theirs."""
-    moved = np.moveaxis(stack, 0, axis)
-    shape = list(stack.shape[1:])
-    shape[axis] *= len(stack)
-    return moved.reshape(shape)
+def _scales(arrays: Sequence[HostArray], dtype: np.dtype[Any]) -> HostArray:
+    """Return a power of two for each kernel, by which it is divided: shape (kernels,), float64.
 
-
-def _scales(stack: HostArray, dtype: np.dtype[Any]) -> HostArray:
-    """Return a power of two near the largest entry of each kernel, or 1 where the kernel is 0 or tiny: float64."""
-    largest = np.abs(stack).max(axis=tuple(range(1, stack.ndim))).astype(float)
+    The numbers are 1 if the largest entries of the kernels differ by less than a factor of `SPREAD`. Otherwise each is
+    near the largest entry of its kernel, or 1 where the kernel is 0 or holds NaN or infinity.
+    """
+    largest = np.asarray([max(abs(float(array.max())), abs(float(array.min()))) for array in map(_real, arrays)])
+    nonzero = largest[largest > 0]
+    if not len(nonzero) or nonzero.max() < SPREAD * nonzero.min():
+        return np.ones(len(arrays))
     limits = np.finfo(dtype)
-    usable = np.clip(largest, 4 * float(limits.smallest_normal), float(limits.max) / 4)
-    return np.where(largest <= 4 * float(limits.smallest_normal), 1.0, 2.0 ** np.floor(np.log2(usable)))
+    usable = np.isfinite(largest) & (largest > 4 * float(limits.smallest_normal))
+    return np.where(usable, 2.0 ** np.floor(np.log2(np.where(usable, largest, 1.0))), 1.0)
+
+
+def _real(array: HostArray) -> HostArray:
+    """Return the array, or the absolute values of a complex one."""
+    return np.abs(array) if np.iscomplexobj(array) else array
