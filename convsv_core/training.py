@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from convsv_core._norm.together import Norms, norms_together
 from convsv_core._norm.tap_bounds import frobenius_bound
+from convsv_core._norm.together import Norms, norms_together
 from convsv_core._projection.candidates import DIRECTION_METHODS, DirectionMethod, check_direction_method
 from convsv_core._projection.certificate import CERTIFICATE_RTOL
 from convsv_core._projection.directions_together import DirectionStep, direction_rise, steepest_together

@@ -1,8 +1,8 @@
 """The largest norm among the frequencies of a grid, and where: one search behind everything that asks for it.
 
 `operator_norm`, `norm_bounds` on a grid and the certificates of projections all call it. The search itself is in
-`convsv_core._norm.search`. Its tests run in the precision of the answer, and double precision repeats the few tests that
-fail.
+`convsv_core._norm.search`. Its tests run in the precision of the answer, and double precision repeats the few tests
+that fail.
 
 The search reads values. Under tracing there are none. The search then runs on the host, if the backend can call it from
 a traced program. Otherwise all eigenvalues are computed (`norm_on_grid`).

@@ -118,8 +118,8 @@ def norms_together(
     if not derivatives:
         return Norms(values, None)
     places = [one.place or 0 for one in found]
-    slopes = slopes_at(operand.widen() if exact else operand, places)
-    apart = np.split(slopes, count, axis=axis)
+    side_by_side = slopes_at(operand.widen() if exact else operand, places)
+    apart = np.split(side_by_side, count, axis=axis)
     if not exact:
         apart = [slope * factor for slope, factor in zip(apart, factors.tolist(), strict=True)]
     return Norms(values, [np.asarray(slope, dtype) for slope in apart])

@@ -47,7 +47,7 @@ def norm_of(weight: torch.Tensor, which: NormOf) -> torch.Tensor:
 def can_share(weight: torch.Tensor) -> bool:
     """Tell whether NumPy can read a tensor in place, and no transformation or compiler records what happens to it.
 
-    It is asked for every layer in every forward pass, so that the backend, which takes trees of arguments, is not asked.
+    Every layer asks this in every forward pass. The backend, which takes trees of arguments, would take longer.
     """
     if type(weight) not in (torch.Tensor, torch.nn.Parameter) or weight.device.type != "cpu":
         return False
