@@ -168,7 +168,7 @@ class _Scaled(torch.autograd.Function):  # type: ignore[misc]
                 return found, None, None, None
             found = gradient / context.divisor
             if context.moves:
-                along = torch.sum(found * weight) / (context.divisor * owner.bound)
+                along = torch.sum(found * weight, dtype=context.divisor.dtype) / (context.divisor * owner.bound)
                 found = found - along * context.slope
         return found, None, None, None
 
