@@ -9,6 +9,7 @@ from benchmarks.certify import certify
 from benchmarks.memory import peak_memory
 from benchmarks.network_projection import network_projection
 from benchmarks.norm import norm
+from benchmarks.norm_share import norm_share
 from benchmarks.project import project
 from benchmarks.scale import scale
 from benchmarks.spectrum import spectrum
@@ -22,6 +23,7 @@ __all__ = ["benchmarks"]
 COMMANDS: tuple[click.Command, ...] = (
     spectrum,
     norm,
+    norm_share,
     project,
     network_projection,
     training,

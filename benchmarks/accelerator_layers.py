@@ -94,20 +94,33 @@ def gram_flops(shape: Shape) -> float | None:
 
 
 def measure_layers(library: Library, amount: Amount, clock: Clock, peak: Peak) -> Iterator[MethodRow]:
-    """Yield the rows of the spectrum, norms, clip and project; each layer has an equal part of the time."""
+    """Yield the rows of the spectrum and norms of every layer, then those of clip and project.
+
+    Each of these has an equal part of the time. `project` comes last: in JAX it compiles for tens of seconds, and a
+    process that is ended there has told the other rows.
+    """
+    seconds, count = (amount.effort.full_seconds, amount.effort.sample_seconds), len(amount.shapes)
     for place, shape in enumerate(amount.shapes):
-        own = clock.part(len(amount.shapes) - place)
-        seconds = amount.effort.full_seconds, amount.effort.sample_seconds
-        if not own.begins(shape.name):
+        own = clock.part(2 * count - place)
+        if not own.begins(f"{shape.name} spectrum and norms"):
             continue
         truth = np.asarray(convsv.singular_values(shape.kernel().astype(np.float64), shape.extents, shape.conv))
-        norm = float(truth.max())
         lines = partial(TwoLines, library, shape, *seconds)
         values = _values_methods(library, shape, truth, peak.dtype)
         yield from _measure(library, shape, LAYERS, values, TWO_LINES, lines, amount, own, peak)
-        clips = partial(PaperClip, library, shape, *seconds, bound=SHARE * norm)
-        changes = _change_methods(library, shape, SHARE * norm, amount.iterations)
+    for place, shape in enumerate(amount.shapes):
+        own = clock.part(count - place)
+        if not own.begins(f"{shape.name} clip and project"):
+            continue
+        bound = SHARE * _true_norm(shape)
+        clips = partial(PaperClip, library, shape, *seconds, bound=bound)
+        changes = _change_methods(library, shape, bound, amount.iterations)
         yield from _measure(library, shape, LAYERS, changes, PAPER_CLIP, clips, amount, own, peak)
+
+
+def _true_norm(shape: Shape) -> float:
+    """Return the norm of a layer, by NumPy in float64."""
+    return float(convsv.operator_norm(shape.kernel().astype(np.float64), shape.extents, shape.conv))
 
 
 def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Iterator[MethodRow]:
@@ -118,7 +131,6 @@ def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Itera
         own = clock.part(len(amount.shapes) - place)
         if not own.begins(shape.name):
             continue
-        norm = float(convsv.operator_norm(shape.kernel().astype(np.float64), shape.extents, shape.conv))
         lines = partial(
             TwoLines,
             library,
@@ -127,7 +139,7 @@ def measure_derivatives(library: Library, amount: Amount, clock: Clock) -> Itera
             amount.effort.sample_seconds,
             values=gradient(library),
         )
-        methods = make(library, shape, SHARE * norm)
+        methods = make(library, shape, SHARE * _true_norm(shape))
         yield from _measure(library, shape, DERIVATIVES, methods, LINES_GRADIENT, lines, amount, own)
 
 

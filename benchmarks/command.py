@@ -122,14 +122,15 @@ def size_options(quick: str) -> Callable[[Command], Command]:
     return with_size
 
 
-def comparison_options(plot: str) -> Callable[[Command], Command]:
+def comparison_options(plot: str | None) -> Callable[[Command], Command]:
     """Return a decorator: give a command an argument `options`, an `Options`.
 
     Parameters
     ----------
-    plot : str
-        What ``--plot`` does, without a full stop.
+    plot : str or None
+        What ``--plot`` does, without a full stop; None for a command that draws nothing.
     """
+    drawing = (lambda command: command) if plot is None else plot_option(plot)
 
     def with_options(command: Command) -> Command:
         @size_options("A few small convolutions, in less than a minute.")
@@ -150,7 +151,7 @@ def comparison_options(plot: str) -> Callable[[Command], Command]:
         )
         @click.option("--repeats", type=click.IntRange(min=1), help="Measurements of which the median is taken.")
         @json_option()
-        @plot_option(plot)
+        @drawing
         @functools.wraps(command)
         def gathered(
             *,
@@ -160,7 +161,7 @@ def comparison_options(plot: str) -> Callable[[Command], Command]:
             only: str | None,
             repeats: int | None,
             json_path: Path | None,
-            plot: Path | None,
+            plot: Path | None = None,
             **others: Any,
         ) -> Any:
             return command(options=Options(size, backends, device, only, repeats, json_path, plot), **others)

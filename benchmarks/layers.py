@@ -16,7 +16,7 @@ from benchmarks.shapes import RESNET_18, HostArray, Shape, square
 from convsv_core.layers import Layer, ModelError
 from convsv_core.reports import read_model
 
-__all__ = ["GAUSSIAN", "RESNET", "TRAINED", "FixedShape", "find_layers", "fixed"]
+__all__ = ["GAUSSIAN", "RESNET", "SUFFIXES", "TRAINED", "FixedShape", "find_layers", "fixed", "trained_layers"]
 
 SUFFIXES = (".onnx", ".pth", ".pt", ".safetensors", ".npz")
 TRAINED, GAUSSIAN, RESNET = "trained", "Gaussian", "ResNet-18 at 224"
@@ -73,14 +73,15 @@ def find_layers(places: Sequence[Path], size: Size) -> dict[str, list[Shape]]:
     size : Size
         Only `Size.FULL` has large layers.
     """
-    trained = list(_trained(places))
+    trained = list(trained_layers(places))
     if size is Size.FULL:
         return {TRAINED: trained, GAUSSIAN: [*GAUSSIANS], RESNET: RESNET_18}
     small = [shape for shape in trained if max(shape.inputs, shape.outputs) <= MOST_CHANNELS]
     return {TRAINED: small, GAUSSIAN: [*SMALL_GAUSSIANS], RESNET: []}
 
 
-def _trained(places: Sequence[Path]) -> Iterator[Shape]:
+def trained_layers(places: Sequence[Path]) -> Iterator[Shape]:
+    """Yield the dense two-dimensional layers of more than one tap in model files, or in the package's network."""
     if not places:
         bundled = importlib.resources.files("convsv_adapters") / "data" / "digits.onnx"
         with importlib.resources.as_file(bundled) as path:

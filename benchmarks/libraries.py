@@ -263,7 +263,12 @@ class Jax(Library):
 
 
 class Cupy(Library):
-    """Call CuPy."""
+    """Call CuPy, whose operations run on the current device: the device that is measured becomes the current one."""
+
+    def __init__(self, name: str, device: str | None = None) -> None:
+        super().__init__(name, device)
+        if device is not None:
+            self.native.cuda.Device(int(device.partition(":")[2] or 0)).use()
 
     @property
     def native(self) -> ModuleType:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["Task", "WeightedTasks", "alternate", "in_turns", "time_once"]
+__all__ = ["Clock", "Task", "WeightedTasks", "alternate", "in_turns", "time_once"]
 
 Task: TypeAlias = Callable[[], Any]
 """A function that does the work once and returns when it is done, also on a device."""
+
+Clock: TypeAlias = Callable[[], float]
+"""A function that returns seconds, of which differences are taken: `time.perf_counter` or `time.process_time`."""
+
+Key = TypeVar("Key", bound=Hashable)
 
 SHORTEST = 0.02
 """Seconds that one measurement takes at least: a guess, far above the resolution of the clock.
@@ -61,14 +66,14 @@ class WeightedTasks:
         return [sum(turn) for turn in zip(*parts, strict=True)]
 
 
-def time_once(task: Task) -> float:
+def time_once(task: Task, clock: Clock = time.perf_counter) -> float:
     """Return the seconds that `task` takes."""
-    start = time.perf_counter()
+    start = clock()
     task()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def in_turns(names: Mapping[str, object], turn: int) -> list[str]:
+def in_turns(names: Mapping[Key, object], turn: int) -> list[Key]:
     """Return the names in the order of this turn: backwards in every other one.
 
     So no task always follows the same one.
@@ -76,33 +81,37 @@ def in_turns(names: Mapping[str, object], turn: int) -> list[str]:
     return list(names)[:: -1 if turn % 2 else 1]
 
 
-def alternate(tasks: Mapping[str, Task], estimates: Mapping[str, float], repeats: int) -> dict[str, list[float]]:
+def alternate(
+    tasks: Mapping[Key, Task], estimates: Mapping[Key, float], repeats: int, clock: Clock = time.perf_counter
+) -> dict[Key, list[float]]:
     """Measure each task `repeats` times, in turns.
 
     Parameters
     ----------
-    tasks : mapping of str to callable
+    tasks : mapping to callable
         Each task has run before, so that nothing is compiled, loaded or planned here.
-    estimates : mapping of str to float
+    estimates : mapping to float
         Seconds that each task took then. A task that looks short is timed again first, since a first call may
         have done more.
     repeats : int
         Number of turns.
+    clock : callable
+        The processor's time of this process is disturbed less by other programs, but counts every thread.
 
     Returns
     -------
-    dict of str to list of float
+    dict to list of float
         Seconds a call, in the order of the turns. A task shorter than `SHORTEST` is called as often as it takes
         to fill that time, and the mean is one measurement.
     """
     calls = {name: _calls(task, estimates[name]) for name, task in tasks.items()}
-    times: dict[str, list[float]] = {name: [] for name in tasks}
+    times: dict[Key, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats):
         for name in in_turns(tasks, turn):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls[name]):
                 tasks[name]()
-            times[name].append((time.perf_counter() - start) / calls[name])
+            times[name].append((clock() - start) / calls[name])
     return times
 
 

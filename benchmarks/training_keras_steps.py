@@ -82,16 +82,23 @@ def _network(setup: Setup, wrap: Callable[[keras.layers.Layer], keras.layers.Lay
     )
 
 
+def _batch(setup: Setup) -> tuple[np.ndarray, np.ndarray]:
+    """Return images of noise, and labels of ten classes."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(setup.batch, setup.extent, setup.extent, setup.channels[0])).astype(np.float32)
+    return images, rng.integers(0, 10, setup.batch)
+
+
 def measure(setup: Setup, tell: Callable[[str], None]) -> list[Row]:
     """Take the first step of every method, and then the times of further steps in turns."""
-    rng = np.random.default_rng(0)
-    extents = (setup.extent, setup.extent)
-    images = rng.normal(size=(setup.batch, *extents, setup.channels[0])).astype(np.float32)
-    labels = rng.integers(0, 10, setup.batch)
+    warm = SETUPS[Size.TINY]
+    # The first step of a process loads libraries, which no method should pay for.
+    Training(_network(warm, lambda layer: layer), *_batch(warm))
+    extents, batch = (setup.extent, setup.extent), _batch(setup)
     trained = {}
     for name, model in make_models(setup).items():
         tell(f"{keras.backend.backend()}: first step, {name}")
-        trained[name] = Training(model, images, labels)
+        trained[name] = Training(model, *batch)
     for turn in range(setup.turns):
         tell(f"{keras.backend.backend()}: turn {turn + 1} of {setup.turns}")
         for name in in_turns(trained, turn):

@@ -1,8 +1,8 @@
 """The largest norm among the frequencies of a grid, and where: one search behind everything that asks for it.
 
 `operator_norm`, `norm_bounds` on a grid and the certificates of projections all call it. The search itself is in
-`convsv_core._norm.search`. Its tests run in the precision of the answer, and double precision repeats the few tests that
-fail.
+`convsv_core._norm.search`. Its tests run in the precision of the answer, and double precision repeats the few tests
+that fail.
 
 The search reads values. Under tracing there are none. The search then runs on the host, if the backend can call it from
 a traced program. Otherwise all eigenvalues are computed (`norm_on_grid`).
@@ -209,13 +209,11 @@ def largest_on_grid(operand: Operand, *, exact: bool = True) -> Largest:
 
 def largest_of_kernels(operand: Operand, count: int, *, exact: bool) -> list[Largest]:
     """Return what `largest_on_grid` returns for each of `count` kernels, which are the groups of one operand."""
-    wide = operand.widen()
-    rows, fine = grid_rows(operand), None
-    if wide is not operand:
-        if exact and is_long(operand):
-            rows = grid_rows(wide)
-        elif exact:
-            frequencies = wide.backend.asarray_like(wide.plan.frequencies, wide.kernel)
-            fine = parts_of(ProductRows(symbol_polynomial(wide), frequencies), count)
+    wide = operand.widen() if exact else operand
+    long = wide is not operand and is_long(operand)
+    rows, fine = grid_rows(wide if long else operand), None
+    if wide is not operand and not long:
+        frequencies = wide.backend.asarray_like(wide.plan.frequencies, wide.kernel)
+        fine = parts_of(ProductRows(symbol_polynomial(wide), frequencies), count)
     bounds = moments_of(rows, count)
     return largest_of_each(parts_of(rows, count), bounds, [0.0] * count, fine, grid_cover(operand.plan))

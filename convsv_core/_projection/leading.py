@@ -18,8 +18,7 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.rows import MARGIN_EPS
-from convsv_core._symbol.small_matrices import are_below
-from convsv_core._symbol.small_matrices import squared_norm
+from convsv_core._symbol.small_matrices import are_below, squared_norm
 from convsv_core.backend import Array, Backend
 
 __all__ = ["LEADING_ENTRIES", "LEADING_SIDE", "WIDE_SIDE", "LeadingPairs", "expected_share", "leading_pairs"]

@@ -169,9 +169,7 @@ def _factors(
     return results
 
 
-def _upper_bounds(
-    symbol: TrigonometricPolynomial, limit: float, count: int, cover: Cover | None
-) -> HostArray:
+def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int, cover: Cover | None) -> HostArray:
     """Return upper bounds of the norms of `count` kernels, which are the groups of one operand, at its scale.
 
     A bound below `limit` is returned as `limit`.

@@ -34,16 +34,16 @@ from convsv_core._symbol.polynomial import (
 )
 from convsv_core._symbol.small_matrices import largest_eigenvalues, remainders_of, squared_norm
 from convsv_core._symbol.transform import is_long, symbol_error
-from convsv_core.backend import Array, Backend, split_rows
+from convsv_core.backend import Array, split_rows
 
 __all__ = [
     "MARGIN_EPS",
+    "TABLE_BYTES",
     "Eigenvalues",
     "GramRows",
     "PolynomialRows",
     "PowerRows",
     "ProductRows",
-    "TABLE_BYTES",
     "grid_rows",
     "map_rows",
     "product_rounding",

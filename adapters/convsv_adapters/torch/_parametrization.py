@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-import convsv_core
 from convsv_adapters._layers import check_bound, geometry_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
+from convsv_adapters.torch._norms import NormOf, can_share, norm_of
 from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
-from convsv_core import Conv, norm_upper_bound
+from convsv_adapters.torch._shared_norms import shared_norm
+from convsv_core import Conv
 from convsv_core.layers import Extents, circular_geometry
 
 __all__ = ["OperatorNorm", "operator_norm"]
@@ -27,22 +28,17 @@ def layer_norm(
 ) -> torch.Tensor:
     """Return the norm of the one weight, for a geometry that is given by its arguments."""
     (weight,) = weights
-    return _norm(weight, Conv(*conv), input_shape, rtol)
-
-
-def _norm(weight: torch.Tensor, conv: Conv, input_shape: Extents | None, rtol: float) -> torch.Tensor:
-    """Return the norm of a weight, or the upper bound for every input size without an `input_shape`."""
     with without_autocast(weight):
-        if input_shape is None:
-            return norm_upper_bound(weight, conv, rtol=rtol)
-        return convsv_core.operator_norm(weight, input_shape, conv)
+        return norm_of(weight, NormOf(Conv(*conv), input_shape, rtol))
 
 
 class OperatorNorm(nn.Module):  # type: ignore[misc]
     """Parametrization of a convolution's weight by its operator norm, for `torch.nn.utils.parametrize`.
 
     The norm is computed from the weight alone, at each forward pass. There are no buffers, no iterations that continue
-    from one pass to the next, and no difference between training and evaluation.
+    from one pass to the next, and no difference between training and evaluation. On the CPU, the first layer of a shape
+    in a pass has the norms of the other layers of this shape and geometry computed too. They are kept with a copy of
+    the weights, and used while the weights are equal to this copy.
 
     Parameters
     ----------
@@ -72,10 +68,11 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
 
     Examples
     --------
+    >>> from convsv_core import norm_bounds
     >>> layer = nn.Conv2d(8, 8, 3, padding=1)
     >>> norm = OperatorNorm(Conv("OIHW", padding=1, padding_mode="zeros"), bound=0.5)
     >>> _ = parametrize.register_parametrization(layer, "weight", norm)
-    >>> bool(convsv_core.norm_bounds(layer.weight, norm.conv).lower <= 0.5)
+    >>> bool(norm_bounds(layer.weight, norm.conv).lower <= 0.5)
     True
     """
 
@@ -98,7 +95,8 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
         """Return the norm of a weight, or its upper bound: a 0-d tensor, differentiable."""
         if in_compiler():
             return compiled_number([weight], "layer_norm", conv_arguments(self.conv), self.input_shape, self.rtol)
-        return _norm(weight, self.conv, self.input_shape, self.rtol)
+        with without_autocast(weight):
+            return norm_of(weight, self._which)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the scaled weight; on the meta device, where there are no values, a weight of the same shape."""
@@ -109,14 +107,26 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
                 "ONNX has no operators for the norm of a convolution: before the export, store the scaled weight by "
                 "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
             )
-        norm = self.norm(weight)
+        if self._which.shareable and can_share(weight) and not weight.is_complex():
+            known = shared_norm(self, weight, self._which)
+            if known.slope is not None:
+                return _Scaled.apply(weight, *known, self)
+            norm = known.norm
+        else:
+            norm = self.norm(weight)
+        with without_autocast(weight):
+            return (weight / self.divisor(norm)).to(weight.dtype)
+
+    @property
+    def _which(self) -> NormOf:
+        return NormOf(self.conv, self.input_shape, self.rtol)
+
+    def divisor(self, norm: torch.Tensor) -> torch.Tensor:
+        """Return the number by which a weight of a norm is divided."""
         divisor = norm / self.bound
         if self.mode == "bound":
-            divisor = torch.clamp(divisor, min=1.0)
-        else:
-            divisor = torch.where(norm > 0, divisor, torch.ones_like(divisor))
-        with without_autocast(weight):
-            return (weight / divisor).to(weight.dtype)
+            return torch.clamp(divisor, min=1.0)
+        return torch.where(norm > 0, divisor, torch.ones_like(divisor))
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the tensor to store when `weight` is assigned: the assigned tensor."""
@@ -125,6 +135,42 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
     def extra_repr(self) -> str:
         """Return the arguments, for the module's repr."""
         return f"{self.conv}, input_shape={self.input_shape}, bound={self.bound}, mode={self.mode!r}"
+
+
+class _Scaled(torch.autograd.Function):  # type: ignore[misc]
+    """Divide a weight by its divisor, for a norm whose derivative is known.
+
+    One function for the forward pass and one for the backward pass take less time than the functions that PyTorch would
+    record. A second derivative comes from these.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, weight: torch.Tensor, norm: torch.Tensor, slope: torch.Tensor, owner: OperatorNorm
+    ) -> torch.Tensor:
+        """Return the scaled weight."""
+        divisor = owner.divisor(norm)
+        context.save_for_backward(weight)
+        context.slope, context.owner, context.divisor = slope, owner, divisor
+        # The divisor's derivative by the norm is 0 where the bound leaves the weight as it is, and for a zero weight.
+        context.moves = bool(norm > 0) and (owner.mode == "normalise" or bool(norm / owner.bound >= 1.0))
+        return (weight / divisor).to(weight.dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        """Return the derivative by the weight."""
+        (weight,) = context.saved_tensors
+        owner: OperatorNorm = context.owner
+        with without_autocast(weight):
+            if torch.is_grad_enabled():  # A second derivative is wanted.
+                scaled = (weight / owner.divisor(owner.norm(weight))).to(weight.dtype)
+                (found,) = torch.autograd.grad(scaled, weight, gradient, create_graph=True)
+                return found, None, None, None
+            found = gradient / context.divisor
+            if context.moves:
+                along = torch.sum(found * weight, dtype=context.divisor.dtype) / (context.divisor * owner.bound)
+                found = found - along * context.slope
+        return found, None, None, None
 
 
 def operator_norm(

@@ -10,6 +10,8 @@ from torch import nn
 
 from convsv_adapters._layers import ConvLayer, check_penalty, layer_penalty
 from convsv_adapters.torch._layers import conv_layers, without_autocast
+from convsv_adapters.torch._norm_terms import norm_term
+from convsv_adapters.torch._norms import can_share, norms_of
 from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
 from convsv_core import Conv
 
@@ -37,12 +39,27 @@ def sum_of_penalties(
 def _sum(
     layers: Sequence[ConvLayer], weights: Sequence[torch.Tensor], kind: str, options: Mapping[str, Any]
 ) -> torch.Tensor:
-    """Return the sum of a penalty over layers and their weights."""
-    parts = []
-    for layer, weight in zip(layers, weights, strict=True):
-        with without_autocast(weight):
-            parts.append(layer_penalty(layer, weight, kind, options))
-    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+    """Return the sum of a penalty over layers and their weights.
+
+    The norms of layers of one shape and geometry are computed together, because a call for each layer would take more
+    time than the work.
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
+        term = norm_term(layer, kind, options)
+        shared = term is not None and can_share(weight)
+        key = (term, tuple(weight.shape), weight.dtype) if shared else place
+        groups.setdefault(key, []).append(place)
+    parts, order = [], []
+    for key, places in groups.items():
+        with without_autocast(weights[places[0]]):
+            if isinstance(key, int):
+                parts.append(layer_penalty(layers[key], weights[key], kind, options).reshape(1))
+            else:
+                parts.append(key[0].penalty(norms_of([weights[place] for place in places], key[0].norm)))
+        order += places
+    values = torch.cat([part.to(parts[0].device) for part in parts])
+    return values[torch.argsort(torch.tensor(order)).to(values.device)].sum()  # in the order of the layers
 
 
 def penalty(

@@ -1,0 +1,163 @@
+"""Norms that several parametrizations ask for one after another, computed by one call for all of them.
+
+PyTorch computes each parametrised weight when the forward pass reaches its layer. A call of NumPy for each layer takes
+longer than one call for all layers of a shape. So the first layer of a shape that asks for its norm has the norms of
+the others computed too.
+
+A norm depends on the entries of its weight alone. Each result is kept with a copy of the entries that it was computed
+from, and is given out only for a weight with equal entries. So no change of a weight, by whatever means, can bring out
+a norm of its former values: the norm is then computed anew.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from convsv_adapters.torch._norms import NormOf, as_numpy, can_share, norms_of_arrays
+
+__all__ = ["Known", "shared_norm"]
+
+
+class Known(NamedTuple):
+    """Hold a norm whose derivative is known.
+
+    Attributes
+    ----------
+    norm : 0-d tensor
+        Without a graph.
+    slope : tensor or None
+        The derivative, of the weight's shape; None if it was not asked for. The caller must not write to it.
+    """
+
+    norm: torch.Tensor
+    slope: torch.Tensor | None
+
+
+class _Result(NamedTuple):
+    """Hold the norm of a weight of certain entries.
+
+    Attributes
+    ----------
+    which : NormOf
+    entries : numpy.ndarray
+        A copy of the weight. Nothing writes to it.
+    value : numpy.ndarray, shape (1,)
+    slope : numpy.ndarray or None
+        The derivative, where one was asked for.
+    """
+
+    which: NormOf
+    entries: Any
+    value: Any
+    slope: Any
+
+    def answers(self, which: NormOf, entries: Any, derivative: bool) -> bool:
+        """Tell whether this is the norm of a weight with these entries."""
+        return (
+            self.which == which
+            and (self.slope is not None or not derivative)
+            and self.entries.dtype == entries.dtype
+            and np.array_equal(self.entries, entries)
+        )
+
+
+@dataclass(eq=False)
+class _Asker:
+    """Hold what is known of one parametrization.
+
+    Attributes
+    ----------
+    weight : weakref.ref
+        The tensor whose norm it asked for last.
+    which : NormOf
+    wanted : bool
+        Whether it has asked since others last had its norm computed.
+    result : _Result or None
+    """
+
+    weight: weakref.ref[torch.Tensor]
+    which: NormOf
+    wanted: bool = True
+    result: _Result | None = None
+
+
+_askers: weakref.WeakKeyDictionary[object, _Asker] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def shared_norm(owner: object, weight: torch.Tensor, which: NormOf) -> Known:
+    """Return the norm of the weight of a parametrization, with its derivative if the weight is differentiated now.
+
+    Parameters
+    ----------
+    owner : object
+        The parametrization. It must be possible to refer to it weakly.
+    weight : tensor
+        It passes `can_share`.
+    which : NormOf
+        One with `shareable`.
+    """
+    derivative = torch.is_grad_enabled() and weight.requires_grad
+    asker = _askers.get(owner)
+    if asker is None:
+        asker = _Asker(weakref.ref(weight), which)
+        with _lock:
+            _askers[owner] = asker
+    elif asker.weight() is not weight:
+        asker.weight = weakref.ref(weight)
+    asker.which, asker.wanted = which, True
+    entries, result = as_numpy(weight), asker.result
+    if result is None or not result.answers(which, entries, derivative):
+        result = _computed(asker, entries.copy(), which, derivative)
+    return Known(torch.from_numpy(result.value)[0], torch.from_numpy(result.slope) if derivative else None)
+
+
+def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _Result:
+    """Return the norm of a weight with these entries, and keep it and those of similar weights."""
+    chosen, arrays = [asker], [entries]
+    with _lock:
+        others = list(_askers.values())
+    for other in others:
+        if other is not asker and other.wanted and other.which == which:
+            array, known = _array_if_like(other.weight(), entries), other.result
+            if array is not None and (known is None or not known.answers(which, array, derivative)):
+                chosen.append(other)
+                arrays.append(array.copy())
+    try:
+        found = norms_of_arrays(arrays, which, derivatives=derivative)
+    except (ArithmeticError, ValueError):
+        if len(arrays) == 1:
+            raise
+        chosen, arrays = chosen[:1], arrays[:1]  # Another weight may be at fault, and its own layer will say so.
+        found = norms_of_arrays(arrays, which, derivatives=derivative)
+    slopes = found.slopes if found.slopes is not None else [None] * len(arrays)
+    for place, (one, array, slope) in enumerate(zip(chosen, arrays, slopes, strict=True)):
+        one.wanted = one is asker
+        one.result = _Result(which, array, found.values[place : place + 1], slope)
+    assert asker.result is not None
+    return asker.result
+
+
+def _array_if_like(weight: torch.Tensor | None, entries: Any) -> Any:
+    """Return a weight as an array, or None if it is gone or its norm cannot be computed beside that of `entries`."""
+    if weight is None or tuple(weight.shape) != entries.shape or not can_share(weight):
+        return None
+    array = as_numpy(weight)
+    return array if array.dtype == entries.dtype else None
+
+
+def _renew_lock() -> None:
+    """Make a new lock in a child process: a thread of the parent may have held the old one."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
