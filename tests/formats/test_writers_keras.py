@@ -172,6 +172,16 @@ def test_quantised_layers_are_refused_by_name_and_other_layers_are_written(tmp_p
     assert dense_norms(keras.saving.load_model(out).layers[0], (7,))[0] <= BOUND
 
 
+@pytest.mark.parametrize(
+    ("model", "output"), [("m.keras", "out.h5"), ("m.keras", "out"), ("m.h5", "out.weights.h5"), ("m.h5", "out.keras")]
+)
+def test_an_ending_by_which_keras_would_not_load_the_file_is_refused(tmp_path, model, output, monkeypatch):
+    keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(8, 3)]).save(tmp_path / model)
+    monkeypatch.setattr("convsv_adapters.cli.project.project_layers", None)
+    result = run("project", tmp_path / model, "--bound", 0.1, "-o", tmp_path / output)
+    assert (result.exit_code, f"ends in {model[1:]}" in " ".join(result.stderr.split())) == (2, True)
+
+
 def test_arrays_that_lie_in_another_file_are_neither_read_nor_written(tmp_path):
     model = keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(8, 3, name="a")])
     model.save(tmp_path / "m.h5")
