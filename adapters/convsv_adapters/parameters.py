@@ -291,10 +291,10 @@ class _Reading:
         elif options.layout is None and transposed:
             layout = f"IO{SPATIAL_LETTERS[ndim]}"
         outputs, inputs = (array.shape[layout.index(letter)] for letter in "OI")
-        known = told.layout is not None and bool(told.source)
+        known, in_told = told.layout is not None and bool(told.source), name in self.network.told
         is_first = first_channels is None and not _has_many_channels(options.input_shapes.get(""), ndim)
         guessed = wanted.groups is None and not told_groups
-        depthwise = guessed and inputs == 1 and outputs > 1 and not is_first and not transposed
+        depthwise = guessed and not in_told and inputs == 1 and outputs > 1 and not is_first and not transposed
         groups = wanted.groups or told_groups or (outputs if depthwise else 1)
         given = next((options.input_shapes[key] for key in self._names(name) if key in options.input_shapes), None)
         shape = given if given is not None else options.input_shapes.get("")

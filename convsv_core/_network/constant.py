@@ -140,7 +140,8 @@ def network_graph(model: object, example_input: object = None, options: ReadOpti
         graph = hook.convsv_read_graph(path=path, options=options or ReadOptions(shapes))
         if graph is None:
             raise ModelError(
-                f"{path}: no installed plugin reads a network's graph from it; such files hold weights alone"
+                f"{path}: no installed plugin reads a network's graph from it; most such files hold weights alone: "
+                "give lipschitz the model itself"
             )
         return _with_examples(graph, examples)
     graph = hook.convsv_model_graph(model=model, example_input=example_input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -120,12 +121,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for step in (1, 2):
         save_file({"conv.weight": onnx_models.KERNEL * step}, tmp_path / "run" / f"step_{step}.safetensors")
+    for index, shard in (("model.safetensors.index.json", "m.safetensors"), ("pytorch_model.bin.index.json", "m.bin")):
+        (tmp_path / index).write_text(json.dumps({"weight_map": {"conv.weight": shard}}))
+    save_file({"conv.weight": onnx_models.KERNEL}, tmp_path / "m.safetensors")
+    torch.save({"conv.weight": weight}, tmp_path / "m.bin")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+@pytest.fixture
+def keras_files(folder: Path) -> None:
+    """Make the Keras files that the pages' commands name."""
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    model.save(folder / "model.keras")
+    model.save(folder / "model.h5")
+    model.save_weights(folder / "model.weights.h5")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("line", [one for one in COMMANDS if one.values[0].startswith("convsv ")])
 def test_the_commands_run(line: str, folder: Path, request: pytest.FixtureRequest) -> None:
+    if re.search(r"\.(keras|h5)\b", line):
+        request.getfixturevalue("keras_files")
     _, command, *arguments = shlex.split(line)
     if command == "conformance":
         arguments.append("--help")  # the suite itself is half of the tests

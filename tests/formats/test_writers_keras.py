@@ -158,6 +158,27 @@ def test_compressed_and_chunked_arrays_stay_so(tmp_path):
     assert dense_norms(first, (7, 7))[0] <= BOUND < dense_norms(second, (7, 7))[0]
 
 
+def test_a_compressed_archive_stays_so(tmp_path):
+    model = keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(8, 3, name="a")])
+    model.layers[0].set_weights([5 * weight for weight in model.layers[0].weights])
+    model.save(tmp_path / "stored.keras")
+    kinds = {}
+    with (
+        zipfile.ZipFile(tmp_path / "stored.keras") as old,
+        zipfile.ZipFile(tmp_path / "m.keras", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in (*old.namelist(), "assets/words.txt"):
+            new.writestr(name, old.read(name) if name in old.namelist() else b"some words")
+    project(tmp_path / "m.keras", tmp_path / "out.keras")
+    for name in ("m.keras", "out.keras"):
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            assert archive.testzip() is None
+            kinds[name] = [(m.filename, m.compress_type, m.date_time, m.external_attr) for m in archive.infolist()]
+    assert kinds["m.keras"] == kinds["out.keras"]
+    assert all(kind[1] == zipfile.ZIP_DEFLATED for kind in kinds["out.keras"])
+    assert dense_norms(keras.saving.load_model(tmp_path / "out.keras").layers[0], (7, 7))[0] <= BOUND
+
+
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
 def test_quantised_layers_are_refused_by_name_and_other_layers_are_written(tmp_path, mode):
     model = keras.Sequential([keras.Input((16, 4)), layers.Conv1D(8, 3, name="conv"), layers.Dense(8, name="head")])
@@ -170,6 +191,16 @@ def test_quantised_layers_are_refused_by_name_and_other_layers_are_written(tmp_p
     assert not out.exists()
     project(path, out)
     assert dense_norms(keras.saving.load_model(out).layers[0], (7,))[0] <= BOUND
+
+
+@pytest.mark.parametrize(
+    ("model", "output"), [("m.keras", "out.h5"), ("m.keras", "out"), ("m.h5", "out.weights.h5"), ("m.h5", "out.keras")]
+)
+def test_an_ending_by_which_keras_would_not_load_the_file_is_refused(tmp_path, model, output, monkeypatch):
+    keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(8, 3)]).save(tmp_path / model)
+    monkeypatch.setattr("convsv_adapters.cli.project.project_layers", None)
+    result = run("project", tmp_path / model, "--bound", 0.1, "-o", tmp_path / output)
+    assert (result.exit_code, f"ends in {model[1:]}" in " ".join(result.stderr.split())) == (2, True)
 
 
 def test_arrays_that_lie_in_another_file_are_neither_read_nor_written(tmp_path):

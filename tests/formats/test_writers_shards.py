@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from convsv_adapters.cli.checkpoints import find
 from convsv_adapters.cli.files import replacing_together
 from projected_files import BOUND, project, run, within
 from torch import nn
@@ -225,3 +226,22 @@ def test_an_index_and_files_that_disagree(tmp_path):
         read_model(path)
     with pytest.raises(ModelError, match="wanted a target in another folder"):
         write_model(path, {}, tmp_path / "new.json")
+
+
+def test_a_checkpoint_is_another_one_when_a_file_of_its_index_changes(tmp_path):
+    index = saved(tmp_path / "m", True)
+    (before,) = find([str(index)], tmp_path)
+    assert before.size == sum(path.stat().st_size for path in files_of_model(index))
+    shard = files_of_model(index)[1]
+    os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 10**9))
+    (after,) = find([str(index)], tmp_path)
+    assert (after.size, after.modified > before.modified) == (before.size, True)
+
+
+def test_the_index_of_keras_has_the_reason(tmp_path):
+    path = tmp_path / "m.weights.json"
+    path.write_text(json.dumps({"weight_map": {"/layers/conv2d/vars": ["m_00000.weights.h5"]}}))
+    with pytest.raises(ModelError, match=r"Keras saved in several files, which are not read: save .* as \.keras"):
+        read_model(path)
+    result = run("project", path, "--bound", 1, "-o", tmp_path / "out")
+    assert (result.exit_code, "which are not read" in result.stderr) == (1, True)

@@ -62,7 +62,7 @@ def random_model(seed: int) -> Any:
     rng = np.random.default_rng(seed)
     rank = int(rng.integers(1, 3))
     channels = int(rng.integers(1, 4)) * 2
-    images = keras.Input((*(12,) * rank, channels))
+    images = keras.Input((*(40,) * rank, channels))
     x = images
     for index in range(int(rng.integers(2, 5))):
         kind = str(rng.choice(["Conv", "Conv", "Depthwise", "Separable", "Transpose", "nested"]))
@@ -85,7 +85,7 @@ def _random_layer(kind: str, rank: int, index: int, rng: np.random.Generator) ->
     strides = int(rng.integers(1, 3))
     facts: dict[str, Any] = {
         "kernel_size": int(rng.integers(1, 4)),
-        "padding": "same" if rng.random() < 0.8 else "valid",
+        "padding": "same" if rng.random() < 0.9 else "valid",
         "use_bias": bool(rng.random() < 0.7),
         "dtype": str(rng.choice(["float32", "float32", "float64", "float16", "bfloat16", "mixed_float16"])),
         "strides": strides,

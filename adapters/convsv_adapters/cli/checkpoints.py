@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from convsv_core.layers import ModelError
+from convsv_core.reports import files_of_model
+
 __all__ = ["Checkpoint", "find", "run_and_step"]
 
 OF_ONE_STEP = re.compile(r"(step|epoch|iter|checkpoint|ckpt)\D*\d", re.IGNORECASE)
@@ -30,9 +33,9 @@ class Checkpoint:
     step : int or None
         The training step; see `run_and_step`.
     size : int or None
-        The size of the file in bytes, or None if the file has gone.
+        The size of the file in bytes, with the files that it lists; None if one of them has gone.
     modified : int or None
-        The time of the last change in microseconds since 1970, or None if the file has gone.
+        The time of the last change of one of them in microseconds since 1970; None if one of them has gone.
     """
 
     path: Path
@@ -107,7 +110,8 @@ def _checkpoint(path: Path, base: Path) -> Checkpoint:
         model = os.path.abspath(path)
     run, step = run_and_step(model)
     try:
-        status = path.stat()
-    except OSError:
+        statuses = [file.stat() for file in files_of_model(path)]
+    except (OSError, ModelError):  # the report of this file will say the reason
         return Checkpoint(path, model, run, step, None, None)
-    return Checkpoint(path, model, run, step, status.st_size, status.st_mtime_ns // 1000)
+    size, modified = sum(status.st_size for status in statuses), max(status.st_mtime_ns for status in statuses)
+    return Checkpoint(path, model, run, step, size, modified // 1000)

@@ -17,6 +17,9 @@ __all__ = ["Destination"]
 OPTION = "--output"
 """The option that errors name."""
 
+KERAS_ENDINGS = {".weights.h5": ".weights.h5", ".keras": ".keras", ".h5": ".h5", ".hdf5": ".h5"}
+"""The endings by which Keras tells its formats apart, and the format: a file with another ending is not loaded."""
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -51,6 +54,11 @@ class Destination:
         ModelError
             The model does not tell its files.
         """
+        wanted, found = _keras_format(model), _keras_format(output)
+        if wanted and found != wanted:
+            raise click.BadParameter(
+                f"{output}: Keras loads a file by its ending: wanted a name that ends in {wanted}", param_hint=OPTION
+            )
         sources = files_of_model(model)
         targets = (output,) if len(sources) == 1 else _beside_each_other(sources, output)
         if folders := [target for target in targets if target.is_dir()]:
@@ -67,6 +75,11 @@ class Destination:
         if len(self.targets) == 1:
             return replacing(self.targets[0], like=self.sources[0])
         return replacing_together(self.targets, self.sources)
+
+
+def _keras_format(path: Path) -> str:
+    """Return the format of Keras that the name of a file says; "" if it says none."""
+    return next((kind for ending, kind in KERAS_ENDINGS.items() if path.name.lower().endswith(ending)), "")
 
 
 def _beside_each_other(sources: tuple[Path, ...], output: Path) -> tuple[Path, ...]:

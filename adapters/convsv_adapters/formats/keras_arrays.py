@@ -13,7 +13,15 @@ from convsv_adapters.formats.keras_config import Configured
 from convsv_adapters.formats.parts import HostArray
 from convsv_core.layers import ModelError, Stored
 
-__all__ = ["Arrays", "arrays_of", "holds_arrays_of_rank", "is_archive_group", "read_arrays", "replace_entries"]
+__all__ = [
+    "Arrays",
+    "arrays_of",
+    "holds_arrays_of_rank",
+    "is_archive_group",
+    "read_arrays",
+    "replace_entries",
+    "text_of",
+]
 
 STORED_DTYPES = ("float16", "float32", "float64")
 """The dtypes of NumPy whose datasets are written. The names of Keras's dtypes are the same."""
@@ -63,6 +71,11 @@ def read_arrays(group: Any, keys: Iterable[str], names: Iterable[str] = ()) -> A
         dtype = "bfloat16" if brain else dataset.dtype.name
         stored.append(Stored(dataset.name, dtype) if brain or dtype in STORED_DTYPES else None)
     return Arrays(values, list(names), stored)
+
+
+def text_of(value: Any) -> str:
+    """Return an attribute as a string, which older files keep as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def replace_entries(file: Any, kernels: Mapping[str, HostArray], path: Path) -> None:
@@ -118,7 +131,7 @@ def _in_groups(file: Any, layer: Configured) -> Arrays | str:
     if outer not in weights:
         return "the file holds no arrays for it"
     group = weights[outer]
-    names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs["weight_names"]]
+    names = [text_of(name) for name in group.attrs["weight_names"]]
     own = str(layer.config.get("name"))
     mine = [name for name in names if not inner or own in name.split("/")[:-1]]
     last = [name.split("/")[-1].partition(":")[0] for name in mine]

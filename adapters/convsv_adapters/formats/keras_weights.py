@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from convsv_adapters.formats.companions import Companions
-from convsv_adapters.formats.keras_arrays import Arrays, is_archive_group, read_arrays
+from convsv_adapters.formats.keras_arrays import Arrays, is_archive_group, read_arrays, text_of
 from convsv_adapters.formats.parts import HostArray, Named
 from convsv_adapters.parameters import LAYOUTS, NetworkArrays
 from convsv_core.layers import ModelError, Stored
@@ -32,7 +32,7 @@ KERNEL_OF_KERAS_2 = "kernel"
 """The kind of a layer whose kernel Keras 2 named so, as it did for Conv, transposed Conv and Dense alone."""
 
 OPTIMIZER = "optimizer"
-"""The group in which Keras 3 keeps the variables of an optimizer, from its source."""
+"""The group in which Keras 3 keeps the variables of an optimizer, from its source. They are not read."""
 
 UNKNOWN_CLASS = (
     "nothing in the file says whether it is a Conv, a transposed or a depthwise one: save the whole model as .keras, "
@@ -75,11 +75,11 @@ def weights_alone(file: Any, path: Path, ranks: Collection[int]) -> NetworkArray
     if not groups:
         raise ModelError(f"{path}: holds no weights where Keras keeps them")
     counts = Counter(group.name for group in groups)
-    arrays: Named = {}
+    arrays: Named = {OPTIMIZER: "its state"} if OPTIMIZER in file else {}  # the name alone leaves it out
     stored: dict[str, Stored] = {}
     told: dict[str, Companions] = {}
     for group in groups:
-        is_named = group.name and counts[group.name] == 1 and group.place != OPTIMIZER
+        is_named = group.name and counts[group.name] == 1
         names = group.arrays.names or _names(group)
         is_dense = group.kind == KERNEL_OF_KERAS_2 or DENSE.fullmatch(group.kind) is not None
         for index, (name, array) in enumerate(zip(names, group.arrays.values, strict=True)):
@@ -101,7 +101,7 @@ def _groups(file: Any) -> Iterator[_Group]:
     file.visit(lambda name: found.append(name) if name.rpartition("/")[2] == "vars" else None)
     for name in found:
         place, group = name.removesuffix("vars").removesuffix("/"), file[name]
-        if not is_archive_group(group) or NO_CONVOLUTION.search(place):
+        if place == OPTIMIZER or not is_archive_group(group) or NO_CONVOLUTION.search(place):
             continue
         own = str(group.attrs.get("name", ""))
         *above, last = ("", *place.split("/"))
@@ -112,11 +112,11 @@ def _groups(file: Any) -> Iterator[_Group]:
 
 def _older_groups(file: Any) -> Iterator[_Group]:
     """Yield the layers of a file with a group for each layer of the outermost model, in the order of the model."""
-    sure = not str(file.attrs.get("keras_version", "")).startswith("3")
-    order = [name.decode() if isinstance(name, bytes) else str(name) for name in file.attrs.get("layer_names", file)]
+    sure = not text_of(file.attrs.get("keras_version", "")).startswith("3")
+    order = [text_of(name) for name in file.attrs.get("layer_names", file)]
     for outer in order:
         group = file[outer]
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs["weight_names"]]
+        names = [text_of(name) for name in group.attrs["weight_names"]]
         by_layer: dict[str, list[str]] = {}
         for name in names:
             by_layer.setdefault(name.rpartition("/")[0], []).append(name)

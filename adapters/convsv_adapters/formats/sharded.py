@@ -19,6 +19,7 @@ from convsv_core.plugins import hookimpl
 
 __all__ = ["convsv_model_files", "convsv_read_model", "convsv_write_model"]
 
+OF_KERAS = "the index of weights that Keras saved in several files, which are not read: save the whole model as .keras"
 NOT_THERE = "the index names it in {}, which does not hold it"
 
 
@@ -91,6 +92,8 @@ def _shard_of(path: Path) -> dict[str, str]:
     """Return the file that the index names for each array."""
     try:
         shard_of = json.loads(path.read_text())["weight_map"]
+        if any(isinstance(shards, list) for shards in shard_of.values()):
+            raise ModelError(f"{path}: {OF_KERAS}")
         found = {str(name): str(shard) for name, shard in shard_of.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, "an index of the files of a model", error) from None
