@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -91,12 +92,18 @@ class Selection:
     def items(self) -> Iterator[Item | Skip]:
         """Yield every check to run, and a skip for each feature that a library has no transformation for."""
         yield from self.skips
+        missing = {one.name for one in self.features if one.imports and not importlib.util.find_spec(one.imports)}
+        for feature in self.features:
+            if feature.name in missing:
+                yield Skip(feature.name, f"{feature.imports} is not installed")
         for backend in {target.backend.name: target.backend for target in self.targets}.values():
             for feature in self.features:
                 lacking = [trait for trait in feature.needs if not _has(backend, trait)]
                 if lacking:
                     yield Skip(f"{backend.name}/{feature.name}", f"{backend.name} has no {' and no '.join(lacking)}")
         for target, feature in itertools.product(self.targets, self.features):
+            if feature.name in missing:
+                continue
             if target.dtype in feature.dtypes and all(_has(target.backend, trait) for trait in feature.needs):
                 for subject in self._subjects(feature, target):
                     yield Item(feature, subject, target)
