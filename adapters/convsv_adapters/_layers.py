@@ -150,7 +150,7 @@ class ConvLayer:
 
     @property
     def depthwise(self) -> bool:
-        """Whether Keras's kernel is depthwise: its axis of input channels is part of the axis O of `kernel`."""
+        """Return whether Keras's kernel is depthwise: its axis of input channels is part of the axis O of `kernel`."""
         return self.part == "depthwise"
 
 

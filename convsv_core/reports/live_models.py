@@ -46,6 +46,6 @@ def _on_host(layer: Layer) -> Layer:
         return layer
     try:
         return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
-    except COMPUTING_FAILS as error:  # such as a dtype that NumPy does not have, or the meta device
+    except COMPUTING_FAILS as error:  # NumPy may lack the dtype, or the device the numbers
         reason = f"its weight cannot be read as numbers: {one_line(error)}"
         return dataclasses.replace(layer, kernel=None, note=join_notes(layer.note, reason))

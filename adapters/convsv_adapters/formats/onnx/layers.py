@@ -185,7 +185,7 @@ def _fold_pad(item: _Found, rank: int) -> None:
         item.notes.append(f"after a Pad node ({pad.mode}, {pad.sides}) that is no part of a convolution's padding")
         return
     if auto_pad.startswith("SAME"):
-        return  # such padding depends on the extents behind the Pad node, so the layer begins there
+        return  # SAME padding depends on the extents behind the Pad node, so the layer begins there
     item.source, item.pads, item.padding_mode = node.input[0], pad.sides[2:], PAD_MODES[pad.mode]
 
 
