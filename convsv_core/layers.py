@@ -35,7 +35,11 @@ __all__ = [
     "join_notes",
     "lattice",
     "layer_operators",
+    "some_names",
 ]
+
+NAMES_SHOWN = 3
+"""Number of names that a message lists. A guess: they fit one line."""
 
 
 class ModelError(Exception):
@@ -241,6 +245,19 @@ def dense_layer(name: str, matrix: Any, layout: str, note: str = "", **facts: An
     """
     conv = Conv(f"{layout}W", padding="valid", padding_mode="zeros")
     return Layer(name, matrix[..., None], conv, (1,), note, linear=True, **facts)
+
+
+def some_names(names: Iterable[str]) -> str:
+    """Return the first few names, and how many more there are, for a message.
+
+    Examples
+    --------
+    >>> some_names(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    found = list(names)
+    more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
+    return (", ".join(found[:NAMES_SHOWN]) or "none") + more
 
 
 def join_notes(*notes: str) -> str:

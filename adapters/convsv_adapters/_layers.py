@@ -152,7 +152,7 @@ class ConvLayer:
 
     @property
     def depthwise(self) -> bool:
-        """Whether Keras's kernel is depthwise: its axis of input channels is part of the axis O of `kernel`."""
+        """Return whether Keras's kernel is depthwise: its axis of input channels is part of the axis O of `kernel`."""
         return self.part == "depthwise"
 
 
@@ -265,8 +265,13 @@ def needs_extents(name: str, reason: str) -> str:
 
 
 def check_bound(bound: object, *, positive: bool, name: str = "bound") -> float:
-    """Return a bound as a float; raise ValueError unless it is finite and not negative, and positive if `positive`."""
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 <= bound < math.inf:
+    """Return a bound as a float; raise TypeError for another kind, ValueError unless it is finite and not negative.
+
+    With `positive` it has to be positive too.
+    """
+    if not isinstance(bound, int | float):
+        raise TypeError(f"{name}={bound!r}: wanted a number, not {type(bound).__name__}")
+    if isinstance(bound, bool) or not 0 <= bound < math.inf:
         raise ValueError(f"{name}={bound!r}: wanted a finite number that is not negative")
     if positive and not bound:
         raise ValueError(f"{name}={bound!r}: wanted a positive number")

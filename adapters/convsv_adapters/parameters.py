@@ -23,6 +23,7 @@ from convsv_core.layers import (
     ReadOptions,
     Stored,
     dense_layer,
+    some_names,
 )
 
 __all__ = [
@@ -154,12 +155,14 @@ def layers_from_networks(
             left_out[place] = LeftOut(place, "the state of an optimizer")
         kept = {name: array for name, array in network.arrays.items() if name not in states}
         layers += _Reading(network._replace(arrays=kept), options, path, used).layers(ordered)
+    there = f"there are {some_names(layer.name for layer in layers)}"
     unknown = [name for name in options.input_shapes if name and name not in used]
     if unknown:
-        raise ModelError(f"{path}: no kernel is called {unknown[0]!r} (this format names arrays, not inputs)")
+        reason = f"no kernel is called {unknown[0]!r} (this format names arrays, not inputs)"
+        raise ModelError(f"{path}: {reason}; {there}")
     unknown = [name for name in options.layers if name not in used]
     if unknown:
-        raise ModelError(f"{path}: no kernel is called {unknown[0]!r}")
+        raise ModelError(f"{path}: no kernel is called {unknown[0]!r}; {there}")
     return LayerList(layers, networks=[network.path for network in networks], left_out=left_out.values())
 
 

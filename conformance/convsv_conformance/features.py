@@ -50,6 +50,8 @@ class Feature:
         Transformations that a library must have, of `Backend`'s ``jit``, ``grad`` and ``vmap``.
     costly : bool
         Whether one subject takes a tenth of a second or more on NumPy, or several seconds in a compiler.
+    imports : str
+        A library that the check imports. The feature is skipped where it is not installed.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Feature:
     dtypes: tuple[str, ...] = WIDE_DTYPES
     needs: tuple[str, ...] = ()
     costly: bool = False
+    imports: str = ""
 
 
 _SMOOTH = by_name(
@@ -131,7 +134,9 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("project, products", projection.without_decompositions, _PROJECTED, costly=True),
     Feature("extremes", spectrum.extremes, by_name("2d", "wide", "depthwise", "stride"), ALL_DTYPES),
-    Feature("random", drawn.of_drawn_cases, (drawn.Drawn("drawn", 40),), ("float32", "complex128")),
+    Feature(
+        "random", drawn.of_drawn_cases, (drawn.Drawn("drawn", 40),), ("float32", "complex128"), imports="hypothesis"
+    ),
     Feature("bounds", bounds.of_one_size, TABLE, ALL_DTYPES),
     Feature("bounds, every size", bounds.of_every_size, TABLE, ALL_DTYPES),
     Feature("bounds, fixed grid", bounds.of_a_fixed_grid, TABLE, ALL_DTYPES),

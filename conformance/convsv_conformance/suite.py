@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
 import convsv_core as convsv
@@ -90,22 +90,20 @@ class Selection:
     features: tuple[Feature, ...] = FEATURES
 
     def items(self) -> Iterator[Item | Skip]:
-        """Yield every check to run, and a skip for each feature that a library has no transformation for.
-
-        Cases that hypothesis draws are one skip where it is not installed.
-        """
+        """Yield every check to run, and a skip for each feature that a library has no transformation for."""
         yield from self.skips
-        drawn = [feature for feature in self.features if _is_drawn(feature)]
-        features = self.features
-        if drawn and find_spec("hypothesis") is None:
-            features = tuple(feature for feature in features if feature not in drawn)
-            yield from (Skip(feature.name, "hypothesis is not installed, which draws its cases") for feature in drawn)
+        missing = {one.name for one in self.features if one.imports and not importlib.util.find_spec(one.imports)}
+        for feature in self.features:
+            if feature.name in missing:
+                yield Skip(feature.name, f"{feature.imports} is not installed")
         for backend in {target.backend.name: target.backend for target in self.targets}.values():
-            for feature in features:
+            for feature in self.features:
                 lacking = [trait for trait in feature.needs if not _has(backend, trait)]
                 if lacking:
                     yield Skip(f"{backend.name}/{feature.name}", f"{backend.name} has no {' and no '.join(lacking)}")
-        for target, feature in itertools.product(self.targets, features):
+        for target, feature in itertools.product(self.targets, self.features):
+            if feature.name in missing:
+                continue
             if target.dtype in feature.dtypes and all(_has(target.backend, trait) for trait in feature.needs):
                 for subject in self._subjects(feature, target):
                     yield Item(feature, subject, target)
@@ -174,10 +172,6 @@ def _usual(feature: Feature, target: Target) -> tuple[Any, ...]:
 
 def _with_fewer_examples(subject: Any, divisor: int) -> Any:
     return replace(subject, examples=subject.examples // divisor) if isinstance(subject, Drawn) else subject
-
-
-def _is_drawn(feature: Feature) -> bool:
-    return any(isinstance(subject, Drawn) for subject in feature.subjects)
 
 
 def _has(backend: convsv.Backend, trait: str) -> bool:

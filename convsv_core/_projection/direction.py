@@ -205,6 +205,8 @@ def steepest_direction(
 
 def _checked(operand: Operand, state: DirectionState) -> Array:
     """Return the matrices of a state in the dtype of the computation, after a check of their shape."""
+    if not isinstance(state, DirectionState):
+        raise TypeError(f"state is a {type(state).__qualname__}: wanted the state of an earlier result, or None")
     plan = operand.plan
     wanted = (len(plan.frequencies), plan.groups, *plan.block)
     if tuple(state.matrices.shape) != wanted:

@@ -72,6 +72,7 @@ class SVD:
         xp = backend.namespace(self.S)
         values = xp.reshape(self.S, (-1,))
         count = values.shape[0]
+        index = as_int("index", index, least=None)
         if not -count <= index < count:
             raise IndexError(f"index={index}: there are {count} singular values, wanted {-count} to {count - 1}")
         order = xp.argsort(values, descending=True, stable=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from convsv_core.layers import Layer, join_notes
 from convsv_core.plugins import backend_of, one_line, plugins
@@ -26,6 +27,8 @@ def model_layers(model: object, example_input: object = None, *, linear: bool = 
     if layers is None:
         known = [name for name, _ in plugins().manager.list_name_plugin() if name.startswith("convsv.models:")]
         names = ", ".join(sorted(name.partition(":")[2] for name in known)) or "none is installed"
+        if isinstance(model, str | os.PathLike):
+            raise TypeError(f"model={str(model)!r}: wanted a model in memory; convsv spectrum reports on a file")
         raise TypeError(
             f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
             f"plugin knows ({names})"
@@ -46,5 +49,6 @@ def _on_host(layer: Layer) -> Layer:
         return layer
     try:
         return dataclasses.replace(layer, kernel=backend_of(layer.kernel).to_numpy(layer.kernel))
-    except COMPUTING_FAILS as error:  # such as a dtype that NumPy does not have, or the meta device
-        return dataclasses.replace(layer, kernel=None, note=join_notes(layer.note, one_line(error)))
+    except COMPUTING_FAILS as error:  # NumPy may lack the dtype, or the device the numbers
+        reason = f"its weight cannot be read as numbers: {one_line(error)}"
+        return dataclasses.replace(layer, kernel=None, note=join_notes(layer.note, reason))

@@ -168,8 +168,8 @@ def _project(layers: Sequence[Layer], placement: Placement, bound: float, neares
         return Projected(None, before, before)
     if stored is None:
         unchanged = (
-            "its weights are not stored as such, but computed from others, or in a file that is not written: "
-            "they cannot be replaced"
+            "its weights are not stored in this file as they are: they are computed from other tensors, or stand in "
+            "another file, so they cannot be replaced"
         )
         return Projected(None, before, before, converged=False, note=unchanged)
     wide, iterations, converged = kernel, 0, True

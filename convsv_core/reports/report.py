@@ -90,7 +90,7 @@ class Row:
 
     @property
     def has_figures(self) -> bool:
-        """Whether something is known of the norm."""
+        """Return whether anything is known of the norm."""
         return self.norm is not None
 
     @property
@@ -151,7 +151,7 @@ class LayerReport(Row):
 
     @property
     def has_figures(self) -> bool:
-        """Whether the norm, or a bound of it that needs no extents, is known."""
+        """Return whether the norm is known, or a bound of it that needs no extents."""
         return self.norm is not None or self.norm_upper is not None
 
 
@@ -220,7 +220,7 @@ class ProjectionReport(Row):
 
     @property
     def failed(self) -> bool:
-        """Whether the layer was to be projected, and is not shown to be within the bound."""
+        """Return whether the layer was to be projected, and is not shown to be within the bound."""
         return self.selected and not (self.norm_after is not None and self.norm_after <= self.bound)
 
 
@@ -257,7 +257,7 @@ class DifferenceReport(Row):
 
     @property
     def has_figures(self) -> bool:
-        """Whether something is known of the difference."""
+        """Return whether anything is known of the difference."""
         return self.share is not None
 
 
@@ -282,5 +282,5 @@ class ModelReport:
 
     @property
     def failed(self) -> bool:
-        """Whether the model has no figures."""
+        """Return whether the model has no figures."""
         return not self.layers

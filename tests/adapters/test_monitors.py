@@ -208,3 +208,20 @@ def test_keras_measures_every_so_many_batches(tmp_path: Path) -> None:
         assert last[report.name].certified_norm * (1 + 20 * EPS) >= report.operator_norm
         assert last[report.name].smallest_singular_value == pytest.approx(report.smallest_singular_value, rel=1e-4)
     assert history.history["certified_norm"] == [max(one.certified_norm for one in monitor.measurements[-2].layers)]
+
+
+def test_a_class_that_does_not_convolve_with_its_weight_is_left_out() -> None:
+    class Scaled(nn.Conv2d):
+        def _conv_forward(self, images: Any, weight: Any, bias: Any) -> Any:
+            return super()._conv_forward(images, 3 * weight, bias)
+
+    monitor = SpectrumMonitor(nn.Sequential(nn.Conv2d(1, 4, 3), Scaled(4, 4, 3)), torch.zeros(1, 1, 8, 8))
+    assert [layer.name for layer in monitor.layers] == ["0"]
+    assert "forward pass of its own" in monitor.left_out["1"]
+
+
+def test_swapped_arguments_and_a_folder_that_is_missing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="swapped"):
+        SpectrumMonitor(torch.zeros(1, 1, 8, 8), nn.Conv2d(1, 4, 3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there is no directory"):
+        SpectrumMonitor(nn.Conv2d(1, 4, 3), log=tmp_path / "missing" / "spectra.csv")

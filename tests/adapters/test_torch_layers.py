@@ -188,6 +188,8 @@ def test_a_report_without_extents_says_so() -> None:
 def test_analyze_refuses_other_objects() -> None:
     with pytest.raises(TypeError, match=r"builtins\.dict"):
         convsv.analyze({})
+    with pytest.raises(TypeError, match=r"'m\.onnx'.*convsv spectrum reports on a file"):
+        convsv.analyze("m.onnx")
 
 
 def test_facts_are_fields_and_layers_compare_by_them() -> None:

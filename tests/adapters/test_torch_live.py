@@ -166,3 +166,26 @@ def test_a_class_that_does_more_than_convolve_with_its_weight_has_figures(wrap) 
     (report,) = convsv.analyze(wrap(Padded(3, 4, 3)), torch.zeros(1, 3, 8, 8))
     assert report.operator_norm > 0
     assert "forward pass of its own" in report.note
+
+
+def test_a_parametrization_without_a_way_back_is_named() -> None:
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer = nn.Conv2d(3, 4, 3)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    with pytest.raises(ValueError, match=r"'0' cannot be projected.*right_inverse"):
+        project_after_step(torch.optim.SGD(layer.parameters(), 0.1), nn.Sequential(layer), 0.1).project()
+
+
+def test_inputs_that_are_no_tensors_and_models_without_numbers_are_named() -> None:
+    layer = nn.Conv2d(3, 4, 3).eval()
+    with pytest.raises(ValueError, match="example_input holds int: wanted tensors"):
+        convsv.lipschitz(layer, (1, 3, 8, 8))
+    with pytest.raises(ValueError, match="example_input holds ndarray: wanted tensors"):
+        convsv.lipschitz(layer, torch.zeros(1, 3, 8, 8).numpy())
+    with pytest.raises(ValueError, match="'weight' is on the meta device"):
+        convsv.lipschitz(copy.deepcopy(layer).to("meta"), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(TypeError, match="bound='1': wanted a number, not str"):
+        project_after_step(torch.optim.SGD(layer.parameters(), 0.1), layer, "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from convsv_conformance.checks import bounds, spectrum
 from convsv_conformance.failures import KnownFailures
 from convsv_conformance.features import FEATURES
-from convsv_conformance.suite import Item, select
+from convsv_conformance.suite import Item, Skip, select
 from convsv_conformance.table import TABLE, by_name, geometry_of
 from convsv_conformance.target import Failure, Ledger, Target
 
@@ -374,6 +375,13 @@ def test_a_quick_run_asks_every_feature_that_a_usual_run_asks(backend: str) -> N
     assert asked == wanted
     assert {item.id for item in quick} <= {item.id for item in usual}
     assert len(quick) < len(usual)
+
+
+def test_a_feature_without_its_library_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    items = list(select(["numpy"], dtypes=["float32"], features=["random", "symbol"]).items())
+    assert [item.reason for item in items if isinstance(item, Skip)] == ["hypothesis is not installed"]
+    assert {item.feature.name for item in items if isinstance(item, Item)} == {"symbol"}
 
 
 def test_names_are_unique() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,6 +12,7 @@ from convsv_adapters.formats.onnx import layers as onnx_layers
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import KERNEL, KERNEL_OF_3, conv, save, two_convolutions, unknown_to_inference, value
 
+from convsv_core import lipschitz
 from convsv_core.layers import ModelError, ReadOptions
 from convsv_core.reports import read_model
 
@@ -295,3 +298,27 @@ def test_a_pad_node_that_is_no_padding_is_left_and_noted(tmp_path, pads, fill, m
     assert layer.input_shape == tuple(8 + pads[a] + pads[4 + a] for a in (2, 3))
     assert layer.conv.padding == ((own, own),) * 2
     assert "Pad node" in layer.note
+
+
+@pytest.mark.parametrize(
+    ("shape", "attributes", "words"),
+    [
+        ((4, 2, 3, 3), {}, "3 channels"),
+        ((4, 3, 3, 3), {"kernel_shape": [5, 5]}, r"kernel_shape=\[5, 5\]"),
+        ((4, 3, 3, 3), {"pads": [1, 1, 1]}, "3 entries, wanted 4"),
+        ((4, 1, 3, 3), {"group": 3}, "group=3 does not divide the 4"),
+    ],
+)
+def test_attributes_that_contradict_the_kernel_are_named(tmp_path, shape, attributes, words):
+    path = tmp_path / "m.onnx"
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32), "w")]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "g", [image], [result], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    (layer,) = read_model(path)
+    assert layer.conv is None
+    assert re.search(words, layer.note)
+    (missing,) = lipschitz(path).missing
+    assert re.search(words, missing.reason)

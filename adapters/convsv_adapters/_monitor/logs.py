@@ -43,7 +43,7 @@ def as_writes(log: Log) -> list[Write]:
     TypeError
         One of the places is of no kind that is known.
     ValueError
-        A CSV file has other columns.
+        A CSV file has other columns, or would stand in a folder that does not exist.
     """
     if log is None:
         return []
@@ -93,6 +93,8 @@ class _CsvFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.parent.is_dir():
+            raise ValueError(f"log={str(path)!r}: there is no directory {str(path.parent)!r}")
         if path.exists() and path.stat().st_size:
             with path.open(newline="") as file:
                 found = next(csv.reader(file), [])

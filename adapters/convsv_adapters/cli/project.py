@@ -10,6 +10,7 @@ import click
 
 from convsv_adapters.cli.options import ModelOptions, OneCall, model_options, number, output_file
 from convsv_adapters.cli.request import Request
+from convsv_core.layers import some_names
 from convsv_core.reports import project_layers, projection_view
 from convsv_core.training import METHODS, ProjectionMethod
 
@@ -108,5 +109,5 @@ def command(
     about = {"output": None if failed else str(destination.targets[0]), "bound": bound, "method": method}
     request.publish(request.report(reports, projection_view(bound, method), about), sort, json_path)
     if failed:
-        shown = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
+        shown = some_names(failed)
         raise click.ClickException(f"{output} was not written: no norm of at most {bound:g} for {shown}; see the notes")

@@ -25,4 +25,5 @@ def load_library(name: str, path: Path, extra: str) -> Any:
 
 def damaged(path: Path, kind: str, error: BaseException) -> ModelError:
     """Return the error for a file that cannot be read as `kind`, such as "an .npz archive"."""
-    return ModelError(f"{path}: not {kind}, or a damaged one: {one_line(error)}")
+    reason = one_line(error, with_type=isinstance(error, LookupError))  # whose text is the key alone
+    return ModelError(f"{path}: not {kind}, or a damaged one: {reason}")

@@ -74,7 +74,7 @@ def following(model: keras.layers.Layer, layers: Iterable[keras.layers.Layer], k
     """
     layers = list(layers)
     norms = [one for one in layers if isinstance(one, keras.layers.BatchNormalization)]
-    last = {id(kernel.module): kernel for kernel in kernels}  # of a separable layer the second kernel
+    last = {id(kernel.module): kernel for kernel in kernels}  # a separable layer has its second kernel here
     pairs: dict[tuple[int, int], Folded] = {}
     alone: dict[int, Folded] = {}
     reached: set[int] = set()

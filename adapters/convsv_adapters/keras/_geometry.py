@@ -27,7 +27,9 @@ def register(cls: type[T]) -> type[T]:
 
 
 class KernelGeometry:
-    """How a kernel acts, in Keras's words: Keras gives a constraint or a regularizer the kernel, and not its layer.
+    """The geometry of a kernel, in Keras's words.
+
+    Keras gives a constraint or a regularizer the kernel, and not its layer.
 
     Parameters
     ----------

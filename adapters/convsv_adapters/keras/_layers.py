@@ -102,6 +102,8 @@ def model_layers(model: keras.layers.Layer, example_input: object, linear: bool 
     for layer, kernels in _by_layer(model, example_input, EVERY_KIND):
         for one in kernels:
             row = model_layer(one, one.kernel)
+            if getattr(layer, "lora_enabled", False) and row.kernel is not None:
+                row = replace(row, kernel=keras.ops.convert_to_tensor(layer.kernel), note="")
             assumed = bool(note) and row.input_shape is not None
             rows.append(replace(row, note=join_notes(row.note, note), assumed_extents=True) if assumed else row)
         if linear and isinstance(layer, LINEAR):

@@ -71,7 +71,9 @@ class SpectrumMonitor(Monitor, keras.callbacks.Callback):  # type: ignore[misc]
     def measure(self, model: keras.Model | None = None) -> dict[str, float]:
         """Measure the convolutions of `model`, or of the model that is trained, and return the numbers."""
         model = self.model if model is None else model  # on JAX, reading `self.model` writes the trainer's state back
-        layers = self._measurable(conv_layers(model, self.example_input))
+        found = conv_layers(model, self.example_input)
+        self.left_out |= {layer.name: layer.note for layer in found if layer.unknown_forward}
+        layers = self._measurable(layer for layer in found if not layer.unknown_forward)
         return self._record(layers, [layer.kernel for layer in layers])
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

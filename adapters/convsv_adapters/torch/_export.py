@@ -65,14 +65,22 @@ def export(model: nn.Module, example_input: object) -> Exported:
     Raises
     ------
     ValueError
-        The call fails, its control flow or its shapes depend on values, it is no fixed map (a normalisation or a
-        dropout in training mode, random numbers, buffers that change), or an input is not of floating-point numbers.
+        A tensor is on the meta device, the call fails, its control flow or its shapes depend on values, it is no fixed
+        map (a normalisation or a dropout in training mode, random numbers, buffers that change), or an input is not of
+        floating-point numbers.
     """
     args, kwargs = call_arguments(example_input)
     leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        kinds = ", ".join(sorted({type(leaf).__qualname__ for leaf in leaves})) or "nothing"
+        raise ValueError(f"example_input holds {kinds}: wanted tensors, such as torch.zeros(1, 3, 64, 64)")
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor) and not leaf.is_floating_point():
             raise ValueError(f"example_input holds a tensor of {leaf.dtype}: wanted floating-point numbers")
+    held = (*model.named_parameters(), *model.named_buffers(), *(("example_input", one) for one in leaves))
+    for name, tensor in held:
+        if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            raise ValueError(f"{name!r} is on the meta device, where tensors have no numbers: wanted a loaded model")
     program = _exported(model, args, kwargs)
     _check_fixed(program, model)
     given = dict(zip(program.graph_signature.user_inputs, leaves, strict=True))
@@ -97,8 +105,6 @@ def export(model: nn.Module, example_input: object) -> Exported:
                     values[node], native[node] = _computed(node, values, native)
                 else:
                     operators.append(node)
-    if not inputs:
-        raise ValueError("example_input holds no tensor: wanted the input of the model")
     returned = [node for node in program.graph.output_node().all_input_nodes if node not in values]
     if not returned:
         raise ValueError("model returns nothing that depends on its input: wanted a network")

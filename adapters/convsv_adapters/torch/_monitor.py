@@ -12,6 +12,7 @@ from convsv_adapters._monitor import Log, Monitor
 from convsv_adapters.torch._exchange import process_rank, refuse_flat_parameters
 from convsv_adapters.torch._forward import in_evaluation_mode
 from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD, conv_layers, without_autocast
+from convsv_adapters.torch._own_forward import uses_its_weight
 from convsv_adapters.torch._step_hook import OptimizerHook, check_optimizer
 from convsv_adapters.torch._targets import gathered
 
@@ -88,10 +89,13 @@ class SpectrumMonitor(Monitor, OptimizerHook):
         histograms: bool = False,
     ) -> None:
         super().__init__(every, log, points=points, histograms=histograms)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__qualname__}: wanted a torch.nn.Module; are arguments swapped?")
         refuse_flat_parameters(model)
         found = conv_layers(model, example_input) if layers is None else list(layers)
         self.left_out = {layer.name: COMPUTED_IN_FORWARD for layer in found if layer.computed_in_forward}
-        self.layers = self._measurable(layer for layer in found if not layer.computed_in_forward)
+        self.left_out |= {layer.name: layer.note for layer in found if not uses_its_weight(layer)}
+        self.layers = self._measurable(layer for layer in found if layer.name not in self.left_out)
         if not self.layers:
             reasons = "; ".join(self.left_out.values()) or "it has none"
             raise ValueError(f"model has no convolution that can be measured: {reasons}")

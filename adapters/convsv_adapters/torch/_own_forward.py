@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from convsv_adapters._layers import ConvLayer
 from convsv_adapters.torch._forward import in_evaluation_mode
 from convsv_core.conv import per_axis
 
-__all__ = ["convolves_with_its_weight"]
+__all__ = ["uses_its_weight"]
 
 FORWARD = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -40,7 +41,12 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
         return function(*args, **(kwargs or {}))
 
 
-def convolves_with_its_weight(module: nn.Module) -> bool:
+def uses_its_weight(layer: ConvLayer) -> bool:
+    """Return whether a layer surely convolves with its weight as it is stored, which PyTorch's own classes do."""
+    return not layer.unknown_forward or (not layer.linear and _convolves_with_its_weight(layer.module))
+
+
+def _convolves_with_its_weight(module: nn.Module) -> bool:
     """Return whether a convolution with a forward pass of its own convolves once, with its weight as it is stored.
 
     The module is called once on zeros, in evaluation mode and without its hooks. False if the call fails, if it changes

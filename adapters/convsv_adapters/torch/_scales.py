@@ -100,7 +100,7 @@ class Part(Target):
 
     @property
     def alone(self) -> bool:
-        """Whether the normalisation follows no layer."""
+        """Return whether the normalisation follows no layer."""
         return self.layer.module is self.layer.normalisation
 
     def measure(self, variance: torch.Tensor) -> Measured:

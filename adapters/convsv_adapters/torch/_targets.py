@@ -16,6 +16,7 @@ from convsv_adapters.torch._exchange import is_sharded, write_shard
 from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD
 from convsv_core import ProjectionState, project
 from convsv_core.layers import Operator
+from convsv_core.plugins import one_line
 from convsv_core.training import CERTIFICATE_RTOL, frobenius_bound, rescale_together
 
 __all__ = [
@@ -130,7 +131,13 @@ class Target:
         module, parameter = self.module, self.module._parameters.get("weight")
         weight = kernel.squeeze(-1) if self.layer.linear else kernel
         if parameter is None:
-            module.weight = weight.clone()
+            try:
+                module.weight = weight.clone()
+            except (NotImplementedError, RuntimeError) as error:  # torch raises a RuntimeError without a right_inverse
+                raise ValueError(
+                    f"the layer {self.names[0]!r} cannot be projected: {one_line(error)}; wanted a parametrization "
+                    f"with a right_inverse, or the plain layer"
+                ) from error
             change, size = (float(torch.linalg.vector_norm(one)) for one in (module.weight - weight, weight))
             if not change <= STORED_EPS * torch.finfo(weight.dtype).eps * size:
                 self.reference = None

@@ -44,6 +44,7 @@ class Mistake:
 
 _CONV = convsv.Conv("OIHW")
 _TEXT: Any = "OIHW"
+_FRACTION: Any = 1.5
 _PUBLIC = {
     "singular_values": convsv.singular_values,
     "frequency_singular_values": convsv.frequency_singular_values,
@@ -212,6 +213,18 @@ MISTAKES = (
         lambda make: convsv.log_abs_det(make((3, 2, 3, 3)), (4, 4), _CONV),
         ValueError,
         ("not square", "(3, 2, 3, 3)"),
+    ),
+    Mistake(
+        "vector-between",
+        lambda make: convsv.svd(make((2, 2, 3, 3)), (4, 4), _CONV).singular_vectors(_FRACTION),
+        TypeError,
+        ("index=1.5", "integer"),
+    ),
+    Mistake(
+        "direction-state",
+        lambda make: convsv.steepest_direction(make((2, 2, 3, 3)), (4, 4), _CONV, state=make((2, 2))),
+        TypeError,
+        ("state", "wanted the state of an earlier result"),
     ),
     Mistake(
         "vector-beyond",

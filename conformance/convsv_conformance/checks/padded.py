@@ -112,7 +112,7 @@ def _matrix(layer: PaddedLayer, values: Array) -> Array:
 def _matrix_of_one_axis(layer: PaddedLayer, values: Array) -> Array:
     """Return the matrix of a layer of one spatial axis, one tap after another: it may have thousands of taps."""
     conv, groups = layer.conv, layer.conv.groups
-    rows_all, columns, taps = values.shape  # of the forward convolution, whose transpose the layer may be
+    rows_all, columns, taps = values.shape  # a transposed layer is the adjoint of a convolution with these axes
     wide, narrow = layer.input_shape[0], layer.output_shape[0]
     if conv.transposed:
         wide, narrow = narrow, wide

@@ -17,6 +17,7 @@ from convsv_adapters.formats.onnx.graph import STANDARD, Node, Place, Scope, att
 from convsv_adapters.formats.onnx.neighbours import Uses, following_normalisation, layer_name, with_unique_names
 from convsv_adapters.formats.onnx.pads import explicit_pads, forward_pads, halves, pads_by_axis
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
+from convsv_adapters.formats.onnx.stated_geometry import check_stated_geometry
 from convsv_adapters.formats.onnx.tensors import STORED_DTYPES
 from convsv_adapters.formats.onnx.types import Dims, Types, dims_of
 from convsv_adapters.parameters import LAYOUTS, HostArray
@@ -184,7 +185,7 @@ def _fold_pad(item: _Found, rank: int) -> None:
         item.notes.append(f"after a Pad node ({pad.mode}, {pad.sides}) that is no part of a convolution's padding")
         return
     if auto_pad.startswith("SAME"):
-        return  # such padding depends on the extents behind the Pad node, so the layer begins there
+        return  # SAME padding depends on the extents behind the Pad node, so the layer begins there
     item.source, item.pads, item.padding_mode = node.input[0], pad.sides[2:], PAD_MODES[pad.mode]
 
 
@@ -331,6 +332,8 @@ def _stored(scope: Scope, stored: Mapping[str, Any], name: str) -> Stored | None
 
 def _conv(item: _Found, kernel: HostArray) -> Conv:
     values, taps = attributes(item.node), kernel.shape[2:]
+    channels = item.dims[1] if item.dims and len(item.dims) > 1 and not item.assumed else None
+    check_stated_geometry(values, kernel.shape, channels or None, item.node.op_type == "ConvTranspose")
     stride = values.get("strides", (1,) * len(taps))
     dilation = values.get("dilations", (1,) * len(taps))
     options = {"stride": stride, "dilation": dilation, "groups": values.get("group", 1)}
