@@ -10,7 +10,7 @@ import numpy as np
 
 from convsv_adapters.formats.bfloat16 import from_bfloat16_bits, to_bfloat16_bits
 from convsv_adapters.formats.keras_config import Configured
-from convsv_adapters.formats.parts import HostArray
+from convsv_adapters.parameters.parts import HostArray
 from convsv_core.layers import ModelError, Stored
 
 __all__ = [

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convsv_adapters.formats.companions import Companions
 from convsv_adapters.formats.keras_arrays import Arrays, is_archive_group, read_arrays, text_of
-from convsv_adapters.formats.parts import HostArray, Named
 from convsv_adapters.parameters import LAYOUTS, NetworkArrays
+from convsv_adapters.parameters.companions import Companions
+from convsv_adapters.parameters.parts import HostArray, Named
 from convsv_core.layers import ModelError, Stored
 
 __all__ = ["is_of_older_format", "weights_alone"]

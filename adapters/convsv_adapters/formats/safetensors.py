@@ -15,8 +15,8 @@ import numpy as np
 from convsv_adapters.formats.bfloat16 import from_bfloat16_bits, to_bfloat16_bits
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes
-from convsv_adapters.formats.parts import HostArray, Named, Shard, form_of, needs_numbers
 from convsv_adapters.parameters import kernel_ranks, layers_from_arrays, may_be_kernel, not_floating
+from convsv_adapters.parameters.parts import HostArray, Named, Shard, form_of, needs_numbers
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 

@@ -12,8 +12,8 @@ from typing import Any
 from convsv_adapters.formats import safetensors, state_dict
 from convsv_adapters.formats.errors import damaged
 from convsv_adapters.formats.files import first_bytes
-from convsv_adapters.formats.parts import HostArray, Named
 from convsv_adapters.parameters import kernel_ranks, layers_from_arrays
+from convsv_adapters.parameters.parts import HostArray, Named
 from convsv_core.layers import LayerList, LeftOut, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 

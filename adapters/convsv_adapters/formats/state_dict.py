@@ -14,7 +14,6 @@ import numpy as np
 
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
-from convsv_adapters.formats.parts import Shard, form_of, needs_numbers
 from convsv_adapters.formats.tree import Tree, find_networks
 from convsv_adapters.parameters import (
     HostArray,
@@ -24,6 +23,7 @@ from convsv_adapters.parameters import (
     may_be_kernel,
     not_floating,
 )
+from convsv_adapters.parameters.parts import Shard, form_of, needs_numbers
 from convsv_core.layers import LayerList, LeftOut, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from convsv_adapters.formats.companions import Companions, look_around, shown_names
-from convsv_adapters.formats.dense import Matrix, look_at_matrix, normalisation_behind
-from convsv_adapters.formats.parts import HostArray, Named, put_together
+from convsv_adapters.parameters.companions import Companions, look_around, shown_names
+from convsv_adapters.parameters.dense import Matrix, look_at_matrix, normalisation_behind
+from convsv_adapters.parameters.names import LAYOUTS, OPTIMIZER_STATE, is_kernel, natural_order
+from convsv_adapters.parameters.parts import HostArray, Named, put_together
 from convsv_core.conv import SPATIAL_LETTERS, Conv
 from convsv_core.layers import (
     Geometry,
@@ -26,48 +26,10 @@ from convsv_core.layers import (
     some_names,
 )
 
-__all__ = [
-    "LAYOUTS",
-    "HostArray",
-    "NetworkArrays",
-    "in_natural_order",
-    "is_kernel",
-    "kernel_ranks",
-    "layers_from_arrays",
-    "layers_from_networks",
-    "may_be_kernel",
-    "not_floating",
-    "put_together",
-    "refuse_geometry",
-]
-
-LAYOUTS = {2 + ndim: f"OI{spatial}" for ndim, spatial in SPATIAL_LETTERS.items()}
-"""The layout of a kernel by its rank, in PyTorch's and ONNX's order of axes."""
+__all__ = ["NetworkArrays", "kernel_ranks", "layers_from_arrays", "layers_from_networks", "refuse_geometry"]
 
 DEFAULT_EXTENT = 32
 """Pixels along each spatial axis where the user gives no input shape: the size of CIFAR-10's images. A guess."""
-
-NOT_A_KERNEL = re.compile(
-    r"(^|_)(embed|embeddings?|tokens?|pos|position|bias|mask|anchors?|grid|table|buffer|cache|gamma|beta|scale|"
-    r"mean|var|std|kv|mem|latents?|queries|prompts?)(_|$)",
-    re.IGNORECASE,
-)
-"""Words in the last part of a name that say that an array of rank 3 to 5 is no kernel.
-
-The list is a guess: it names what common vision networks store beside their kernels.
-"""
-
-SCALE = re.compile(
-    r"(^|[._/])([^._/]*norm\w*|rms|ls\d*|scale|layer_?scale)[._/][^._/]+$|"
-    r"(^|[._/])(alpha|slope|gain|g|ia3_l\.\w+|magnitude)$|magnitude_vector",
-    re.IGNORECASE,
-)
-"""Names that say that an array with a number for each channel is a scale, and not the kernel of one tap. A guess."""
-
-OPTIMIZER_STATE = re.compile(
-    r"((?:.*?[./])??(?:opt_state|optimi[sz]er\w*|exp_avg|exp_avg_sq|momentum_buffer))(?:[./].*)?$", re.IGNORECASE
-)
-"""Names of arrays that are the state of an optimizer, in files that hold a flat list of arrays. A guess."""
 
 
 class NetworkArrays(NamedTuple):
@@ -179,12 +141,6 @@ def refuse_geometry(options: ReadOptions, path: Path) -> None:
         raise ModelError(f"{path}: holds the geometry of its layers; drop {next(iter(options.layers))!r}")
 
 
-def in_natural_order(names: Iterable[str]) -> bool:
-    """Return whether names are in an order of their own, or in an alphabetical one that puts numbers by value too."""
-    found = list(names)
-    return found != sorted(found) or found == sorted(found, key=_natural_order)
-
-
 class _Reading:
     """The arrays of a network on their way to becoming layers."""
 
@@ -197,7 +153,7 @@ class _Reading:
         """Return the layers. The names and patterns of the options that fit one are added to `used`."""
         names = list(self.named)
         if not ordered:
-            names.sort(key=lambda name: _natural_order(self.shown[name]))
+            names.sort(key=lambda name: natural_order(self.shown[name]))
         layers: list[Layer] = []
         first_channels: int | None = None
         for name in names:
@@ -352,30 +308,6 @@ class _Reading:
         return layer, inputs * (1 if transposed else groups)
 
 
-def is_kernel(name: str, array: HostArray | str) -> bool:
-    """Return whether an array is taken for the kernel of a convolution; True for one that could not be read.
-
-    See `layers_from_arrays` for the rule.
-    """
-    if isinstance(array, str):
-        return True
-    if array.dtype.kind not in "fc" or array.ndim not in LAYOUTS or not array.size or not may_be_kernel(name):
-        return False
-    return not (array.size == max(array.shape) and SCALE.search(name))
-
-
-def may_be_kernel(name: str) -> bool:
-    """Return whether an array of this name can be a kernel."""
-    return not NOT_A_KERNEL.search(re.split(r"[./:]", name)[-1])
-
-
-def not_floating(name: str, dtype: str) -> str:
-    """Return why an array of integers is no kernel that can be read; "" unless its name says that it is a weight."""
-    last = re.split(r"[./:]", name)[-1]
-    is_weight = dtype in ("int8", "uint8") and re.search(r"weight|kernel", last) and not last.endswith("_mask")
-    return f"integers ({dtype}), of which the file does not say what they stand for" if is_weight else ""
-
-
 def _layout(rank: int, wanted: str | None) -> str:
     """Return the layout of kernels of `rank` that orders its axes as the layout `wanted`.
 
@@ -405,8 +337,3 @@ def _extents(input_shape: tuple[int, ...] | None, ndim: int, channels: int, path
     if len(input_shape) > ndim and input_shape[-1] == channels != input_shape[-ndim - 1]:
         return input_shape[-ndim - 1 : -1]
     return input_shape[-ndim:]
-
-
-def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts ``layer.10`` behind ``layer.2``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsv_adapters.formats.companions import bias_of, doubt_about, owner_of
-from convsv_adapters.formats.parts import HostArray
+from convsv_adapters.parameters.companions import bias_of, doubt_about, owner_of
+from convsv_adapters.parameters.parts import HostArray
 from convsv_core.layers import Normalisation
 
 __all__ = ["Matrix", "look_at_matrix", "normalisation_behind"]

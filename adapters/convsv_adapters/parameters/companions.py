@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsv_adapters.formats.parts import HostArray
+from convsv_adapters.parameters.parts import HostArray
 from convsv_core.layers import Geometry
 
 __all__ = ["Companions", "bias_of", "doubt_about", "look_around", "owner_of", "shown_names"]
