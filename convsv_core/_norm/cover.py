@@ -123,8 +123,8 @@ def covered_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float, real: b
     If a corner has not passed, the middle of the cell is not excluded. S lies in a cell of the fine grid, where
     interpolation has an error of at most ``S rise / 4``. A corner of this cell has a norm of at most L, unless it is
     excluded. Then it lies on a coarse grid line along some axis, and all coarse frequencies around it have passed. Its
-    norm is at most ``share L + S (rise - least)``, where `least` is the smallest term of the sum `rise`. With ``least >=
-    rise / 4`` and ``(1 + rtol) (1 - rise / 4) >= 1`` both contradict the assumption.
+    norm is at most ``share L + S (rise - least)``, where `least` is the smallest term of the sum `rise`. Both bounds
+    contradict the assumption if ``least >= rise / 4`` and ``(1 + rtol) (1 - rise / 4) >= 1``.
     """
     whole = CoveredGrid(every_size_grid(kernel_shape, conv, rtol), None)
     types = make_plan(kernel_shape, False, None, conv).exponential_types

@@ -109,11 +109,14 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
             )
         if self._which.shareable and can_share(weight) and not weight.is_complex():
             known = shared_norm(self, weight, self._which)
-            if known.slope is not None:
-                return _Scaled.apply(weight, *known, self)
-            norm = known.norm
-        else:
-            norm = self.norm(weight)
+            quotient = known.norm / type(known.norm)(self.bound)
+            # The divisor's derivative is 0 where the bound leaves the weight as it is, and for a zero weight.
+            moves = known.norm > 0 and (self.mode == "normalise" or quotient >= 1)
+            divisor = float(quotient) if moves else 1.0
+            if known.slope is None:
+                return weight / divisor
+            return _Scaled.apply(weight, divisor, known.slope if moves else None, self)
+        norm = self.norm(weight)
         with without_autocast(weight):
             return (weight / self.divisor(norm)).to(weight.dtype)
 
@@ -146,15 +149,12 @@ class _Scaled(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        context: Any, weight: torch.Tensor, norm: torch.Tensor, slope: torch.Tensor, owner: OperatorNorm
+        context: Any, weight: torch.Tensor, divisor: float, slope: torch.Tensor | None, owner: OperatorNorm
     ) -> torch.Tensor:
-        """Return the scaled weight."""
-        divisor = owner.divisor(norm)
+        """Return the scaled weight. `slope` is the derivative of the norm, or None for a divisor that is constant."""
         context.save_for_backward(weight)
-        context.slope, context.owner, context.divisor = slope, owner, divisor
-        # The divisor's derivative by the norm is 0 where the bound leaves the weight as it is, and for a zero weight.
-        context.moves = bool(norm > 0) and (owner.mode == "normalise" or bool(norm / owner.bound >= 1.0))
-        return (weight / divisor).to(weight.dtype)
+        context.divisor, context.slope, context.owner = divisor, slope, owner
+        return weight / divisor
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
@@ -167,9 +167,10 @@ class _Scaled(torch.autograd.Function):  # type: ignore[misc]
                 (found,) = torch.autograd.grad(scaled, weight, gradient, create_graph=True)
                 return found, None, None, None
             found = gradient / context.divisor
-            if context.moves:
-                along = torch.sum(found * weight, dtype=context.divisor.dtype) / (context.divisor * owner.bound)
-                found = found - along * context.slope
+            if context.slope is not None:
+                wide = torch.promote_types(weight.dtype, torch.float32)
+                along = float(torch.sum(found * weight, dtype=wide)) / (context.divisor * owner.bound)
+                found = torch.add(found, context.slope, alpha=-along)
         return found, None, None, None
 
 

@@ -30,13 +30,13 @@ class Known(NamedTuple):
 
     Attributes
     ----------
-    norm : 0-d tensor
-        Without a graph.
+    norm : NumPy scalar
+        float32 for weights of 32 bits or fewer, else float64.
     slope : tensor or None
         The derivative, of the weight's shape; None if it was not asked for. The caller must not write to it.
     """
 
-    norm: torch.Tensor
+    norm: Any
     slope: torch.Tensor | None
 
 
@@ -48,7 +48,7 @@ class _Result(NamedTuple):
     which : NormOf
     entries : numpy.ndarray
         A copy of the weight. Nothing writes to it.
-    value : numpy.ndarray, shape (1,)
+    value : NumPy scalar
     slope : numpy.ndarray or None
         The derivative, where one was asked for.
     """
@@ -64,6 +64,7 @@ class _Result(NamedTuple):
             self.which == which
             and (self.slope is not None or not derivative)
             and self.entries.dtype == entries.dtype
+            and self.entries.flat[0] == entries.flat[0]  # Most often one entry tells that a step has changed them all.
             and np.array_equal(self.entries, entries)
         )
 
@@ -116,7 +117,7 @@ def shared_norm(owner: object, weight: torch.Tensor, which: NormOf) -> Known:
     entries, result = as_numpy(weight), asker.result
     if result is None or not result.answers(which, entries, derivative):
         result = _computed(asker, entries.copy(), which, derivative)
-    return Known(torch.from_numpy(result.value)[0], torch.from_numpy(result.slope) if derivative else None)
+    return Known(result.value, torch.from_numpy(result.slope) if derivative else None)
 
 
 def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _Result:
@@ -140,7 +141,7 @@ def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _
     slopes = found.slopes if found.slopes is not None else [None] * len(arrays)
     for place, (one, array, slope) in enumerate(zip(chosen, arrays, slopes, strict=True)):
         one.wanted = one is asker
-        one.result = _Result(which, array, found.values[place : place + 1], slope)
+        one.result = _Result(which, array, found.values[place], slope)
     assert asker.result is not None
     return asker.result
 
