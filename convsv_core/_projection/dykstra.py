@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._projection.certificate import Above, Problem, frequencies_above
+from convsv_core._projection.certificate import Problem, places_above, upper_of
 from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._projection.restoration import restored
@@ -32,6 +32,7 @@ from convsv_core._projection.subspace import (
     has_full_support,
     more_columns,
 )
+from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
 from convsv_core._symbol.small_matrices import absolute_square, squared_norm
@@ -46,6 +47,7 @@ __all__ = [
     "begin",
     "from_state",
     "nearest",
+    "shrunk",
 ]
 
 LONGER = 1.03
@@ -157,17 +159,19 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
     `state` is the state of an earlier projection, from which this one starts.
     """
     operand = problem.operand
-    xp = operand.xp
-    above = frequencies_above(problem, operand.kernel, NEAR * float(problem.bound))
-    work = _working_operand(problem, above)
+    xp, exact = operand.xp, has_full_support(operand.plan)
     chosen, dual = from_state(problem, state)
-    chosen, dual = _extended(work, chosen, dual, _coarse(problem, above.places) if state is None else above.places)
-    running = _continued(work, chosen, dual, None)
-    # The first iterate from an earlier state may be near enough. So is one of full support: it needs no iteration.
-    early = state is not None or has_full_support(operand.plan)
+    coarse = _coarse(problem, places_above(problem, operand.kernel, NEAR * float(problem.bound)))
+    if not len(coarse):
+        frequencies = operand.backend.asarray_like(problem.frequencies[chosen], operand.kernel)
+        return Nearest(operand.kernel, 0, True, ProjectionState(frequencies, dual * 0), 0.0)
+    norm = upper_of(problem.rows(operand.kernel), coarse).computed
+    work = _working_operand(problem, norm)
+    chosen, dual = _extended(work, chosen, dual, coarse)
+    running = shrunk(work, _continued(work, chosen, dual, None), problem.bound / norm)
     iterations, before, slow = 0, -math.inf, SLOW * problem.rtol
     while True:
-        spent = min(1 if early and not iterations else CHECK_EVERY, max_iterations - iterations)
+        spent = min(1 if exact and not iterations else CHECK_EVERY, max_iterations - iterations)
         running = _advanced(work, problem.bound, chosen, running, spent)
         iterations += spent
         gain, before = float(running.value) - before, float(running.value)
@@ -192,12 +196,12 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
     return Nearest(found.kernel, iterations, found.converged, reached, value)
 
 
-def _working_operand(problem: Problem, above: Above) -> Operand:
+def _working_operand(problem: Problem, norm: float) -> Operand:
     """Return the operand in the dtype of the iterations: that of the answer if it is precise enough.
 
     Its rounding errors are a share of the kernel. The gap is a share of the distance, which may be much less.
     """
-    far = above.computed > NARROW_NORM * float(problem.bound)
+    far = norm > NARROW_NORM * float(problem.bound)
     narrow = far and problem.rtol >= NARROW_RTOL and not has_full_support(problem.operand.plan)
     return problem.narrow if narrow else problem.operand
 
@@ -329,6 +333,22 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
     if known is not None:
         return advanced if known else kept
     return DualState(*(xp.where(taken, one, other) for one, other in zip(advanced, kept, strict=True)))
+
+
+def shrunk(operand: Operand, state: DualState, share: Array) -> DualState:
+    """Return a first state whose kernel is no farther from the operand's own than the rescaled kernel is.
+
+    `share` is the bound over the norm of the operand's kernel. The dual of a kernel far outside the bound is too large
+    for one near the bound.
+    """
+    xp = operand.xp
+    share = xp.astype(share, operand.real_dtype)
+    size = xp.sqrt(_inner(operand, state.change, state.change))
+    zero = xp.zeros_like(size)
+    most = xp.maximum(1 - share, zero) * xp.sqrt(squared_frobenius(operand))
+    factor = xp.where(size > most, most / xp.where(size > 0, size, xp.ones_like(size)), xp.ones_like(size))
+    dual, change = (array * xp.astype(factor, array.dtype) for array in (state.dual, state.change))
+    return state._replace(dual=dual, ahead=dual, change=change, change_ahead=change)
 
 
 def _value(operand: Operand, bound: Array, weights: Array, change: Array, trace: Array) -> Array:
