@@ -32,9 +32,10 @@ from convsv_core._projection.subspace import (
     has_full_support,
     more_columns,
 )
+from convsv_core._projection.working_set import ProjectionState, extended, from_state
 from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
+from convsv_core._symbol.polynomial import symbol_polynomial
 from convsv_core._symbol.small_matrices import absolute_square, squared_norm
 from convsv_core.backend import Array
 
@@ -42,10 +43,8 @@ __all__ = [
     "CHECK_EVERY",
     "DualState",
     "Nearest",
-    "ProjectionState",
     "advance",
     "begin",
-    "from_state",
     "nearest",
     "shrunk",
 ]
@@ -78,24 +77,6 @@ COARSE_POINTS = 4
 Measured on 3 x 3 kernels: with 3, 4, 5 and 6 the projection of 11 layers took 17.5, 19.2, 28 and 37 seconds. With 3 two
 layers had not converged after 200 iterations.
 """
-
-DUAL_BYTES = 1 << 30
-"""Bytes that the dual variables of the working set, and the two more copies of an iteration, may take. A guess."""
-
-
-class ProjectionState(NamedTuple):
-    """Hold the dual variables of a projection, from which a later projection can start.
-
-    Attributes
-    ----------
-    frequencies : array, shape (count, ndim), int
-        Indices of frequencies on the grid.
-    dual : array, shape (count, groups, rows, columns), complex
-        One matrix for each of the frequencies.
-    """
-
-    frequencies: Array
-    dual: Array
 
 
 class DualState(NamedTuple):
@@ -146,13 +127,6 @@ class Nearest(NamedTuple):
     value: float
 
 
-class WorkingSet(NamedTuple):
-    """Hold places among the visited frequencies, and one dual matrix for each place."""
-
-    places: HostArray
-    dual: Array
-
-
 def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None) -> Nearest:
     """Return a kernel that is, after a rescaling, within the bound on the grid and nearly nearest.
 
@@ -167,7 +141,7 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
         return Nearest(operand.kernel, 0, True, ProjectionState(frequencies, dual * 0), 0.0)
     norm = upper_of(problem.rows(operand.kernel), coarse).computed
     work = _working_operand(problem, norm)
-    chosen, dual = _extended(work, chosen, dual, coarse)
+    chosen, dual = extended(work, chosen, dual, coarse)
     running = shrunk(work, _continued(work, chosen, dual, None), problem.bound / norm)
     iterations, before, slow = 0, -math.inf, SLOW * problem.rtol
     while True:
@@ -187,7 +161,7 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
         running = _with_enough_vectors(work, running)
         fresh = np.setdiff1d(found.peaks, chosen)
         if len(fresh):
-            chosen, dual = _extended(work, chosen, running.dual, fresh)
+            chosen, dual = extended(work, chosen, running.dual, fresh)
             running = _continued(work, chosen, dual, running)
     used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(running.dual) > 0, axis=(1, 2, 3)))
     frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
@@ -365,39 +339,3 @@ def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
     xp = operand.xp
     products = xp.real(operand.backend.conj(change) * kernel)
     return xp.sum(products * sharing(operand)) * math.prod(operand.plan.grid)
-
-
-def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
-    """Return the working set of a state, at the operand's scale; an empty one if there is no state."""
-    operand, plan = problem.operand, problem.operand.plan
-    xp = operand.xp
-    shape = (plan.groups, *plan.block)
-    if state is None:
-        dual = xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype)
-        return WorkingSet(np.zeros(0, int), xp.broadcast_to(dual, (0, *shape)))
-    frequencies, dual = state
-    if tuple(dual.shape[1:]) != shape or frequencies.ndim != 2 or frequencies.shape[1] != len(plan.axes):
-        raise ValueError(
-            f"state has matrices of shape {tuple(dual.shape[1:])}: wanted {shape}; is it of another layer?"
-        )
-    dual = xp.astype(dual / operand.scale, operand.complex_dtype)
-    if not problem.known:
-        return WorkingSet(np.arange(dual.shape[0]), dual)
-    indices = operand.backend.to_numpy(frequencies).astype(int)
-    if np.any((indices < 0) | (indices >= np.asarray(plan.periods))):
-        raise ValueError(f"state holds frequencies beyond the grid {plan.periods}: is it of another input shape?")
-    return WorkingSet(plan.visit[np.ravel_multi_index(tuple(indices.T), plan.periods)], dual)
-
-
-def _extended(operand: Operand, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
-    """Return a working set with more places, as far as memory allows, and zeros as their dual matrices."""
-    xp = operand.xp
-    fresh = np.setdiff1d(above, chosen)
-    affordable = DUAL_BYTES // (3 * math.prod(dual.shape[1:]) * itemsize(operand))
-    fresh = fresh[: max(1, affordable - len(chosen))]
-    zeros = xp.broadcast_to(
-        xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype), (len(fresh), *dual.shape[1:])
-    )
-    return WorkingSet(
-        np.concatenate([chosen, fresh]), xp.concat([xp.astype(dual, zeros.dtype, copy=False), zeros], axis=0)
-    )

@@ -60,7 +60,8 @@ def restored(problem: Problem, work: Operand, kernel: Array, value: float, chose
     """
     operand, limit = problem.operand, float(problem.bound)
     allowed = 2 * value / (1 - problem.rtol)
-    best, least, first = kernel, math.inf, None
+    best, least = kernel, math.inf
+    first: HostArray | None = None
     for _ in range(ROUNDS):
         above = frequencies_above(problem, kernel, limit)
         squared = _squared(operand, kernel, limit / above.computed)
@@ -72,6 +73,7 @@ def restored(problem: Problem, work: Operand, kernel: Array, value: float, chose
             break
         chosen = np.union1d(chosen, tops)
         kernel = _lowered(problem, work, kernel, chosen, allowed)
+    assert first is not None  # there is at least one round
     return Restored(best, least <= allowed, first)
 
 
