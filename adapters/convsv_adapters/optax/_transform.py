@@ -79,7 +79,7 @@ def operator_norm_bound(
     A step of "dykstra" decomposes the matrices at all frequencies of the grid. The check whether a kernel is within the
     bound decomposes about a tenth of them. A program for one device of a CPU calls NumPy code for both, which visits
     few frequencies, and ends at a gap of 1 % (see `convsv_core.project`). On two busy cores, with four convolutions of
-    up to 128 channels and batches of 64 images, "rescale" added 10 to 40 % to a training step, and "dykstra" 120 %.
+    up to 128 channels and batches of 64 images, "rescale" added 17 % to a training step, and "dykstra" 110 to 160 %.
 
     Batch normalisations are not bounded: a transformation sees parameters alone, and their scale depends on running
     variances, which are no parameters.
