@@ -32,6 +32,8 @@ __all__ = [
     "certify",
     "certify_original",
     "frequencies_above",
+    "places_above",
+    "upper_of",
 ]
 
 COARSER = (8, 4, 2, 1)
@@ -196,6 +198,13 @@ def frequencies_above(problem: Problem, kernel: Array, limit: float, among: Host
     if not len(places):
         return Above(places, limit, 0.0, np.zeros(0))
     return upper_of(rows, places)
+
+
+def places_above(problem: Problem, kernel: Array, limit: float) -> HostArray:
+    """Return the places of the frequencies that `frequencies_above` finds."""
+    if len(problem.frequencies) > TESTED_FREQUENCIES:
+        return _search_above(problem, kernel, limit).places
+    return np.flatnonzero(problem.rows(kernel).above(np.arange(len(problem.frequencies)), limit**2))
 
 
 def upper_of(rows: GramRows, places: HostArray) -> Above:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._projection.certificate import Above, Problem, frequencies_above
+from convsv_core._projection.certificate import Problem, places_above, upper_of
 from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._projection.restoration import restored
@@ -32,8 +32,10 @@ from convsv_core._projection.subspace import (
     has_full_support,
     more_columns,
 )
+from convsv_core._projection.working_set import ProjectionState, extended, from_state
+from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
+from convsv_core._symbol.polynomial import symbol_polynomial
 from convsv_core._symbol.small_matrices import absolute_square, squared_norm
 from convsv_core.backend import Array
 
@@ -41,11 +43,10 @@ __all__ = [
     "CHECK_EVERY",
     "DualState",
     "Nearest",
-    "ProjectionState",
     "advance",
     "begin",
-    "from_state",
     "nearest",
+    "shrunk",
 ]
 
 LONGER = 1.03
@@ -76,24 +77,6 @@ COARSE_POINTS = 4
 Measured on 3 x 3 kernels: with 3, 4, 5 and 6 the projection of 11 layers took 17.5, 19.2, 28 and 37 seconds. With 3 two
 layers had not converged after 200 iterations.
 """
-
-DUAL_BYTES = 1 << 30
-"""Bytes that the dual variables of the working set, and the two more copies of an iteration, may take. A guess."""
-
-
-class ProjectionState(NamedTuple):
-    """Hold the dual variables of a projection, from which a later projection can start.
-
-    Attributes
-    ----------
-    frequencies : array, shape (count, ndim), int
-        Indices of frequencies on the grid.
-    dual : array, shape (count, groups, rows, columns), complex
-        One matrix for each of the frequencies.
-    """
-
-    frequencies: Array
-    dual: Array
 
 
 class DualState(NamedTuple):
@@ -144,30 +127,25 @@ class Nearest(NamedTuple):
     value: float
 
 
-class WorkingSet(NamedTuple):
-    """Hold places among the visited frequencies, and one dual matrix for each place."""
-
-    places: HostArray
-    dual: Array
-
-
 def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None) -> Nearest:
     """Return a kernel that is, after a rescaling, within the bound on the grid and nearly nearest.
 
     `state` is the state of an earlier projection, from which this one starts.
     """
     operand = problem.operand
-    xp = operand.xp
-    above = frequencies_above(problem, operand.kernel, NEAR * float(problem.bound))
-    work = _working_operand(problem, above)
+    xp, exact = operand.xp, has_full_support(operand.plan)
     chosen, dual = from_state(problem, state)
-    chosen, dual = _extended(work, chosen, dual, _coarse(problem, above.places) if state is None else above.places)
-    running = _continued(work, chosen, dual, None)
-    # The first iterate from an earlier state may be near enough. So is one of full support: it needs no iteration.
-    early = state is not None or has_full_support(operand.plan)
+    coarse = _coarse(problem, places_above(problem, operand.kernel, NEAR * float(problem.bound)))
+    if not len(coarse):
+        frequencies = operand.backend.asarray_like(problem.frequencies[chosen], operand.kernel)
+        return Nearest(operand.kernel, 0, True, ProjectionState(frequencies, dual * 0), 0.0)
+    norm = upper_of(problem.rows(operand.kernel), coarse).computed
+    work = _working_operand(problem, norm)
+    chosen, dual = extended(work, chosen, dual, coarse)
+    running = shrunk(work, _continued(work, chosen, dual, None), problem.bound / norm)
     iterations, before, slow = 0, -math.inf, SLOW * problem.rtol
     while True:
-        spent = min(1 if early and not iterations else CHECK_EVERY, max_iterations - iterations)
+        spent = min(1 if exact and not iterations else CHECK_EVERY, max_iterations - iterations)
         running = _advanced(work, problem.bound, chosen, running, spent)
         iterations += spent
         gain, before = float(running.value) - before, float(running.value)
@@ -183,7 +161,7 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
         running = _with_enough_vectors(work, running)
         fresh = np.setdiff1d(found.peaks, chosen)
         if len(fresh):
-            chosen, dual = _extended(work, chosen, running.dual, fresh)
+            chosen, dual = extended(work, chosen, running.dual, fresh)
             running = _continued(work, chosen, dual, running)
     used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(running.dual) > 0, axis=(1, 2, 3)))
     frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
@@ -192,12 +170,12 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
     return Nearest(found.kernel, iterations, found.converged, reached, value)
 
 
-def _working_operand(problem: Problem, above: Above) -> Operand:
+def _working_operand(problem: Problem, norm: float) -> Operand:
     """Return the operand in the dtype of the iterations: that of the answer if it is precise enough.
 
     Its rounding errors are a share of the kernel. The gap is a share of the distance, which may be much less.
     """
-    far = above.computed > NARROW_NORM * float(problem.bound)
+    far = norm > NARROW_NORM * float(problem.bound)
     narrow = far and problem.rtol >= NARROW_RTOL and not has_full_support(problem.operand.plan)
     return problem.narrow if narrow else problem.operand
 
@@ -331,6 +309,22 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
     return DualState(*(xp.where(taken, one, other) for one, other in zip(advanced, kept, strict=True)))
 
 
+def shrunk(operand: Operand, state: DualState, share: Array) -> DualState:
+    """Return a first state whose kernel is no farther from the operand's own than the rescaled kernel is.
+
+    `share` is the bound over the norm of the operand's kernel. The dual of a kernel far outside the bound is too large
+    for one near the bound.
+    """
+    xp = operand.xp
+    share = xp.astype(share, operand.real_dtype)
+    size = xp.sqrt(_inner(operand, state.change, state.change))
+    zero = xp.zeros_like(size)
+    most = xp.maximum(1 - share, zero) * xp.sqrt(squared_frobenius(operand))
+    factor = xp.where(size > most, most / xp.where(size > 0, size, xp.ones_like(size)), xp.ones_like(size))
+    dual, change = (array * xp.astype(factor, array.dtype) for array in (state.dual, state.change))
+    return state._replace(dual=dual, ahead=dual, change=change, change_ahead=change)
+
+
 def _value(operand: Operand, bound: Array, weights: Array, change: Array, trace: Array) -> Array:
     """Return the value of the dual, from the taps nearest to its variables and the sums of their singular values."""
     value = _inner(operand, change, operand.kernel - change / 2)
@@ -345,39 +339,3 @@ def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
     xp = operand.xp
     products = xp.real(operand.backend.conj(change) * kernel)
     return xp.sum(products * sharing(operand)) * math.prod(operand.plan.grid)
-
-
-def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
-    """Return the working set of a state, at the operand's scale; an empty one if there is no state."""
-    operand, plan = problem.operand, problem.operand.plan
-    xp = operand.xp
-    shape = (plan.groups, *plan.block)
-    if state is None:
-        dual = xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype)
-        return WorkingSet(np.zeros(0, int), xp.broadcast_to(dual, (0, *shape)))
-    frequencies, dual = state
-    if tuple(dual.shape[1:]) != shape or frequencies.ndim != 2 or frequencies.shape[1] != len(plan.axes):
-        raise ValueError(
-            f"state has matrices of shape {tuple(dual.shape[1:])}: wanted {shape}; is it of another layer?"
-        )
-    dual = xp.astype(dual / operand.scale, operand.complex_dtype)
-    if not problem.known:
-        return WorkingSet(np.arange(dual.shape[0]), dual)
-    indices = operand.backend.to_numpy(frequencies).astype(int)
-    if np.any((indices < 0) | (indices >= np.asarray(plan.periods))):
-        raise ValueError(f"state holds frequencies beyond the grid {plan.periods}: is it of another input shape?")
-    return WorkingSet(plan.visit[np.ravel_multi_index(tuple(indices.T), plan.periods)], dual)
-
-
-def _extended(operand: Operand, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
-    """Return a working set with more places, as far as memory allows, and zeros as their dual matrices."""
-    xp = operand.xp
-    fresh = np.setdiff1d(above, chosen)
-    affordable = DUAL_BYTES // (3 * math.prod(dual.shape[1:]) * itemsize(operand))
-    fresh = fresh[: max(1, affordable - len(chosen))]
-    zeros = xp.broadcast_to(
-        xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype), (len(fresh), *dual.shape[1:])
-    )
-    return WorkingSet(
-        np.concatenate([chosen, fresh]), xp.concat([xp.astype(dual, zeros.dtype, copy=False), zeros], axis=0)
-    )

@@ -12,16 +12,12 @@ from convsv_core._projection.certificate import (
     certify_original,
     frequencies_above,
 )
-from convsv_core._projection.dykstra import (
-    CHECK_EVERY,
-    ProjectionState,
-    from_state,
-    nearest,
-)
+from convsv_core._projection.dykstra import CHECK_EVERY, nearest
 from convsv_core._projection.excess import Method
 from convsv_core._projection.final_rescaling import rescaled
 from convsv_core._projection.fixed_steps import clip_and_cut_step, distance_of, fixed_steps
 from convsv_core._projection.restoration import squared_change
+from convsv_core._projection.working_set import ProjectionState, from_state
 from convsv_core._symbol.operand import Operand, check_bound, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive

@@ -14,23 +14,17 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.certificate import Above, Problem, frequencies_above
-from convsv_core._projection.excess import Samples, clip_and_cut
+from convsv_core._projection.excess import Samples, dual_excess
 from convsv_core._projection.subspace import excess_of_followed, first_columns, leading_vectors
 from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.small_matrices import absolute_square
 from convsv_core.backend import Array
 
 __all__ = ["Restored", "peaks", "restored", "squared_change"]
 
 ROUNDS, PASSES = 6, 12
 """Largest number of rounds, each with a test of all frequencies, and of steps in a round. Guesses."""
-
-LENGTH = 3.0
-"""Length of a step, in units of the one that is right if all the frequencies above the bound are equal.
-
-Measured on the layers of the network that comes along and of facenet-pytorch's onet: with 1 and 2, two to four times as
-many steps were needed for the same excess.
-"""
 
 
 class Restored(NamedTuple):
@@ -60,7 +54,8 @@ def restored(problem: Problem, work: Operand, kernel: Array, value: float, chose
     """
     operand, limit = problem.operand, float(problem.bound)
     allowed = 2 * value / (1 - problem.rtol)
-    best, least, first = kernel, math.inf, None
+    best, least = kernel, math.inf
+    first: HostArray | None = None
     for _ in range(ROUNDS):
         above = frequencies_above(problem, kernel, limit)
         squared = _squared(operand, kernel, limit / above.computed)
@@ -72,33 +67,49 @@ def restored(problem: Problem, work: Operand, kernel: Array, value: float, chose
             break
         chosen = np.union1d(chosen, tops)
         kernel = _lowered(problem, work, kernel, chosen, allowed)
+    assert first is not None  # there is at least one round
     return Restored(best, least <= allowed, first)
 
 
 def _lowered(problem: Problem, work: Operand, kernel: Array, places: HostArray, allowed: float) -> Array:
     """Return a kernel whose norm at some places is lower, by steps until its squared distance is as allowed."""
     operand, limit = problem.operand, float(problem.bound)
-    xp, samples, weights = operand.xp, Samples.at(work, places), operand.plan.weights()
+    xp, columns = operand.xp, first_columns(operand)
     bound = xp.astype(problem.bound, work.real_dtype)
-    columns, taps = first_columns(operand), math.prod(axis.taps for axis in operand.plan.axes)
-    vectors = None
+    samples, vectors = Samples.at(work, places), None
     for _ in range(PASSES):
+        narrow = xp.astype(kernel, work.kernel.dtype)
         if columns:
-            narrow = xp.astype(kernel, work.kernel.dtype)
             if vectors is None:
                 vectors = work.run(leading_vectors, columns, arrays=(narrow, samples.frequencies))
-            found = work.run(excess_of_followed, arrays=(narrow, bound, *samples, None, vectors))
-            vectors, norm = found.vectors, float(xp.max(found.norms))
-            used = places[operand.backend.to_numpy(found.excess.trace > 0)]
+            excess, vectors, norms = work.run(excess_of_followed, arrays=(narrow, bound, *samples, None, vectors))
+            norm = float(xp.max(norms))
         else:
             above = frequencies_above(problem, kernel, limit, places)
-            norm, used = above.computed, above.places
-        if not len(used) or _squared(operand, kernel, limit / norm) <= allowed or _squared(operand, kernel) > allowed:
+            norm = above.computed
+            if len(above.places):
+                samples = Samples.at(work, above.places)
+                zero = xp.astype(xp.zeros_like(work.scale), work.complex_dtype)
+                zeros = xp.broadcast_to(zero, (len(above.places), work.plan.groups, *work.plan.block))
+                excess = dual_excess(work, narrow, bound, samples, zeros)
+        if norm <= limit or _squared(operand, kernel, limit / norm) <= allowed or _squared(operand, kernel) > allowed:
             break
-        length = math.prod(operand.plan.periods) * min(LENGTH / float(weights[used].sum()), 1 / taps)
-        change = found.excess.change if columns else clip_and_cut(operand, kernel, problem.bound, "gram", places=used)
-        kernel = kernel - length * xp.astype(change, kernel.dtype)
+        change = xp.astype(excess.change, kernel.dtype)
+        kernel = kernel - _length(operand, samples.weights, excess.matrices, change) * change
     return kernel
+
+
+def _length(operand: Operand, weights: Array, excess: Array, change: Array) -> float:
+    """Return the length of a step along the taps nearest to an excess.
+
+    The operator of the taps is an orthogonal projection of the excess. A step of length 1 thus reduces the excess only
+    by the share of its square that the projection keeps. With the inverse of this share as length, a step would remove
+    the whole excess if it were reduced equally everywhere.
+    """
+    xp = operand.xp
+    square = xp.sum(xp.real(weights)[:, None, None, None] * absolute_square(xp, excess)) * operand.plan.copies
+    kept = float(squared_frobenius(dataclasses.replace(operand, kernel=change)))
+    return float(square) / kept if kept > 0 else 1.0
 
 
 def peaks(problem: Problem, found: Above) -> HostArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,10 @@ def test_projections_are_feasible_and_the_nearest_is_nearest(projections: dict[s
 def test_the_projection_of_a_network_is_timed_both_ways(run_benchmark: Any, tmp_path: Path) -> None:
     path = tmp_path / "kernels.npz"
     np.savez(path, first=np.random.default_rng(0).normal(size=(3, 2, 3, 3)).astype(np.float32))
-    shown = run_benchmark("network-projection", str(path), "--repeats", "1").stdout.splitlines()
-    assert shown[1].startswith("first")
-    assert shown[2].startswith("total")
-    whole, coarse = map(float, shown[1].split()[-2:])
-    assert coarse == pytest.approx(whole, rel=1e-2)
+    figures = tmp_path / "figures.json"
+    shown = run_benchmark("network-projection", str(path), "--repeats", "1", "--json", str(figures)).stdout
+    assert "plain / now" in shown
+    rows = json.loads(figures.read_text())["rows"]
+    assert [row["layer"] for row in rows] == ["first", "total"]
+    assert all(row["converged"] and row["plain_converged"] for row in rows)
+    assert all(row["distance"] == pytest.approx(row["plain_distance"], rel=1e-2) for row in rows)

@@ -15,7 +15,7 @@ from convsv_conformance.target import Failure, Ledger, Target
 
 import convsv_core as convsv
 from convsv_core import Conv
-from convsv_core._projection import certificate, dykstra, excess, projection
+from convsv_core._projection import certificate, excess, projection, working_set
 from convsv_core.plugins import get_backend
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
@@ -77,7 +77,7 @@ def test_a_small_working_set_is_feasible_and_honest(monkeypatch: pytest.MonkeyPa
     kernel = random_kernel(4, 4, 3, 3)
     bound = 0.5 * float(convsv.operator_norm(kernel, (12, 12), CONV))
     whole = convsv.project(kernel, (12, 12), CONV, bound)
-    monkeypatch.setattr(dykstra, "DUAL_BYTES", 3 * 4 * 4 * 16 * 8)
+    monkeypatch.setattr(working_set, "DUAL_BYTES", 3 * 4 * 4 * 16 * 8)
     found = convsv.project(kernel, (12, 12), CONV, bound, max_iterations=200)
     assert found.state is not None
     assert float(found.norm) <= bound

@@ -33,6 +33,10 @@ A guess. It is above the need: such a product is at most 2**-8 of a rounding err
 """
 
 
+STEPS_RTOL = 1e-2
+"""The relative gap, as for `convsv_core.project`, at which a projection takes no more steps. A guess."""
+
+
 class ProjectionSettings(NamedTuple):
     """Arguments of the projection of a kernel: static and hashable."""
 
@@ -77,7 +81,7 @@ def _nearest(
         return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), None if dual is None else dual * 0
 
     def outside(kernel: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        options: dict[str, Any] = {"method": settings.method, "steps": settings.steps}
+        options: dict[str, Any] = {"method": settings.method, "steps": settings.steps, "rtol": STEPS_RTOL}
         if dual is not None:
             # Under tracing, a state is over the whole grid, and its frequencies are not read.
             frequencies = jnp.zeros((dual.shape[0], first.conv.ndim), jnp.int32)
