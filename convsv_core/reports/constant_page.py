@@ -6,7 +6,7 @@ import math
 
 from convsv_core._network.result import Lipschitz
 from convsv_core.reports import constant_charts, texts
-from convsv_core.reports.constant_views import SUBTITLE, default_title, nodes_table, sentences_of
+from convsv_core.reports.constant_views import default_title, nodes_table, sentences_of, subtitle_of
 from convsv_core.reports.page_parts import Content, figure_part, origins_part, plain_table, table_part, written
 
 __all__ = ["constant_page"]
@@ -59,7 +59,7 @@ def constant_page(found: Lipschitz, title: str = "") -> str:
     return written(
         Content(
             title or default_title(found),
-            SUBTITLE,
+            subtitle_of(found),
             sentences_of(found),
             [
                 figure_part(
