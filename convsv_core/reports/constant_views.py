@@ -143,10 +143,8 @@ def _on_blocks(blocks: Sequence[ResidualBlock]) -> list[str]:
     other = [block.name for block in blocks if block.smallest_singular_value <= 0]
     noun = "residual block" if len(blocks) == 1 else "residual blocks"
     if not other:
-        return [
-            f"{'The' if len(blocks) == 1 else 'All'} {len(blocks)} {noun} {'is' if len(blocks) == 1 else 'are'} "
-            "proved to be invertible at every input."
-        ]
+        all_of_them = f"The {noun} is" if len(blocks) == 1 else f"All {len(blocks)} {noun} are"
+        return [f"{all_of_them} proved to be invertible at every input."]
     named = other[:MOST_BLOCKS] + ([f"{len(other) - MOST_BLOCKS} more"] if len(other) > MOST_BLOCKS else [])
     return [
         f"{len(other)} of {len(blocks)} {noun} {'is' if len(other) == 1 else 'are'} not shown to be invertible, "
