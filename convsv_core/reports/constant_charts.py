@@ -6,7 +6,7 @@ import math
 
 from convsv_core._network.result import Lipschitz
 from convsv_core.reports import texts
-from convsv_core.reports.charts import COLOURS, Chart, Spec, chosen, interactive, number
+from convsv_core.reports.charts import COLOURS, Chart, Spec, chosen, interactive, number, row_target
 
 __all__ = ["blocks_chart", "growth_chart"]
 
@@ -59,7 +59,11 @@ def growth_chart(found: Lipschitz) -> Chart | None:
         "scale": {"domain": [0.4, len(data) + 0.6], "nice": False, "zero": False},
         "axis": {"title": "number of the node, in the order of execution", "tickMinStep": 1, "grid": False},
     }
-    y = {"type": "quantitative", "axis": {"title": "decimal logarithm of the bound", "tickCount": 6, "format": ".4~g"}}
+    y = {
+        "type": "quantitative",
+        "scale": {"padding": 8},
+        "axis": {"title": "decimal logarithm of the bound", "tickCount": 6, "format": ".4~g"},
+    }
     colour = {
         "type": "nominal",
         "scale": SERIES,
@@ -208,14 +212,13 @@ def _blocks_spec(data: list[Spec], scale: Spec, marks: Spec) -> Spec:
         [],
         [
             {
-                "mark": {"type": "bar", "height": 9, "cornerRadius": 3, "cursor": "pointer"},
+                "mark": {"type": "bar", "height": 9, "cornerRadius": 3},
                 "encoding": {
                     "y": y,
                     "x": {"field": "low", "type": "quantitative", "scale": {**scale, "zero": True}, "axis": axis},
                     "x2": {"field": "high"},
                     "color": colour,
                     "opacity": chosen(1, 0.35),
-                    "tooltip": told,
                 },
             },
             {
@@ -223,6 +226,7 @@ def _blocks_spec(data: list[Spec], scale: Spec, marks: Spec) -> Spec:
                 "mark": {"type": "rule", "strokeDash": [4, 3], "color": "currentColor", "opacity": 0.6},
                 "encoding": {"x": {"datum": 1, "type": "quantitative"}},
             },
+            row_target(y, told),
         ],
         BLOCK_HEIGHT * len(data) + AROUND_BLOCKS,
     )
