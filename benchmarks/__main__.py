@@ -15,6 +15,7 @@ from benchmarks.spectrum import spectrum
 from benchmarks.steepest import steepest
 from benchmarks.training import training
 from benchmarks.training_jax import training_jax
+from benchmarks.training_keras import training_keras
 
 __all__ = ["benchmarks"]
 
@@ -25,6 +26,7 @@ COMMANDS: tuple[click.Command, ...] = (
     network_projection,
     training,
     training_jax,
+    training_keras,
     steepest,
     certify,
     scale,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -20,7 +20,7 @@ from benchmarks.libraries import open_library
 from benchmarks.machine import describe, load_average, show_machine
 from benchmarks.tables import duration, figures, integers, show_table, words
 
-__all__ = ["training_jax"]
+__all__ = ["BOUND", "COLUMNS", "PLAIN", "SETUPS", "Row", "Setup", "Timed", "make_row", "training_jax"]
 
 PLAIN = "plain step"
 
@@ -108,6 +108,14 @@ class Row:
     quartiles: tuple[float, float]
     norm: float
     circular_norm: float
+    times: list[float]
+
+
+class Timed(Protocol):
+    """What is known of a method that has taken its steps: the seconds of each, and of what came before them."""
+
+    compile_seconds: float
+    first_seconds: float
     times: list[float]
 
 
@@ -202,11 +210,11 @@ def _measure(setup: Setup, tell: Callable[[str], None]) -> list[Row]:
 
     methods: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         PLAIN: (None, loss),
-        "rescale, circular": (bound(method="rescale", circular=True), loss),
-        "rescale, every size": (bound(method="rescale"), loss),
+        "rescale, circular": (bound(circular=True), loss),
+        "rescale, every size": (bound(), loss),
         "norm_hinge": (None, penalised),
-        "dykstra, circular": (bound(circular=True), loss),
-        "dykstra, every size": (bound(), loss),
+        "dykstra, circular": (bound(method="dykstra", circular=True), loss),
+        "dykstra, every size": (bound(method="dykstra"), loss),
     }
     trained = {}
     for name, (transformation, function) in methods.items():
@@ -217,15 +225,30 @@ def _measure(setup: Setup, tell: Callable[[str], None]) -> list[Row]:
         for one in list(trained.values())[:: -1 if turn % 2 else 1]:
             if sum(one.times) < setup.limit:
                 one.step()
-    plain = trained[PLAIN]
-    return [_row(name, one, plain, names, extents) for name, one in trained.items()]
+    plain, rows = trained[PLAIN], []
+    for name, one in trained.items():
+        kernels = [np.asarray(one.carried[0][layer]) for layer in names]
+        rows.append(make_row(name, one, plain, kernels, extents))
+    return rows
 
 
-def _row(method: str, found: Training, plain: Training, names: Sequence[str], extents: tuple[int, int]) -> Row:
-    """Return the figures of one method beside the plain steps of the same turns."""
+def make_row(
+    method: str, found: Timed, plain: Timed, kernels: Sequence[np.ndarray[Any, Any]], extents: tuple[int, int]
+) -> Row:
+    """Return the figures of one method beside the plain steps of the same turns.
+
+    Parameters
+    ----------
+    method : str
+    found, plain : Timed
+        The method, and the plain steps, which began in the same turn.
+    kernels : sequence of numpy.ndarray
+        The kernels of all layers after the last step, in the layout HWIO.
+    extents : tuple of int
+        Extents of the input of each layer.
+    """
     added = np.asarray(found.times) / plain.times[: len(found.times)] - 1
     low, high = np.percentile(added, [25, 75])
-    kernels = [np.asarray(found.carried[0][name]) for name in names]
     zeros, circular = convsv.Conv("HWIO", padding_mode="zeros"), convsv.Conv("HWIO")
     return Row(
         method=method,

@@ -16,8 +16,10 @@ from convsv_core.backend import Array, Backend
 if TYPE_CHECKING:
     import pluggy
 
+    from convsv_core._network.graph import Graph
+    from convsv_core._network.kinds import Kind
+    from convsv_core._network.rule_types import KindRule
     from convsv_core.layers import Layer, ReadOptions
-    from convsv_core.networks import Graph, Kind, KindRule
 
 __all__ = [
     "ENTRY_POINT_GROUPS",
@@ -103,8 +105,15 @@ class Hooks:
 
         `kernels` maps ``layer.stored.key`` to a NumPy array of the kernel's shape, which for a dense layer has an axis
         more than the stored matrix. The stored dtype holds its entries exactly. Write nothing else that differs from
-        `path`, and leave `path` unchanged. Raise `ModelError` for a model of this format that cannot be written, and
-        `OSError` for a file that cannot be written.
+        `path`, and leave `path` unchanged. Write the other files of a model in several files beside `target`, under
+        their own names. Raise `ModelError` for a model of this format that cannot be written, and `OSError` for a file
+        that cannot be written.
+        """
+
+    def convsv_model_files(self, path: Path) -> Sequence[Path] | None:
+        """Return the files of a model in several files, `path` first; None for one file or another format.
+
+        The other files are in the folder of `path`. Raise `ModelError` if `path` does not tell them.
         """
 
 
@@ -168,6 +177,7 @@ def _load() -> Plugins:
         Hooks.convsv_model_layers,
         Hooks.convsv_model_graph,
         Hooks.convsv_write_model,
+        Hooks.convsv_model_files,
     ):
         specify(hook, firstresult=True)
     manager = pluggy.PluginManager("convsv")

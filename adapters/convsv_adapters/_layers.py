@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convsv_core import Conv, norm_upper_bound, penalties
@@ -14,6 +14,7 @@ from convsv_core.layers import (
     Operator,
     UnknownExtents,
     circular_geometry,
+    join_notes,
     lattice,
     layer_operators,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "one_tap_conv",
     "operators_of",
     "step_factor",
+    "with_normalisation",
 ]
 
 SCALINGS = ("rms", "operator")
@@ -87,10 +89,10 @@ class ConvLayer:
     linear : bool
         True for a linear layer. It is a convolution with one tap, on an extent of one pixel: `kernel` is its weight
         with one more axis, of extent 1.
-    normalisation : torch.nn.Module or keras.layers.Layer or None
+    normalisation : torch.nn.Module, keras.layers.Layer, BatchNorm of JAX's adapters, or None
         The batch normalisation that follows the layer directly. `kernel` is then the one of both in evaluation mode:
         the layer's, with each output channel multiplied by the normalisation's scale. `module` may be the normalisation
-        itself, which stands alone then, and acts on each channel by itself.
+        itself, which stands alone then, and acts on each channel by itself. In JAX's frameworks this holds paths.
     """
 
     name: str
@@ -166,6 +168,14 @@ def make_layer(*remarks: str, reached: bool = True, unknown_forward: bool = Fals
     return ConvLayer(note=note, reached=reached, unknown_forward=unknown_forward, **attributes)
 
 
+def with_normalisation(layer: ConvLayer, normalisation: Any, *, unknown_forward: bool) -> ConvLayer:
+    """Return a layer with the normalisation that follows it, whose forward pass may not be known."""
+    if not unknown_forward:
+        return replace(layer, normalisation=normalisation)
+    note = join_notes(layer.note, "followed by a normalisation of a subclass with a forward pass of its own")
+    return replace(layer, normalisation=normalisation, unknown_forward=True, note=note)
+
+
 def one_tap_conv(layout: str, groups: int = 1) -> Conv:
     """Return the convolution of one tap on one pixel that a linear layer is.
 
@@ -180,8 +190,14 @@ def one_tap_conv(layout: str, groups: int = 1) -> Conv:
     return Conv(layout, groups=groups, padding=0, padding_mode="zeros")
 
 
-def model_layer(layer: ConvLayer, kernel: Any) -> Layer:
-    """Return the layer as a report of the core takes it, with the largest of its extents."""
+def model_layer(layer: ConvLayer, kernel: Any, *, sure: bool = False) -> Layer:
+    """Return the layer as a report of the core takes it, with the largest of its extents.
+
+    A layer with an unknown forward pass has no kernel and the reason, unless it is `sure` that it uses its kernel as it
+    is stored.
+    """
+    if layer.unknown_forward and not sure:
+        return Layer(layer.name, None, None, None, layer.note, linear=layer.linear)
     note, extents = layer.note, layer.largest_input_shape
     if (count := len(layer.input_shapes)) > 1:
         note = "; ".join(filter(None, (note, f"takes {count} different extents, of which the largest is used")))

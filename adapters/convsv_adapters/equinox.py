@@ -10,11 +10,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 
+from convsv_adapters._jax.batch_norm import check_batch_norm, normalised_layers
+from convsv_adapters._jax.equinox_batch_norm import equinox_normalisations, with_forward
 from convsv_adapters._jax.geometry import (
     COMPUTED_BY,
     FoundConv,
@@ -42,7 +44,13 @@ MODES = {"ZEROS": "zeros", "CIRCULAR": "circular", "REFLECT": "reflect", "REPLIC
 """The padding modes of `Conv`, by their names in equinox."""
 
 
-def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool = False) -> list[ConvLayer]:
+def conv_layers(
+    model: eqx.Module,
+    example_input: object = None,
+    *,
+    linear: bool = False,
+    batch_norm: Literal["fold"] | None = None,
+) -> list[ConvLayer]:
     """Find every convolution of an equinox model, with its geometry and the true extents of its inputs.
 
     Parameters
@@ -53,6 +61,11 @@ def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool
         axis of a batch. The model is not run: its shapes are traced, in inference mode.
     linear : bool, default False
         List `Linear` modules too, as convolutions with one tap on an extent of one pixel.
+    batch_norm : "fold", optional
+        List batch normalisations too, as what they do in inference mode. A layer whose output a `BatchNorm` takes
+        directly is listed with its `normalisation`, and stands for both. It is listed without one too if anything else
+        uses its output. A normalisation that takes anything else stands alone. Needs an `example_input` with the
+        model's `State`, such as ``(image, state)``.
 
     Returns
     -------
@@ -64,6 +77,9 @@ def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool
     ------
     TypeError
         `model` is not an equinox module.
+    ValueError
+        `batch_norm` has another value, or is given without an `example_input` that holds the state, or the call does
+        not reach a normalisation, or one has no factors.
 
     Notes
     -----
@@ -80,6 +96,7 @@ def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool
     """
     if not isinstance(model, eqx.Module):
         raise TypeError(f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted an equinox.Module")
+    check_batch_norm(batch_norm, example_input)
     kinds = (*CONVOLUTIONS, eqx.nn.Linear) if linear else CONVOLUTIONS
     modules = _modules(model, kinds)
     seen: dict[str, dict[Extents, None]] = {name: {} for name in modules}
@@ -89,7 +106,7 @@ def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool
             _noting(eqx.nn.inference_mode(model), seen, kinds)(*args, **kwargs)
 
         trace(call, model, example_input)
-    return [
+    layers = [
         make_traced_layer(
             found.module,
             "equinox",
@@ -104,6 +121,9 @@ def conv_layers(model: eqx.Module, example_input: object = None, *, linear: bool
         )
         for name, found in modules.items()
     ]
+    if batch_norm is None:
+        return layers
+    return normalised_layers(layers, *equinox_normalisations(model, example_input, kinds))
 
 
 def model_layers(model: eqx.Module, example_input: object, linear: bool = False) -> list[Layer]:
@@ -195,10 +215,7 @@ def _noting_copy(module: Any, seen: dict[Extents, None], kernels: list[jax.Array
         kernels.append(self.weight)
         return own.__call__(self, x, **kwargs)
 
-    copy: Any = object.__new__(type(own.__name__, (own,), {"__call__": noting}))
-    for name, value in vars(module).items():
-        object.__setattr__(copy, name, value)
-    return copy
+    return with_forward(module, noting)
 
 
 def _geometry(found: Found, extents: tuple[Extents, ...]) -> FoundConv:

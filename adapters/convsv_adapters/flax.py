@@ -16,12 +16,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import linen, nnx
 
+from convsv_adapters._jax.batch_norm import check_batch_norm, normalised_layers
+from convsv_adapters._jax.flax_batch_norm import flax_normalisations
 from convsv_adapters._jax.flax_geometry import flax_geometry, kernel_size_of
+from convsv_adapters._jax.flax_kinds import (
+    LINEAR,
+    LINEN_CONVOLUTIONS,
+    LINEN_LINEAR,
+    NNX_CONVOLUTIONS,
+    NNX_LINEAR,
+    Kinds,
+    flax_kinds,
+)
 from convsv_adapters._jax.geometry import (
     COMPUTED_BY,
     FoundConv,
@@ -36,20 +47,16 @@ from convsv_core.layers import Extents, Layer
 
 __all__ = ["ConvLayer", "analyze", "conv_layers"]
 
-Kinds: TypeAlias = tuple[type[Any], ...]
-"""Classes of layers."""
-
 NNX_WRAPPERS = tuple(getattr(nnx, name) for name in ("WeightNorm", "SpectralNorm") if hasattr(nnx, name))
 LINEN_WRAPPERS = (linen.WeightNorm, linen.SpectralNorm)
-NNX_CONVOLUTIONS = (nnx.Conv, nnx.ConvTranspose)
-LINEN_CONVOLUTIONS = (linen.Conv, linen.ConvTranspose, linen.ConvLocal)
-NNX_LINEAR = (nnx.Linear, nnx.LinearGeneral)
-LINEN_LINEAR = (linen.Dense, linen.DenseGeneral)
-LINEAR = (*NNX_LINEAR, *LINEN_LINEAR)
 
 
 def conv_layers(
-    model: nnx.Module | linen.Module, example_input: object = None, *, linear: bool = False
+    model: nnx.Module | linen.Module,
+    example_input: object = None,
+    *,
+    linear: bool = False,
+    batch_norm: Literal["fold"] | None = None,
 ) -> list[ConvLayer]:
     """Find every convolution of a flax model, with its geometry and the true extents of its inputs.
 
@@ -64,6 +71,10 @@ def conv_layers(
     linear : bool, default False
         List linear layers too, as convolutions with one tap on an extent of one pixel. Those with several axes of
         inputs or outputs (`LinearGeneral`, `DenseGeneral`) have no geometry.
+    batch_norm : "fold", optional
+        List batch normalisations too, as what they do in evaluation mode. A layer whose output a `BatchNorm` takes
+        directly is listed with its `normalisation`, and stands for both. It is listed without one too if anything else
+        uses its output. A normalisation that takes anything else stands alone. Needs an `example_input`.
 
     Returns
     -------
@@ -76,7 +87,8 @@ def conv_layers(
     TypeError
         `model` is of another class.
     ValueError
-        `model` is a linen module, and there is no `example_input`.
+        `model` is a linen module, and there is no `example_input`. Or `batch_norm` has another value, or is given
+        without an `example_input`, or the call does not reach a normalisation, or one has no factors.
 
     Notes
     -----
@@ -92,13 +104,19 @@ def conv_layers(
     >>> layer.path, layer.conv.stride, layer.input_shape
     ('kernel', (2, 2), (32, 32))
     """
+    check_batch_norm(batch_norm, example_input)
     if isinstance(model, nnx.Module):
-        return _nnx_layers(model, example_input, linear)
-    if isinstance(model, linen.Module):
-        return _linen_layers(model, example_input, linear)
-    raise TypeError(
-        f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a flax.nnx.Module or flax.linen.Module"
-    )
+        layers = _nnx_layers(model, example_input, linear)
+    elif isinstance(model, linen.Module):
+        layers = _linen_layers(model, example_input, linear)
+    else:
+        raise TypeError(
+            f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a flax.nnx.Module or "
+            f"flax.linen.Module"
+        )
+    if batch_norm is None:
+        return layers
+    return normalised_layers(layers, *flax_normalisations(model, example_input, flax_kinds(model, linear)))
 
 
 def model_layers(model: nnx.Module | linen.Module, example_input: object, linear: bool = False) -> list[Layer]:
@@ -130,7 +148,7 @@ def _row(layer: ConvLayer, module: Any, kernel: Any, used: Sequence[jax.Array]) 
 
 
 def _nnx_layers(model: nnx.Module, example_input: object, linear: bool) -> list[ConvLayer]:
-    kinds = (*NNX_CONVOLUTIONS, *NNX_LINEAR) if linear else NNX_CONVOLUTIONS
+    kinds = flax_kinds(model, linear)
     seen: dict[str, dict[Extents, None]] = {}
     if example_input is not None:
         graph, state = nnx.split(model)
@@ -278,7 +296,7 @@ def _linen_call(model: Any, variables: Any, args: tuple[Any, ...], kwargs: dict[
 
 
 def _linen_layers(model: linen.Module, example_input: object, linear: bool) -> list[ConvLayer]:
-    kinds = (*LINEN_CONVOLUTIONS, *LINEN_LINEAR) if linear else LINEN_CONVOLUTIONS
+    kinds = flax_kinds(model, linear)
     if example_input is None:
         raise ValueError(
             "example_input is None: wanted the arguments of the model, since the layers of a linen module are made in "

@@ -7,10 +7,11 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from convsv_adapters.formats.companions import Companions, look_around, shown_names
-from convsv_adapters.formats.dense import look_at_matrix, normalisation_behind
+from convsv_adapters.formats.dense import Matrix, look_at_matrix, normalisation_behind
 from convsv_adapters.formats.parts import HostArray, Named, put_together
 from convsv_core.conv import SPATIAL_LETTERS, Conv
 from convsv_core.layers import (
@@ -47,7 +48,7 @@ DEFAULT_EXTENT = 32
 
 NOT_A_KERNEL = re.compile(
     r"(^|_)(embed|embeddings?|tokens?|pos|position|bias|mask|anchors?|grid|table|buffer|cache|gamma|beta|scale|"
-    r"mean|var|std)(_|$)",
+    r"mean|var|std|kv|mem|latents?|queries|prompts?)(_|$)",
     re.IGNORECASE,
 )
 """Words in the last part of a name that say that an array of rank 3 to 5 is no kernel.
@@ -55,6 +56,12 @@ NOT_A_KERNEL = re.compile(
 The list is a guess: it names what common vision networks store beside their kernels.
 """
 
+SCALE = re.compile(
+    r"(^|[._/])([^._/]*norm\w*|rms|ls\d*|scale|layer_?scale)[._/][^._/]+$|"
+    r"(^|[._/])(alpha|slope|gain|g|ia3_l\.\w+|magnitude)$|magnitude_vector",
+    re.IGNORECASE,
+)
+"""Names that say that an array with a number for each channel is a scale, and not the kernel of one tap. A guess."""
 
 OPTIMIZER_STATE = re.compile(
     r"((?:.*?[./])??(?:opt_state|optimi[sz]er\w*|exp_avg|exp_avg_sq|momentum_buffer))(?:[./].*)?$", re.IGNORECASE
@@ -73,11 +80,14 @@ class NetworkArrays(NamedTuple):
         The arrays by name. A string in place of an array says why the array could not be read.
     stored : mapping from str to Stored
         Where the file stores each array that can be replaced.
+    told : mapping from str to Companions
+        What the format says of arrays, in place of what other arrays say.
     """
 
     path: str
     arrays: Named
     stored: Mapping[str, Stored]
+    told: Mapping[str, Companions] = MappingProxyType({})
 
 
 def layers_from_arrays(
@@ -193,7 +203,7 @@ class _Reading:
             if isinstance(array, str):
                 layers.append(Layer(self._label(name), None, None, None, array))
             elif is_kernel(name, array):
-                told = look_around(name, array, self.named, name not in self.network.arrays, wanted is not None)
+                told = self._told(name, array, wanted)
                 if not told.is_kernel:
                     continue
                 if told.doubt:
@@ -206,9 +216,21 @@ class _Reading:
                 layers.append(dense)
         return layers
 
+    def _told(self, name: str, array: HostArray, wanted: Geometry | None) -> Companions:
+        """Return what the format, or what the arrays beside it, say of an array that could be a kernel."""
+        told = self.network.told.get(name)
+        if told is None:
+            return look_around(name, array, self.named, name not in self.network.arrays, wanted is not None)
+        if wanted is not None and told.contradicts(wanted):
+            raise ModelError(
+                f"{self.path}: the class of {self._label(name)!r} has another geometry than is stated for it"
+            )
+        return told._replace(doubt="") if wanted is not None and told.layout is not None else told
+
     def _dense(self, name: str, array: HostArray) -> Layer | None:
         """Return the dense layer whose matrix an array is; None if nothing says that it is one."""
         told = look_at_matrix(name, array, self.named) if array.dtype.kind in "fc" and array.size else None
+        told = Matrix("IO") if name in self.network.told else told
         if told is None:
             return None
         if told.doubt:
@@ -260,19 +282,20 @@ class _Reading:
     ) -> tuple[Layer, int]:
         """Return the layer of a kernel, and the number of its input channels."""
         options, ndim = self.options, array.ndim - 2
-        transposed = wanted.transposed
-        if transposed is None:
-            transposed = told.layout == "transposed" and options.layout is None
+        by_default = told.layout in ("transposed", "last transposed") and options.layout is None
+        transposed = by_default if wanted.transposed is None else wanted.transposed
+        told_groups = told.groups if transposed == by_default else None
         layout = _layout(array.ndim, options.layout)
-        if options.layout is None and told.layout == "last":
+        if options.layout is None and told.layout in ("last", "last transposed"):
             layout = f"{SPATIAL_LETTERS[ndim]}{'OI' if transposed else 'IO'}"
         elif options.layout is None and transposed:
             layout = f"IO{SPATIAL_LETTERS[ndim]}"
         outputs, inputs = (array.shape[layout.index(letter)] for letter in "OI")
+        known = told.layout is not None and bool(told.source)
         is_first = first_channels is None and not _has_many_channels(options.input_shapes.get(""), ndim)
-        guessed = wanted.groups is None and not (transposed and told.groups)
+        guessed = wanted.groups is None and not told_groups
         depthwise = guessed and inputs == 1 and outputs > 1 and not is_first and not transposed
-        groups = wanted.groups or (told.groups if transposed else None) or (outputs if depthwise else 1)
+        groups = wanted.groups or told_groups or (outputs if depthwise else 1)
         given = next((options.input_shapes[key] for key in self._names(name) if key in options.input_shapes), None)
         shape = given if given is not None else options.input_shapes.get("")
         extents = _extents(shape, ndim, inputs if first_channels is None else first_channels, self.path)
@@ -281,8 +304,8 @@ class _Reading:
             "dilation 1": wanted.dilation is None,
             "groups 1": guessed and not depthwise,
             "padding same": wanted.padding is None,
-            f"layout {layout}": not options.layout and told.layout is None,
-            f"layout {layout} for its bias": not options.layout and told.layout is not None,
+            f"layout {layout}": not options.layout and not known,
+            f"layout {layout} for its {told.source}": not options.layout and known,
             f"extents {'x'.join(map(str, extents))}": shape is None,
             "the given extents at every layer": shape is not None and given is None,
             "depthwise for its one input channel": depthwise,
@@ -310,7 +333,7 @@ class _Reading:
         open_facts = {
             **{field: getattr(wanted, field) is None for field in ("stride", "dilation", "groups", "padding")},
             "transposed": wanted.transposed is None and told.layout is None,
-            "layout": options.layout is None and told.layout is None,
+            "layout": options.layout is None and not known,
         }
         layer = Layer(
             self._label(name),
@@ -333,7 +356,9 @@ def is_kernel(name: str, array: HostArray | str) -> bool:
     """
     if isinstance(array, str):
         return True
-    return array.dtype.kind in "fc" and array.ndim in LAYOUTS and array.size > 0 and may_be_kernel(name)
+    if array.dtype.kind not in "fc" or array.ndim not in LAYOUTS or not array.size or not may_be_kernel(name):
+        return False
+    return not (array.size == max(array.shape) and SCALE.search(name))
 
 
 def may_be_kernel(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from convsv_core.conv import Conv, as_int, per_axis
@@ -11,6 +12,16 @@ __all__ = ["Channels", "check_input_shape", "forward_extents", "resolve_channels
 
 def check_input_shape(input_shape: object, conv: Conv) -> tuple[int, ...]:
     """Return `input_shape` as one positive int for each axis; a single int stands for every axis."""
+    if input_shape is None:
+        raise TypeError(
+            f"input_shape=None: wanted the extents of one image along {conv.spatial}, such as {(32,) * conv.ndim}; "
+            f"norm_bounds, project and steepest_direction take None for every input size"
+        )
+    if isinstance(input_shape, Sequence) and not isinstance(input_shape, str) and len(input_shape) > conv.ndim:
+        raise ValueError(
+            f"input_shape={tuple(input_shape)}: {len(input_shape)} values, wanted one for each of the {conv.ndim} "
+            f"spatial axes, without the channels and the batch"
+        )
     return per_axis("input_shape", input_shape, conv.ndim, least=1)
 
 

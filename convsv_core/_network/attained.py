@@ -21,6 +21,13 @@ SPREAD = 0.1
 """Standard deviation of the inputs without an example, in units of the tensors' elements. A guess."""
 
 
+MARGIN = 1e-6
+"""Distance of the examples' elements from the ends of an input range, in units of its length. A guess.
+
+At an end, the derivative may be that of the other side of a kink.
+"""
+
+
 def attained_norm(graph: Graph, box: tuple[float, float] | None = None, steps: int = STEPS) -> float | None:
     """Return a lower bound of the norm of the Jacobian at the example or a random input, by power iteration.
 
@@ -35,18 +42,25 @@ def attained_norm(graph: Graph, box: tuple[float, float] | None = None, steps: i
 
 
 def inputs_of(graph: Graph, box: tuple[float, float] | None = None, seed: int = 0) -> dict[str, Float64Array]:
-    """Return the example of each input, or random numbers: uniform in the box, or else normal ones."""
+    """Return the example of each input, moved into the box, or random numbers: uniform in the box, or normal ones."""
     rng = np.random.default_rng(seed)
     found = {}
     for node in graph.inputs:
         assert isinstance(node.kind, Input)
         if node.kind.example is not None:
-            found[node.name] = np.asarray(node.kind.example, np.float64)
+            example = np.asarray(node.kind.example, np.float64)
+            found[node.name] = example if box is None else _inside(example, *box)
         elif box is not None:
             found[node.name] = rng.uniform(*box, size=node.shape)
         else:
             found[node.name] = SPREAD * rng.standard_normal(node.shape)
     return found
+
+
+def _inside(example: Float64Array, low: float, high: float) -> Float64Array:
+    """Return an example whose elements are inside of a range, where derivatives are those of the range."""
+    margin = MARGIN * (high - low)
+    return np.clip(example, low + margin, high - margin)
 
 
 def jacobian_norm(network: Linearized, steps: int = STEPS) -> float | None:

@@ -123,7 +123,7 @@ class Bounds:
 
     def from_inputs(self) -> dict[str, float]:
         """Return the logarithm of the bound of each tensor, as a function of all inputs together."""
-        return self._folded({node.name for node in self.graph.inputs}, self.graph.nodes)
+        return self._folded({node.name for node in self.graph.inputs}, self.graph.nodes, self._needed)
 
     def from_tensor(self, source: str, target: str) -> float:
         """Return the logarithm of the bound of a tensor as a function of an earlier one, which is its only source."""
@@ -132,7 +132,7 @@ class Bounds:
             if node.name in needed and node.name != source:
                 needed.update(node.inputs)
         nodes = tuple(node for node in self.graph if node.name in needed)
-        return self._folded({source}, nodes)[target]
+        return self._folded({source}, nodes, self._needed | {target})[target]
 
     def missing_before(self, logs: Mapping[str, float]) -> list[Missing]:
         """Return the nodes without a bound, each with the bound of its inputs together."""
@@ -156,7 +156,8 @@ class Bounds:
         parts = [log_product(log_of(value), log) for value, log in zip(factors.values, inputs, strict=True)]
         return log_sum(parts) if factors.join == "sum" else log_root(parts)
 
-    def _folded(self, sources: set[str], nodes: tuple[Node, ...]) -> dict[str, float]:
+    def _folded(self, sources: set[str], nodes: tuple[Node, ...], needed: set[str]) -> dict[str, float]:
+        """Return the bounds of tensors as functions of `sources`; those of `needed` ones from all candidates."""
         logs: dict[str, float] = {}
         for node in nodes:
             if node.name in sources:
@@ -166,7 +167,7 @@ class Bounds:
                 logs[node.name] = -math.inf
                 continue
             best = self._joined(node, logs)
-            if node.name in self._needed and best != -math.inf and node.name not in self.missing:
+            if node.name in needed and best != -math.inf and node.name not in self.missing:
                 options = (self._by_candidate(node, option, logs, sources) for option in self._candidates[node.name])
                 best = min([best, *options, self._by_matrix(node, logs, sources)])
             logs[node.name] = best

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from convsv_core._network import kinds
 from convsv_core._network.attained import attained_norm
+from convsv_core._network.blocks import residual_blocks
 from convsv_core._network.bounds import Bounds
 from convsv_core._network.graph import Graph, Node
 from convsv_core._network.kinds import NumberArray
 from convsv_core._network.logarithms import log_of, log_root, power_of_ten
 from convsv_core._network.patterns import simplify
-from convsv_core._network.result import Lipschitz, LipschitzNode, ResidualBlock
+from convsv_core._network.result import Lipschitz, LipschitzNode
 from convsv_core.conv import as_float
 from convsv_core.layers import ModelError, ReadOptions
 from convsv_core.plugins import plugins
@@ -215,7 +216,7 @@ def network_lipschitz(
         log10_product=log_root([plain[name] for name in outputs]),
         lower=attained_norm(graph, input_range) if lower else None,
         nodes=tuple(_node(node, bounds, logs[node.name]) for node in graph),
-        blocks=tuple(_blocks(graph, bounds)),
+        blocks=tuple(residual_blocks(graph, bounds)),
         missing=tuple(bounds.missing_before(logs)),
         output=", ".join(outputs),
     )
@@ -228,49 +229,3 @@ def _node(node: Node, bounds: Bounds, log10_upper: float) -> LipschitzNode:
     values = factors.values if factors is not None else (1.0,)
     log10_factor = log_of(max(values)) if values else -math.inf
     return LipschitzNode(node.name, node.op, log10_factor, log10_upper, factors.note if factors is not None else "")
-
-
-# ---- residual blocks -------------------------------------------------------------------------------------------------
-
-
-def _blocks(graph: Graph, bounds: Bounds) -> Iterable[ResidualBlock]:
-    """Yield every sum of a tensor and a function of it alone."""
-    for node in graph:
-        if not isinstance(node.kind, kinds.Sum) or len(node.inputs) != 2:
-            continue
-        if any(abs(weight) != 1 for weight in node.kind.weights):
-            continue
-        if any(graph[name].shape != node.shape for name in node.inputs):
-            continue
-        first, second = (_behind_identities(graph, name) for name in node.inputs)
-        for start, branch in ((first, second), (second, first)):
-            if start != branch and _depends_only_on(graph, branch, start):
-                yield _block(node.name, start, power_of_ten(bounds.from_tensor(start, branch)))
-                break
-
-
-def _behind_identities(graph: Graph, name: str) -> str:
-    while isinstance(graph[name].kind, kinds.Identity):
-        (name,) = graph[name].inputs
-    return name
-
-
-def _depends_only_on(graph: Graph, name: str, source: str) -> bool:
-    """Return whether a tensor depends on another, and on the network's inputs by that one alone."""
-    waiting, seen, met = [name], {name}, False
-    while waiting:
-        node = graph[waiting.pop()]
-        if node.name == source:
-            met = True
-            continue
-        if isinstance(node.kind, kinds.Input):
-            return False
-        waiting += [one for one in node.inputs if one not in seen]
-        seen.update(node.inputs)
-    return met
-
-
-def _block(name: str, start: str, branch_upper: float) -> ResidualBlock:
-    smallest = math.nextafter(1 - branch_upper, -math.inf) if branch_upper else 1.0
-    largest = math.nextafter(1 + branch_upper, math.inf) if branch_upper else 1.0
-    return ResidualBlock(name, start, branch_upper, max(0.0, smallest), largest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from convsv_core._network.graph import Graph, Node, Shape
 from convsv_core._network.jacobian import Linearized
 from convsv_core._network.linear_maps import is_linear, linear_map
 from convsv_core._network.norms import EPS, matrix_norm
-from convsv_core._network.rule_types import LinearMap
+from convsv_core._network.rule_types import Float64Array, LinearMap
 
 __all__ = ["LinearPart", "linear_part"]
 
 MOST_SIDE = 1024
 """Largest number of inputs, or of outputs if they are fewer, of a part that is made a matrix. A guess."""
+
+MOST_DECOMPOSED = 256
+"""Largest side of a matrix of which all singular values are computed. A guess: about 20 ms."""
 
 MOST_ENTRIES = 1 << 22
 """Largest number of entries of such a matrix: 32 MiB. A guess."""
@@ -44,21 +47,37 @@ class LinearPart:
 
     def norm(self) -> float:
         """Return an upper bound of the norm of the part's matrix, exact but for rounding."""
+        return matrix_norm(self._matrix()[None]) + self._rounding()
+
+    def smallest_singular_value(self) -> float | None:
+        """Return a lower bound of the matrix's smallest singular value, exact but for rounding; None if it is large.
+
+        A matrix with m rows and n columns has ``min(m, n)`` singular values.
+        """
+        root, last = self.graph.inputs[0], self.graph[self.graph.outputs[0]]
+        if min(root.size, last.size) > MOST_DECOMPOSED:
+            return None
+        values = np.linalg.svd(self._matrix(), compute_uv=False)
+        error = 8 * max(root.size, last.size) * EPS * float(np.max(values, initial=0.0))
+        return max(0.0, float(np.min(values, initial=math.inf)) - error - self._rounding())
+
+    def _maps(self) -> dict[str, LinearMap]:
         shapes = {node.name: node.shape for node in self.graph}
-        maps = {
+        return {
             node.name: linear_map(node, [shapes[name] for name in node.inputs])
             for node in self.graph
             if not isinstance(node.kind, kinds.Input)
         }
-        part = Linearized(self.graph, maps, {})
+
+    def _matrix(self) -> Float64Array:
+        """Return the part's matrix, or its transpose."""
+        part = Linearized(self.graph, self._maps(), {})
         size, outputs = self.graph.inputs[0].size, self.graph[self.graph.outputs[0]].size
         if size <= outputs:
-            matrix = np.stack([part.apply(column) for column in np.eye(size)])
-        else:
-            matrix = np.stack([part.adjoint(row) for row in np.eye(outputs)])
-        return matrix_norm(matrix[None]) + self._rounding(maps)
+            return np.stack([part.apply(column) for column in np.eye(size)])
+        return np.stack([part.adjoint(row) for row in np.eye(outputs)])
 
-    def _rounding(self, maps: Mapping[str, LinearMap]) -> float:
+    def _rounding(self) -> float:
         """Return a bound of the rounding of the matrix, as an operator.
 
         Each node adds at most n roundings of a sum of n terms, relative to the moduli of the terms. So the whole error
@@ -69,7 +88,7 @@ class LinearPart:
         moduli: dict[str, LinearMap] = {}
         terms = 0
         for node in self.graph:
-            if node.name in maps:
+            if not isinstance(node.kind, kinds.Input):
                 own = [shapes[name] for name in node.inputs]
                 moduli[node.name] = linear_map(dataclasses.replace(node, kind=_moduli(node.kind)), own)
                 terms += _terms(node, own) + 2

@@ -38,7 +38,7 @@ class LipschitzNode:
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """A residual block ``x + f(x)``, or ``x - f(x)``.
+    """A residual block ``S x + f(x)`` with a linear shortcut S, as a rule the identity.
 
     Attributes
     ----------
@@ -48,16 +48,32 @@ class ResidualBlock:
         The name of x.
     branch_upper : float
         Upper bound of the Lipschitz constant of f.
-    smallest_singular_value, largest_singular_value : float
-        All singular values of the block's Jacobian lie between them, at every input: ``max(0, 1 - branch_upper)`` and
-        ``1 + branch_upper``, rounded outward. The block is invertible if the smallest is positive.
+    smallest_singular_value : float or None
+        Lower bound of all singular values of the block's Jacobian, at every input: the smallest singular value of S
+        less `branch_upper`, at least 0. A Jacobian with m rows and n columns has ``min(m, n)`` singular values. If the
+        bound is positive, the Jacobian has full rank, and ``x + f(x)`` is invertible. None where the smallest singular
+        value of S is not known: of a shortcut that is no small map and whose windows overlap.
+    largest_singular_value : float
+        Upper bound of all singular values: ``shortcut_upper + branch_upper``, rounded upward.
+    shortcut_upper : float
+        Upper bound of the norm of S, 1 for the identity.
     """
 
     name: str
     start: str
     branch_upper: float
-    smallest_singular_value: float
+    smallest_singular_value: float | None
     largest_singular_value: float
+    shortcut_upper: float = 1.0
+
+    def __str__(self) -> str:
+        shortcut = "" if self.shortcut_upper == 1 else f"shortcut {self.shortcut_upper:.4g}, "
+        values = (
+            f"at most {self.largest_singular_value:.4g}"
+            if self.smallest_singular_value is None
+            else f"in [{self.smallest_singular_value:.4g}, {self.largest_singular_value:.4g}]"
+        )
+        return f"block {self.name}: {shortcut}branch {self.branch_upper:.4g}, singular values {values}"
 
 
 @dataclass(frozen=True)
@@ -108,11 +124,7 @@ class Lipschitz(Shown):
             f"{node.name:{width}}  {node.op:{ops}}  {node.log10_factor:12.4f}  {node.log10_upper:11.4f}  {node.note}"
             for node in self.nodes
         ]
-        for block in self.blocks:
-            lines.append(
-                f"block {block.name}: branch {block.branch_upper:.4g}, singular values in "
-                f"[{block.smallest_singular_value:.4g}, {block.largest_singular_value:.4g}]"
-            )
+        lines += map(str, self.blocks)
         lines += [line for missing in self.missing for line in [self._missing_line(missing)]]
         lines.append(f"upper: {self.upper_text}")
         lines.append(f"product of all factors: {self._number(self.log10_product, None)}")
@@ -140,6 +152,7 @@ class Lipschitz(Shown):
             "blocks": [
                 {
                     "name": block.name,
+                    "shortcut_upper": finite(block.shortcut_upper),
                     "branch_upper": finite(block.branch_upper),
                     "smallest_singular_value": block.smallest_singular_value,
                     "largest_singular_value": finite(block.largest_singular_value),

@@ -127,7 +127,7 @@ def norm_bounds(
     """
     check_positive("rtol", rtol)
     budget = as_int("max_evaluations", max_evaluations, least=1)
-    operand = make_operand(kernel, None, conv)
+    operand = make_operand(kernel, None, conv, lattice=True)
     if input_shape is None:
         check_repeats_no_pixel(tuple(kernel.shape), conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import NamedTuple
-
-from convsv_core._geometry.padding import check_repeats_no_pixel, lattice
-from convsv_core._geometry.plan import make_plan
+from convsv_core._geometry.padding import check_repeats_no_pixel
 from convsv_core._geometry.shapes import check_input_shape
+from convsv_core._norm.every_size import EverySizeGrid, every_size_grid
 from convsv_core._norm.largest import norm_on_grid
 from convsv_core._symbol.operand import Operand, make_operand, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, check_positive
 from convsv_core.plugins import on_host
 
-__all__ = ["EverySizeGrid", "every_size_grid", "grid_for", "grid_upper_bound", "norm_upper_bound", "operand_on"]
+__all__ = ["EverySizeGrid", "grid_for", "grid_upper_bound", "norm_upper_bound", "operand_on"]
 
 
 @on_host
@@ -78,37 +74,6 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     grid = every_size_grid(shape, conv, rtol)
     operand = make_operand(kernel, grid.input_shape, grid.conv)
     return operand.answer(grid_upper_bound(operand, grid.factor))
-
-
-class EverySizeGrid(NamedTuple):
-    """Hold a grid that stands for all frequencies, as the input shape of a circular convolution.
-
-    Attributes
-    ----------
-    input_shape : tuple of int
-    conv : Conv
-    factor : float
-        The supremum of the norm over all frequencies is at most `factor` times the largest norm on the grid.
-    """
-
-    input_shape: tuple[int, ...]
-    conv: Conv
-    factor: float
-
-
-@functools.lru_cache(maxsize=256)
-def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> EverySizeGrid:
-    """Return a grid on which `factor` is at most ``1 + rtol``."""
-    plan = make_plan(kernel_shape, False, None, conv)
-    axes, types = plan.axes, plan.exponential_types.tolist()
-    active = sum(kind > 0 for kind in types)
-    largest = math.acos((1 + rtol) ** (-1 / max(active, 1)))
-    points = [max(1, math.ceil(kind * math.pi / largest)) for kind in types]
-    cosines = [math.cos(kind * math.pi / count) for kind, count in zip(types, points, strict=True)]
-    strides = (1,) * conv.ndim if conv.transposed else conv.strides
-    # `points` count the frequencies of one period, of which the offsets' common divisor makes several.
-    extents = tuple(n * axis.step * stride for n, axis, stride in zip(points, axes, strides, strict=True))
-    return EverySizeGrid(extents, lattice(conv), 1 / math.prod(cosines))
 
 
 def grid_for(kernel_shape: tuple[int, ...], input_shape: object, conv: Conv, rise: float) -> EverySizeGrid:

@@ -133,7 +133,7 @@ def _operator_of(operand: Operand, extents: tuple[int, ...], conv: Conv) -> Padd
 def _bare_operand(kernel: Array, conv: Conv) -> Operand:
     """Return the kernel with a plan that describes the taps alone, without stride, dilation and padding."""
     bare = dataclasses.replace(conv, stride=1, dilation=1, padding="valid", padding_mode="zeros", output_padding=None)
-    return make_operand(kernel, None, bare)
+    return make_operand(kernel, None, bare, lattice=True)
 
 
 def padded_rounding(kernel: Array, input_shape: tuple[int, ...], conv: Conv, norm: float) -> float:

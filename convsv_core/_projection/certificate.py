@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray, Plan, make_plan
-from convsv_core._norm.fixed_grid import every_size_grid
+from convsv_core._norm.every_size import every_size_grid
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._symbol.gram import GramPolynomial, useful_polynomial
 from convsv_core._symbol.moments import moment_bounds
@@ -353,7 +353,7 @@ def certify(problem: Problem, kernel: Array, *, slack: bool = False) -> Certific
         above = frequencies_above(problem, kernel, limit)
         allowed = limit * (1 + (_slack(operand, above.rounding, limit) if slack else 0.0))
         return Certificate(above.upper, above.upper <= allowed)
-    operand = make_operand(kernel, None, operand.plan.conv).widen()
+    operand = make_operand(kernel, None, operand.plan.conv, lattice=True).widen()
     scale = float(operand.scale)
     norms = TorusNorms(operand, MOST_EVALUATIONS, tested_side=TESTED_SIDE)
     limit = limit / scale

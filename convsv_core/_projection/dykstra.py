@@ -15,9 +15,7 @@ The gap between the value of the dual and the value of a kernel within the bound
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +24,17 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.certificate import Above, Problem, frequencies_above
 from convsv_core._projection.excess import Samples, dual_excess, nearest_taps, sharing
 from convsv_core._projection.momentum import next_momentum
-from convsv_core._spectrum.numbers import squared_frobenius
+from convsv_core._projection.restoration import restored
+from convsv_core._projection.subspace import (
+    excess_of_followed,
+    first_columns,
+    first_vectors,
+    has_full_support,
+    more_columns,
+)
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import itemsize, symbol_polynomial
-from convsv_core._symbol.small_matrices import absolute_square
+from convsv_core._symbol.small_matrices import absolute_square, squared_norm
 from convsv_core.backend import Array
 
 __all__ = [
@@ -41,7 +46,6 @@ __all__ = [
     "begin",
     "from_state",
     "nearest",
-    "squared_change",
 ]
 
 LONGER = 1.03
@@ -57,11 +61,14 @@ NEAR = 0.97
 CHECK_EVERY = 5
 """Iterations between two certificates of the norm. A guess: a certificate costs about as much as an iteration."""
 
-TOLERANCE = 0.1
-"""Share of the gap that frequencies outside the working set may add by their excess over the bound. A guess."""
+SLOW = 0.1
+"""Relative gain of the dual in `CHECK_EVERY` iterations, as a share of the gap, at which a kernel is restored."""
 
-INNER = 0.5
-"""Share of the gap that the problem of a working set is solved to. A guess."""
+NARROW_RTOL, NARROW_NORM = 1e-3, 1.1
+"""Smallest gap, and smallest norm over the bound, for which iterations have the dtype of the answer. Guesses.
+
+In float32 the value of the dual of the layers of facenet-pytorch's onet is precise to 1e-6.
+"""
 
 COARSE_POINTS = 4
 """Frequencies of the first working set, along each axis and for each offset of the taps.
@@ -100,6 +107,8 @@ class DualState(NamedTuple):
         The taps nearest to `dual`, and the taps nearest to `ahead`.
     momentum, step, value : 0-d arrays
         Nesterov's number, the length of the next step, and the value of the dual problem.
+    vectors : array, shape (count, groups, columns, followed), complex
+        The singular vectors that are followed; none if each step decomposes the matrices.
     """
 
     dual: Array
@@ -109,6 +118,7 @@ class DualState(NamedTuple):
     momentum: Array
     step: Array
     value: Array
+    vectors: Array
 
 
 class Nearest(NamedTuple):
@@ -146,78 +156,108 @@ def nearest(problem: Problem, max_iterations: int, state: ProjectionState | None
 
     `state` is the state of an earlier projection, from which this one starts.
     """
-    operand, limit = problem.operand, float(problem.bound)
+    operand = problem.operand
     xp = operand.xp
+    above = frequencies_above(problem, operand.kernel, NEAR * float(problem.bound))
+    work = _working_operand(problem, above)
     chosen, dual = from_state(problem, state)
-    above = frequencies_above(problem, operand.kernel, NEAR * limit).places
-    if state is None:
-        above = _coarse(problem, above)
-    iterations = 0
-    running: DualState | None = None
+    chosen, dual = _extended(work, chosen, dual, _coarse(problem, above.places) if state is None else above.places)
+    running = _continued(work, chosen, dual, None)
+    # The first iterate from an earlier state may be near enough. So is one of full support: it needs no iteration.
+    early = state is not None or has_full_support(operand.plan)
+    iterations, before, slow = 0, -math.inf, SLOW * problem.rtol
     while True:
-        chosen, dual = _extended(problem, chosen, dual, above)
-        running = _continued(problem, chosen, dual, running)
-        kernel, running, spent, value = _accelerated(problem, chosen, running, max_iterations - iterations)
-        dual = running.dual
+        spent = min(1 if early and not iterations else CHECK_EVERY, max_iterations - iterations)
+        running = _advanced(work, problem.bound, chosen, running, spent)
         iterations += spent
-        # The last rescaling moves the whole kernel by its excess. So the tolerance of the excess is smaller for a
-        # kernel that is larger than the distance.
-        size = math.sqrt(float(squared_frobenius(dataclasses.replace(operand, kernel=kernel))))
-        tolerance = TOLERANCE * problem.rtol * min(1.0, math.sqrt(max(2 * value, 0.0)) / max(size, sys.float_info.min))
-        found = frequencies_above(problem, kernel, limit * (1 + tolerance))
-        squared = float(squared_change(operand, kernel * min(1.0, limit / found.computed)))
-        converged = squared - 2 * value <= problem.rtol * squared
-        above = np.setdiff1d(_peaks(problem, found), chosen)
-        if not len(above):
-            above = np.setdiff1d(found.places, chosen)
-        if converged or iterations >= max_iterations or not len(above):
+        gain, before = float(running.value) - before, float(running.value)
+        if gain > slow * abs(before) and max_iterations > iterations > 1:
+            continue
+        change, value = running.change, before
+        if work is not operand:
+            change, value = _exact(problem, chosen, running.dual)
+        found = restored(problem, work, operand.kernel - change, value, chosen)
+        if found.converged or iterations >= max_iterations:
             break
-    used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(dual) > 0, axis=(1, 2, 3)))
+        slow = slow / 2 if iterations > 1 else slow
+        running = _with_enough_vectors(work, running)
+        fresh = np.setdiff1d(found.peaks, chosen)
+        if len(fresh):
+            chosen, dual = _extended(work, chosen, running.dual, fresh)
+            running = _continued(work, chosen, dual, running)
+    used: HostArray = operand.backend.to_numpy(xp.any(xp.abs(running.dual) > 0, axis=(1, 2, 3)))
     frequencies = operand.backend.asarray_like(problem.frequencies[chosen[used]], operand.kernel)
-    dual = xp.take(dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
-    return Nearest(kernel, iterations, converged, ProjectionState(frequencies, dual * operand.scale), value)
+    dual = xp.take(running.dual, operand.backend.asarray_like(np.flatnonzero(used), operand.kernel), axis=0)
+    reached = ProjectionState(frequencies, xp.astype(dual, operand.complex_dtype) * operand.scale)
+    return Nearest(found.kernel, iterations, found.converged, reached, value)
 
 
-class _Solved(NamedTuple):
-    """Hold the solution of the problem for a working set, with the value of the dual."""
+def _working_operand(problem: Problem, above: Above) -> Operand:
+    """Return the operand in the dtype of the iterations: that of the answer if it is precise enough.
 
-    kernel: Array
-    state: DualState
-    iterations: int
+    Its rounding errors are a share of the kernel. The gap is a share of the distance, which may be much less.
+    """
+    far = above.computed > NARROW_NORM * float(problem.bound)
+    narrow = far and problem.rtol >= NARROW_RTOL and not has_full_support(problem.operand.plan)
+    return problem.narrow if narrow else problem.operand
+
+
+class _Exact(NamedTuple):
+    """Hold the taps nearest to dual variables, and the value of the dual, in the dtype of the computation."""
+
+    change: Array
     value: float
 
 
-def _continued(problem: Problem, chosen: HostArray, dual: Array, state: DualState | None) -> DualState:
+def _exact(problem: Problem, chosen: HostArray, dual: Array) -> _Exact:
+    """Return the taps nearest to dual variables of a narrower dtype, and their value."""
+    operand = problem.operand
+    xp = operand.xp
+    dual, samples = xp.astype(dual, operand.complex_dtype), Samples.at(operand, chosen)
+    change = operand.run(begin, 0, arrays=(*samples, dual)).change
+    trace = xp.sum(operand.backend.svdvals(dual), axis=(-2, -1))
+    return _Exact(change, float(_value(operand, problem.bound, samples.weights, change, trace)))
+
+
+def _advanced(operand: Operand, bound: Array, chosen: HostArray, state: DualState, iterations: int) -> DualState:
+    """Return the state of the dual after some iterations on the chosen frequencies."""
+    samples = Samples.at(operand, chosen)
+    bound = operand.xp.astype(bound, operand.real_dtype)
+    for _ in range(iterations):
+        state = operand.run(advance, arrays=(bound, *samples, *state))
+    return state
+
+
+def _continued(operand: Operand, chosen: HostArray, dual: Array, state: DualState | None) -> DualState:
     """Return the state of the iteration on a larger working set, whose new frequencies have a dual of 0.
 
     The first step is the one that is right for a uniform grid of as many frequencies.
     """
-    operand, plan = problem.operand, problem.operand.plan
+    plan = operand.plan
     if state is None:
-        state = operand.run(begin, arrays=(*Samples.at(operand, chosen), dual))
+        state = operand.run(begin, first_columns(operand), arrays=(*Samples.at(operand, chosen), dual))
         return state._replace(
             step=state.step * (math.prod(plan.periods) / max(1.0, float(plan.weights()[chosen].sum())))
         )
-    ahead = operand.xp.concat([state.ahead, dual[state.ahead.shape[0] :, ...]], axis=0)
-    return state._replace(dual=dual, ahead=ahead)
+    known = state.dual.shape[0]
+    ahead = operand.xp.concat([state.ahead, dual[known:, ...]], axis=0)
+    fresh = first_vectors(operand, dual.shape[0] - known, state.vectors.shape[-1])
+    return state._replace(dual=dual, ahead=ahead, vectors=operand.xp.concat([state.vectors, fresh], axis=0))
 
 
-def _accelerated(problem: Problem, chosen: HostArray, state: DualState, max_iterations: int) -> _Solved:
-    """Solve the problem for the chosen frequencies alone."""
-    operand, limit = problem.operand, float(problem.bound)
-    samples = Samples.at(operand, chosen)
-    iterations = 0
-    while True:
-        state = operand.run(advance, arrays=(problem.bound, *samples, *state))
-        iterations += 1
-        if iterations % CHECK_EVERY and iterations < max_iterations:
-            continue
-        kernel, value = operand.kernel - state.change, float(state.value)
-        above = frequencies_above(problem, kernel, limit, chosen)
-        upper = above.computed if len(above.places) else limit
-        squared = float(squared_change(operand, kernel * min(1.0, limit / upper)))
-        if squared - 2 * value <= INNER * problem.rtol * squared or iterations >= max_iterations:
-            return _Solved(kernel, state, iterations, value)
+def _with_enough_vectors(operand: Operand, state: DualState) -> DualState:
+    """Return a state that follows more singular vectors if an excess has as many as are followed."""
+    xp, vectors = operand.xp, state.vectors
+    columns = vectors.shape[-1]
+    if not columns:
+        return state
+    squares = squared_norm(xp, xp.matmul(state.dual, vectors), axis=-2)
+    rounding = (operand.eps * max(operand.plan.block)) ** 2 * xp.sum(squares, axis=-1)
+    if not operand.backend.truth(xp.any(xp.min(squares, axis=-1) > rounding)):
+        return state
+    wanted = more_columns(operand, columns)
+    fresh = first_vectors(operand, vectors.shape[0], wanted)
+    return state._replace(vectors=xp.concat([vectors, fresh[..., columns:]], axis=-1) if wanted else fresh)
 
 
 def _coarse(problem: Problem, places: HostArray) -> HostArray:
@@ -236,28 +276,19 @@ def _coarse(problem: Problem, places: HostArray) -> HostArray:
     return kept if len(kept) else places
 
 
-def _peaks(problem: Problem, found: Above) -> HostArray:
-    """Return the places among those found whose norm is at least that of every neighbour on the grid."""
-    plan = problem.operand.plan
-    values = np.full(len(plan.frequencies), -1.0)
-    values[found.places] = found.norms
-    on_grid = values[plan.visit].reshape(plan.periods)
-    nearby = on_grid
-    for axis in range(on_grid.ndim):
-        nearby = np.maximum(nearby, np.maximum(np.roll(nearby, 1, axis), np.roll(nearby, -1, axis)))
-    visit = plan.visit.reshape(plan.periods)
-    return np.intersect1d(visit[on_grid >= nearby], found.places)
+def begin(operand: Operand, frequencies: Array, weights: Array, dual: Array, columns: int) -> DualState:
+    """Return the first state of the accelerated iteration, from dual variables.
 
-
-def begin(operand: Operand, frequencies: Array, weights: Array, dual: Array) -> DualState:
-    """Return the first state of the accelerated iteration, from dual variables."""
+    `columns` is the number of singular vectors that are followed.
+    """
     one, symbol = operand.xp.ones_like(operand.scale), symbol_polynomial(operand)
     change = operand.xp.zeros_like(operand.kernel)
     if dual.shape[0]:
         (change,) = nearest_taps(
             symbol, Samples(frequencies, weights), lambda _, chosen: (operand.xp.take(dual, chosen, axis=0),)
         )
-    return DualState(dual, dual, change, change, one, one, -math.inf * one)
+    vectors = first_vectors(operand, dual.shape[0], columns)
+    return DualState(dual, dual, change, change, one, one, -math.inf * one, vectors)
 
 
 def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, *arrays: Array) -> DualState:
@@ -270,7 +301,11 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
     # The longest step is the right one if a single frequency matters.
     longest = max(1.0, math.prod(plan.periods) / math.prod(axis.taps for axis in plan.axes))
     kernel = (operand.kernel - state.change_ahead) * xp.astype(step, state.change.dtype)
-    new = dual_excess(operand, kernel, bound * step, Samples(frequencies, weights), state.ahead)
+    samples, limit, vectors = Samples(frequencies, weights), bound * step, state.vectors
+    if vectors.shape[-1]:
+        new, vectors, _ = excess_of_followed(operand, kernel, limit, *samples, state.ahead, vectors)
+    else:
+        new = dual_excess(operand, kernel, limit, samples, state.ahead)
     counts = xp.real(weights)[:, None, None, None] * plan.copies
     moved, moved_change = new.matrices - state.ahead, new.change - state.change_ahead
     taken = (step <= 1) | (
@@ -278,8 +313,7 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
     )
     turned = xp.sum(counts * xp.real(operand.backend.conj(moved) * (new.matrices - state.dual))) < 0
     momentum, beyond = next_momentum(xp, state.momentum, taken & turned, LONGER)
-    value = _inner(operand, new.change, operand.kernel - new.change / 2)
-    value = value - bound * plan.copies * xp.sum(xp.real(weights) * new.trace)
+    value = _value(operand, bound, weights, new.change, new.trace)
     advanced = DualState(
         new.matrices,
         new.matrices + xp.astype(beyond, new.matrices.dtype) * (new.matrices - state.dual),
@@ -288,12 +322,19 @@ def advance(operand: Operand, bound: Array, frequencies: Array, weights: Array, 
         momentum,
         xp.clip(step * LONGER, None, longest),
         value,
+        vectors,
     )
     kept = state._replace(step=xp.clip(step / 2, 1.0, None))
     known = operand.backend.truth(taken)
     if known is not None:
         return advanced if known else kept
     return DualState(*(xp.where(taken, one, other) for one, other in zip(advanced, kept, strict=True)))
+
+
+def _value(operand: Operand, bound: Array, weights: Array, change: Array, trace: Array) -> Array:
+    """Return the value of the dual, from the taps nearest to its variables and the sums of their singular values."""
+    value = _inner(operand, change, operand.kernel - change / 2)
+    return value - bound * operand.plan.copies * operand.xp.sum(operand.xp.real(weights) * trace)
 
 
 def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
@@ -304,11 +345,6 @@ def _inner(operand: Operand, change: Array, kernel: Array) -> Array:
     xp = operand.xp
     products = xp.real(operand.backend.conj(change) * kernel)
     return xp.sum(products * sharing(operand)) * math.prod(operand.plan.grid)
-
-
-def squared_change(operand: Operand, kernel: Array) -> Array:
-    """Return the squared Frobenius distance, over the grid, between the operators of a kernel and of the operand."""
-    return squared_frobenius(dataclasses.replace(operand, kernel=kernel - operand.kernel))
 
 
 def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
@@ -333,9 +369,8 @@ def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
     return WorkingSet(plan.visit[np.ravel_multi_index(tuple(indices.T), plan.periods)], dual)
 
 
-def _extended(problem: Problem, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
+def _extended(operand: Operand, chosen: HostArray, dual: Array, above: HostArray) -> WorkingSet:
     """Return a working set with more places, as far as memory allows, and zeros as their dual matrices."""
-    operand = problem.operand
     xp = operand.xp
     fresh = np.setdiff1d(above, chosen)
     affordable = DUAL_BYTES // (3 * math.prod(dual.shape[1:]) * itemsize(operand))
@@ -343,4 +378,6 @@ def _extended(problem: Problem, chosen: HostArray, dual: Array, above: HostArray
     zeros = xp.broadcast_to(
         xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype), (len(fresh), *dual.shape[1:])
     )
-    return WorkingSet(np.concatenate([chosen, fresh]), xp.concat([dual, zeros], axis=0))
+    return WorkingSet(
+        np.concatenate([chosen, fresh]), xp.concat([xp.astype(dual, zeros.dtype, copy=False), zeros], axis=0)
+    )

@@ -10,8 +10,9 @@ import numpy as np
 
 from convsv_core._norm.fixed_grid import grid_upper_bound
 from convsv_core._projection.certificate import SLACK_EPS, Problem
-from convsv_core._projection.dykstra import DualState, ProjectionState, advance, begin, nearest, squared_change
+from convsv_core._projection.dykstra import DualState, ProjectionState, advance, begin, nearest
 from convsv_core._projection.excess import Method, Samples, clip_and_cut
+from convsv_core._projection.restoration import squared_change
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.small_matrices import safe_sqrt
 from convsv_core.backend import Array, ArraySpec
@@ -86,7 +87,7 @@ def _dykstra(
     def step(*state: Array) -> tuple[Array, ...]:
         return advance(operand, bound, *samples, *state)
 
-    begun = begin(operand, *samples, dual)
+    begun = begin(operand, *samples, dual, 0)
     state = DualState(*operand.backend.repeat(step, begun, steps, operand.kernel))
     return operand.kernel - state.change, state.value, state.dual
 

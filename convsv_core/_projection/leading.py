@@ -17,7 +17,8 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._symbol.gram import smaller_gram
-from convsv_core._symbol.rows import MARGIN_EPS, are_below
+from convsv_core._symbol.rows import MARGIN_EPS
+from convsv_core._symbol.small_matrices import are_below
 from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core.backend import Array, Backend
 

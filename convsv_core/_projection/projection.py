@@ -17,11 +17,11 @@ from convsv_core._projection.dykstra import (
     ProjectionState,
     from_state,
     nearest,
-    squared_change,
 )
 from convsv_core._projection.excess import Method
 from convsv_core._projection.final_rescaling import rescaled
 from convsv_core._projection.fixed_steps import clip_and_cut_step, distance_of, fixed_steps
+from convsv_core._projection.restoration import squared_change
 from convsv_core._symbol.operand import Operand, check_bound, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive

@@ -15,11 +15,10 @@ import numpy as np
 
 from convsv_core._geometry.padding import lattice
 from convsv_core._geometry.plan import HostArray
-from convsv_core._norm.fixed_grid import every_size_grid
-from convsv_core._norm.largest import largest_among
+from convsv_core._norm.cover import Cover, covered_grid, grid_cover
+from convsv_core._norm.search import largest_of_each, moments_of, parts_of
 from convsv_core._norm.tap_bounds import sums_of_norms
 from convsv_core._symbol.gram import useful_polynomial
-from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import PolynomialRows, ProductRows
@@ -145,15 +144,18 @@ def _factors(
     xp = backend.namespace(kernels[0])
     axis = conv.layout.index("I" if conv.transposed else "O")
     together = dataclasses.replace(conv, groups=conv.groups * len(kernels))
-    factor = 1.0
+    factor, cover, every_size = 1.0, None, input_shape is None
     if input_shape is None:
-        grid = every_size_grid(shape_of(kernels[0], conv), conv, rtol)
+        real = not xp.isdtype(kernels[0].dtype, "complex floating")
+        grid, cover = covered_grid(shape_of(kernels[0], conv), conv, rtol, real)
         input_shape, factor, together = grid.input_shape, grid.factor, lattice(together)
     with backend.computation_context(kernels[0]):
         operand = make_operand(xp.concat(list(kernels), axis=axis), input_shape, together)
         limit = bound / factor / float(operand.scale)
         symbol = symbol_polynomial(operand)
-        uppers = _upper_bounds(symbol, (1 - headroom) * limit, len(kernels))
+        if not every_size:
+            cover = grid_cover(operand.plan)
+        uppers = _upper_bounds(symbol, (1 - headroom) * limit, len(kernels), cover)
         sizes = sums_of_norms(symbol, len(kernels))
     eps = operand.answer_eps
     results = []
@@ -167,21 +169,18 @@ def _factors(
     return results
 
 
-def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int) -> HostArray:
+def _upper_bounds(
+    symbol: TrigonometricPolynomial, limit: float, count: int, cover: Cover | None
+) -> HostArray:
     """Return upper bounds of the norms of `count` kernels, which are the groups of one operand, at its scale.
 
     A bound below `limit` is returned as `limit`.
     """
-    operand, groups = symbol.operand, symbol.operand.plan.groups // count
+    operand = symbol.operand
     if not operand.backend.has_values(operand.kernel):
         raise ValueError("kernels are traced: wanted arrays with values, because the rescaling reads norms")
     gram = useful_polynomial(operand)
-    bounds = None if gram is None else moment_bounds(gram)
     frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
-    squares = []
-    for index in range(count):
-        part = slice(index * groups, (index + 1) * groups)
-        rows = ProductRows(symbol.part(part), frequencies) if gram is None else PolynomialRows(gram.part(part))
-        own = None if bounds is None else MomentBounds(bounds.uppers[:, part], bounds.estimates[:, part])
-        squares.append(largest_among(rows, own, level=limit * limit).upper)
-    return np.sqrt(squares)
+    rows = ProductRows(symbol, frequencies) if gram is None else PolynomialRows(gram)
+    found = largest_of_each(parts_of(rows, count), moments_of(rows, count), [limit * limit] * count, cover=cover)
+    return np.sqrt([one.upper for one in found])

@@ -254,7 +254,13 @@ def _call(*arguments: Any) -> Any:
 
 
 def make_operand(
-    kernel: Array, input_shape: object, conv: Conv, *, all_residues: bool = False, name: str = "kernel"
+    kernel: Array,
+    input_shape: object,
+    conv: Conv,
+    *,
+    lattice: bool = False,
+    all_residues: bool = False,
+    name: str = "kernel",
 ) -> Operand:
     """Check the arguments of a call and return the operand.
 
@@ -266,6 +272,8 @@ def make_operand(
         The user's spatial extents, or None for the infinite lattice.
     conv : Conv
         The geometry.
+    lattice : bool, default False
+        Whether None is taken. Most numbers of an operator are those of one input size.
     all_residues : bool, default False
         As for `make_plan`.
     name : str, default "kernel"
@@ -274,7 +282,8 @@ def make_operand(
     Raises
     ------
     TypeError
-        `kernel` is not an array of an installed library or not of a floating dtype, or `conv` is not a `Conv`.
+        `kernel` is not an array of an installed library or not of a floating dtype, `conv` is not a `Conv`, or
+        `input_shape` is None without `lattice`.
     ValueError
         The shapes do not fit each other, or the kernel holds NaN or infinity.
     """
@@ -285,7 +294,7 @@ def make_operand(
     is_complex = dtype in REAL_OF
     answered_in = computed_in = REAL_OF.get(dtype, dtype)
     shape = tuple(int(extent) for extent in kernel.shape)
-    extents = None if input_shape is None else check_input_shape(input_shape, conv)
+    extents = None if lattice and input_shape is None else check_input_shape(input_shape, conv)
     plan = make_plan(shape, not is_complex, extents, conv, all_residues=all_residues)
     kernel = xp.astype(
         backend.in_one_piece(kernel), getattr(xp, COMPLEX_OF[computed_in] if is_complex else computed_in), copy=False

@@ -132,6 +132,10 @@ class Tabulated:
         """Return the bytes of working memory of one frequency; see `Evaluator`."""
         return 2 * math.prod(self.matrices.shape[1:]) * itemsize(self.operand)
 
+    def part(self, groups: slice) -> Tabulated:
+        """Return the matrices of some of the groups."""
+        return dataclasses.replace(self, matrices=self.matrices[:, groups, :, :])
+
     def __call__(self, frequencies: Array) -> Array:
         """Return the matrices at the frequencies of the given indices."""
         places = 0

@@ -11,6 +11,7 @@ error bound for each matrix.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -31,7 +32,7 @@ from convsv_core._symbol.polynomial import (
     symbol_evaluator,
     symbol_polynomial,
 )
-from convsv_core._symbol.small_matrices import absolute_square, safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import largest_eigenvalues, remainders_of, squared_norm
 from convsv_core._symbol.transform import is_long, symbol_error
 from convsv_core.backend import Array, Backend, split_rows
 
@@ -42,9 +43,8 @@ __all__ = [
     "PolynomialRows",
     "PowerRows",
     "ProductRows",
-    "are_below",
+    "TABLE_BYTES",
     "grid_rows",
-    "largest_eigenvalues",
     "map_rows",
     "product_rounding",
 ]
@@ -130,15 +130,14 @@ class GramRows(ABC):
         """
         if not len(where):
             return np.zeros(0, bool)
-        backend = self.operand.backend
-        level = float(level) * (1 - 4 * self.operand.eps)  # Rounding the level to the dtype adds less than this.
-        xp = self.operand.xp
+        backend, xp = self.operand.backend, self.operand.xp
+        level = self.lowered(level)
 
         def are_below(block: Array) -> Array:
             return xp.all(self._are_below(block, level), axis=-1)
 
         def table_of(part: HostArray) -> HostArray:
-            return self._table_at(part, level)
+            return self.table_at(part, level)
 
         with backend.products_context(min(self.operand.plan.block)):
             return ~self._map(are_below, table_of, where)
@@ -150,30 +149,45 @@ class GramRows(ABC):
         def of_block(block: Array) -> Array:
             grams = self.matrices(block)
             values = largest_eigenvalues(backend, grams)
-            return xp.stack([xp.max(values, axis=-1), xp.max(values + self._roundings(grams), axis=-1)], axis=-1)
+            return xp.stack([xp.max(values, axis=-1), xp.max(values + self.roundings(grams), axis=-1)], axis=-1)
 
-        values, uppers = self._map(of_block, self._table, where).astype(float).T
+        values, uppers = self._map(of_block, self.table, where).astype(float).T
         return Eigenvalues(values, uppers)
+
+    def lowered(self, level: float) -> float:
+        """Return a level that is no higher in the dtype of the computation than the given one."""
+        return float(level) * (1 - 4 * self.operand.eps)
 
     @abstractmethod
     def matrices(self, block: Array) -> Array:
         """Return the Gram matrices at a block of the table: shape (rows, groups, side, side)."""
 
     @abstractmethod
-    def _table(self, where: HostArray) -> HostArray:
+    def remainders(self, block: Array, level: float) -> Array:
+        """Return the level, less rounding errors, times the identity less each Gram matrix at a block of `table_at`.
+
+        A positive definite one shows that the eigenvalues are below the level.
+        """
+
+    @abstractmethod
+    def part(self, groups: slice) -> GramRows:
+        """Return the rows of some of the groups."""
+
+    @abstractmethod
+    def table(self, where: HostArray) -> HostArray:
         """Return the host table that blocks are cut from."""
 
-    def _table_at(self, where: HostArray, level: float) -> HostArray:
+    def table_at(self, where: HostArray, level: float) -> HostArray:
         """Return the host table for a test against a level."""
-        return self._table(where)
+        return self.table(where)
 
     @abstractmethod
+    def roundings(self, grams: Array) -> Any:
+        """Return bounds of the rounding errors of the matrices' eigenvalues: a number, or shape (rows, groups)."""
+
     def _are_below(self, block: Array, level: float) -> Array:
         """Tell for each row and group of a block whether its eigenvalues are shown to be below the level."""
-
-    @abstractmethod
-    def _roundings(self, grams: Array) -> Any:
-        """Return bounds of the rounding errors of the matrices' eigenvalues: a number, or shape (rows, groups)."""
+        return self.operand.backend.is_positive_definite(self.remainders(block, level))
 
     def _map(
         self, function: Callable[[Array], Array], table_of: Callable[[HostArray], HostArray], where: HostArray
@@ -198,6 +212,8 @@ class PolynomialRows(GramRows):
     gram: GramPolynomial
     by_angle: bool = False
     budget: int = TESTED_BYTES
+    group_roundings: HostArray | None = None
+    """The polynomial's rounding error bound for each group, where it is known."""
 
     @property
     def operand(self) -> Operand:
@@ -212,27 +228,43 @@ class PolynomialRows(GramRows):
     @functools.cached_property
     def rounding(self) -> float:
         """Return a rounding error bound of the eigenvalues, at all frequencies and for all groups."""
-        return float(self.gram.roundings().max())
+        known = self.group_roundings
+        return float((self.gram.roundings() if known is None else known).max())
+
+    def part(self, groups: slice) -> PolynomialRows:
+        """Return the rows of some of the groups."""
+        known = self.group_roundings
+        return dataclasses.replace(
+            self, gram=self.gram.part(groups), group_roundings=None if known is None else known[groups]
+        )
+
+    def with_roundings(self) -> PolynomialRows:
+        """Return the same rows, whose parts need not compute their rounding error bounds."""
+        return dataclasses.replace(self, group_roundings=self.gram.roundings())
 
     def matrices(self, block: Array) -> Array:
         """Return the Gram matrices for rows of factors whose level is 0."""
         return self.gram.matrices(-block)
 
-    def _table(self, where: HostArray) -> HostArray:
+    def remainders(self, block: Array, level: float) -> Array:
+        """Return the level times the identity less each Gram matrix; the rows of factors hold the level."""
+        return self.gram.matrices(block)
+
+    def table(self, where: HostArray) -> HostArray:
+        """Return rows of factors whose level is 0."""
         dtype = self.operand.computed_in
         if self.by_angle:
             return factor_rows(where @ self.gram.differences.T).astype(dtype)
         return frequency_factors(self.operand.plan, where, dtype)
 
-    def _table_at(self, where: HostArray, level: float) -> HostArray:
-        table = self._table(where)
+    def table_at(self, where: HostArray, level: float) -> HostArray:
+        """Return rows of factors with a level, less the rounding errors of the Gram matrices."""
+        table = self.table(where)
         table[:, 0] = level - self.rounding
         return table
 
-    def _are_below(self, block: Array, level: float) -> Array:
-        return self.operand.backend.is_positive_definite(self.gram.matrices(block))
-
-    def _roundings(self, grams: Array) -> Any:
+    def roundings(self, grams: Array) -> Any:
+        """Return the rounding error bound of all eigenvalues."""
         return self.rounding
 
 
@@ -278,14 +310,22 @@ class ProductRows(GramRows):
             symbols = symbols + xp.take(self.dual, block, axis=0)
         return smaller_gram(self.operand.backend, symbols)
 
-    def _table(self, where: HostArray) -> HostArray:
+    def remainders(self, block: Array, level: float) -> Array:
+        """Return the level, less rounding errors, times the identity less each Gram matrix."""
+        grams = self.matrices(block)
+        return remainders_of(self.operand.backend, grams, level - self.roundings(grams))
+
+    def part(self, groups: slice) -> ProductRows:
+        """Return the rows of some of the groups."""
+        dual = None if self.dual is None else self.dual[:, groups, ...]
+        return dataclasses.replace(self, symbol=self.symbol.part(groups), dual=dual)
+
+    def table(self, where: HostArray) -> HostArray:
+        """Return the places."""
         return where
 
-    def _are_below(self, block: Array, level: float) -> Array:
-        grams = self.matrices(block)
-        return are_below(self.operand.backend, grams, level - self._roundings(grams))
-
-    def _roundings(self, grams: Array) -> Any:
+    def roundings(self, grams: Array) -> Any:
+        """Return a bound of the rounding errors for each matrix."""
         trace = self.operand.xp.real(self.operand.xp.linalg.trace(grams))
         return product_rounding(self.operand, trace, self.error or None)
 
@@ -333,31 +373,6 @@ def map_rows(
     filled = table[np.minimum(np.arange(backend.batch_size(len(table))), len(table) - 1)]
     found = backend.map_blocks(function, filled, operand.kernel, row_bytes=row_bytes, budget=budget)
     return backend.to_numpy(found)[: len(table)]
-
-
-def largest_eigenvalues(backend: Backend, matrices: Array) -> Array:
-    """Return the largest eigenvalue of each Hermitian matrix in the last two axes.
-
-    Sides 1 and 2 have closed forms.
-    """
-    xp = backend.namespace(matrices)
-    if matrices.shape[-1] == 1:
-        return xp.real(matrices[..., 0, 0])
-    if matrices.shape[-1] == 2:
-        first, second = xp.real(matrices[..., 0, 0]), xp.real(matrices[..., 1, 1])
-        half_gap = safe_sqrt(xp, ((first - second) / 2) ** 2 + absolute_square(xp, matrices[..., 0, 1]))
-        return (first + second) / 2 + half_gap
-    return backend.eigvalsh(matrices)[..., -1]
-
-
-def are_below(backend: Backend, matrices: Array, levels: Array) -> Array:
-    """Tell whether all eigenvalues of each Hermitian matrix are below its level, up to rounding.
-
-    `levels` has the shape of `matrices` without the last two axes.
-    """
-    xp = backend.namespace(matrices)
-    identity = xp.astype(backend.asarray_like(np.eye(matrices.shape[-1]), matrices), matrices.dtype, copy=False)
-    return backend.is_positive_definite(xp.astype(levels, matrices.dtype)[..., None, None] * identity - matrices)
 
 
 def product_rounding(operand: Operand, trace: Any, error: Any = None) -> Any:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import numpy as np
+
 from convsv_core._geometry.plan import IntArray, Plan
 from convsv_core.backend import Array, Backend
 
 __all__ = [
     "CLOSED_FORM_SIDE",
     "absolute_square",
+    "are_below",
     "block_singular_values",
     "gram_singular_values",
+    "largest_eigenvalues",
     "real_and_complex",
+    "remainders_of",
     "safe_sqrt",
     "squared_norm",
 ]
@@ -71,6 +76,36 @@ def absolute_square(xp: ModuleType, array: Array) -> Array:
 def squared_norm(xp: ModuleType, array: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Return the sum of squared absolute values, over all axes or those given."""
     return xp.sum(absolute_square(xp, array), axis=axis)
+
+
+def largest_eigenvalues(backend: Backend, matrices: Array) -> Array:
+    """Return the largest eigenvalue of each Hermitian matrix in the last two axes.
+
+    Sides 1 and 2 have closed forms.
+    """
+    xp = backend.namespace(matrices)
+    if matrices.shape[-1] == 1:
+        return xp.real(matrices[..., 0, 0])
+    if matrices.shape[-1] == 2:
+        first, second = xp.real(matrices[..., 0, 0]), xp.real(matrices[..., 1, 1])
+        half_gap = safe_sqrt(xp, ((first - second) / 2) ** 2 + absolute_square(xp, matrices[..., 0, 1]))
+        return (first + second) / 2 + half_gap
+    return backend.eigvalsh(matrices)[..., -1]
+
+
+def are_below(backend: Backend, matrices: Array, levels: Array) -> Array:
+    """Tell whether all eigenvalues of each Hermitian matrix are below its level, up to rounding.
+
+    `levels` has the shape of `matrices` without the last two axes.
+    """
+    return backend.is_positive_definite(remainders_of(backend, matrices, levels))
+
+
+def remainders_of(backend: Backend, matrices: Array, levels: Array) -> Array:
+    """Return the level of each matrix times the identity, less the matrix."""
+    xp = backend.namespace(matrices)
+    identity = xp.astype(backend.asarray_like(np.eye(matrices.shape[-1]), matrices), matrices.dtype, copy=False)
+    return xp.astype(levels, matrices.dtype)[..., None, None] * identity - matrices
 
 
 def _values_of_side_1(xp: ModuleType, blocks: Array) -> Array:

@@ -103,7 +103,7 @@ def log_lipschitz(kernel: Array, input_shape: tuple[int, ...] | None, conv: Conv
         norm = norm_upper_bound(kernel, conv, rtol=rtol)
     else:
         norm = operator_norm(kernel, input_shape, conv)
-    return make_operand(kernel, None, conv).run(_floored_log, arrays=(norm,))
+    return make_operand(kernel, None, conv, lattice=True).run(_floored_log, arrays=(norm,))
 
 
 @on_host

@@ -50,7 +50,7 @@ def norm_hinge(kernel: Array, input_shape: tuple[int, ...], conv: Conv, bound: f
     4.0
     """
     norm = operator_norm(kernel, input_shape, conv)
-    operand = make_operand(kernel, None, conv)
+    operand = make_operand(kernel, None, conv, lattice=True)
     return operand.run(squared_excess, arrays=(norm, check_bound(operand, bound)))
 
 

@@ -98,7 +98,7 @@ def orthogonality(kernel: Array, input_shape: tuple[int, ...] | None, conv: Conv
     >>> float(orthogonality(np.asarray([[[0.0, 0.0, 2.0]]]), (8,), Conv("OIW")))
     9.0
     """
-    return make_operand(kernel, input_shape, conv).run(_orthogonality)
+    return make_operand(kernel, input_shape, conv, lattice=True).run(_orthogonality)
 
 
 @on_host

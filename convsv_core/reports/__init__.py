@@ -8,7 +8,7 @@ from convsv_core.reports.analysis import bounds_reports, layer_reports, reshaped
 from convsv_core.reports.comparison import Comparison, difference_reports
 from convsv_core.reports.extras import import_for
 from convsv_core.reports.matching import Matching, Pair, Unmatched, match_layers
-from convsv_core.reports.model_files import read_model, write_model
+from convsv_core.reports.model_files import files_of_model, read_model, write_model
 from convsv_core.reports.network_report import Report, figures_of
 from convsv_core.reports.orders import SortKey, descending
 from convsv_core.reports.plain_table import TextColumn, TextTable, lay_out
@@ -65,6 +65,7 @@ __all__ = [
     "descending",
     "difference_reports",
     "figures_of",
+    "files_of_model",
     "import_for",
     "lay_out",
     "layer_reports",

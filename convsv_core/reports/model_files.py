@@ -10,7 +10,7 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core.layers import LayerList, ModelError, ReadOptions
 from convsv_core.plugins import plugins
 
-__all__ = ["read_model", "write_model"]
+__all__ = ["files_of_model", "read_model", "write_model"]
 
 
 def read_model(path: Path, options: ReadOptions | None = None) -> LayerList:
@@ -44,13 +44,30 @@ def read_model(path: Path, options: ReadOptions | None = None) -> LayerList:
     return layers if isinstance(layers, LayerList) else LayerList(layers)
 
 
+def files_of_model(path: Path) -> tuple[Path, ...]:
+    """Return the files that hold a model, `path` first: more than one if `path` is the index of several files.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or does not tell its other files. One line.
+    """
+    try:
+        files = plugins().manager.hook.convsv_model_files(path=path)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from None
+    return (path,) if files is None else tuple(files)
+
+
 def write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> None:
     """Write the model at `path` to `target` with other kernels, and nothing else changed.
+
+    The other files of a model in several files are written beside `target`, under their own names.
 
     Parameters
     ----------
     path, target : Path
-        Two different files.
+        Two different files. If `path` is the index of several files, in two different folders.
     kernels : mapping from str to numpy.ndarray
         Kernels by the key of ``layer.stored``. The stored dtype holds their entries exactly.
 
@@ -61,7 +78,11 @@ def write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> N
     OSError
         A file cannot be read or written.
     """
+    files = files_of_model(path)
+    if len(files) > 1 and path.parent.resolve() == target.parent.resolve():
+        raise ModelError(f"{path}: its files are not replaced: wanted a target in another folder than theirs")
     if not kernels:
-        shutil.copyfile(path, target)
+        for file in files:
+            shutil.copyfile(file, target if file is files[0] else target.parent / file.name)
     elif plugins().manager.hook.convsv_write_model(path=path, kernels=kernels, target=target) is None:
         raise ModelError(f"{path}: in no format that can be written here")

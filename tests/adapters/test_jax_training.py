@@ -30,7 +30,7 @@ def test_flax_nnx_ends_within_the_bound() -> None:
     batch = images(4, 8, 8, 1)
     layers = on_flax.conv_layers(model, batch)
     assert max(uppers(nnx.state(model, nnx.Param), layers)) > BOUND
-    tx = optax.chain(optax.adam(0.1), operator_norm_bound(BOUND, layers))
+    tx = optax.chain(optax.adam(0.1), operator_norm_bound(BOUND, layers, method="dykstra"))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     @nnx.jit
@@ -74,7 +74,7 @@ def test_flax_linen_ends_within_the_bound() -> None:
 def test_equinox_ends_within_the_bound_every_other_step() -> None:
     model, batch = equinox_cnn(), images(4, 1, 8, 8)
     layers = on_equinox.conv_layers(model, batch[0])
-    tx = optax.chain(optax.adam(0.1), operator_norm_bound(BOUND, layers, every=2))
+    tx = optax.chain(optax.adam(0.1), operator_norm_bound(BOUND, layers, every=2, method="dykstra"))
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit

@@ -188,3 +188,19 @@ def test_dense_layers() -> None:
         assert fc.operator_norm == pytest.approx(np.linalg.norm(np.asarray(truth), 2), rel=1e-5)
         assert normed.operator_norm is None
         assert "WeightNorm" in normed.note
+
+
+class Doubled(eqx.nn.Conv2d):
+    def __call__(self, image: jax.Array, *, key: Any = None) -> jax.Array:
+        return 2 * super().__call__(image)
+
+
+class Named(eqx.nn.Conv2d):
+    """A class of another name that changes nothing."""
+
+
+def test_a_class_with_a_call_of_its_own_has_no_figure() -> None:
+    image = jnp.zeros((3, 8, 8))
+    for kind, has_figure in ((Doubled, False), (Named, True)):
+        (report,) = convsv.analyze(kind(3, 4, 3, key=jax.random.key(0)), image)
+        assert (report.operator_norm is not None) is has_figure

@@ -231,6 +231,18 @@ def test_the_constraint_holds_after_training(method: str) -> None:
     assert max(norms) >= 0.9 * BOUND
 
 
+def test_a_class_with_a_convolution_of_its_own_has_no_figure() -> None:
+    class Scaled(keras.layers.Conv2D):  # type: ignore[misc]
+        def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+            return super().convolution_op(inputs, 3 * kernel)
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), Scaled(4, 3)])
+    (report,) = convsv.analyze(model)
+    assert (report.operator_norm, "not known" in report.note) == (None, True)
+    with pytest.warns(UserWarning, match="forward pass of its own"):
+        constrain(model, BOUND)
+
+
 @TRAINS
 def test_the_callback_projects_and_logs() -> None:
     model = network() if BACKEND == "torch" else small_network()

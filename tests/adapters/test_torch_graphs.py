@@ -308,7 +308,9 @@ def test_a_resnet_of_transformers() -> None:
     found = convsv.lipschitz(model.eval(), x)
     assert found.lower is not None
     assert not found.missing
-    assert len(found.blocks) == 5  # The other three have a convolution in their shortcut.
+    # The other three have a convolution in their shortcut.
+    assert [block.shortcut_upper == 1 for block in found.blocks].count(True) == 5
+    assert len(found.blocks) == 8
     assert found.lower <= found.upper
     assert found.log10_upper < found.log10_product
 

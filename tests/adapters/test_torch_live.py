@@ -123,3 +123,46 @@ def test_a_weight_that_cannot_be_read_costs_its_own_row_alone() -> None:
     assert first.note == "extents unknown: wanted an example_input"
     assert "Float8" in eighth.note
     assert "meta" in meta.note
+
+
+class Scaled(nn.Conv2d):
+    def _conv_forward(self, images, weight, bias):
+        return super()._conv_forward(images, 3 * weight, bias)
+
+
+class Dilated(nn.Conv2d):
+    def forward(self, images):
+        return nn.functional.conv2d(images, self.weight, dilation=2)
+
+
+class Masked(nn.Conv2d):
+    def forward(self, images):
+        self.weight.data[0] = 0
+        return super().forward(images)
+
+
+class Failing(nn.Conv2d):
+    def forward(self, images, style):
+        return super().forward(images * style)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, images):
+        return torch.relu(super().forward(nn.functional.pad(images, (1, 1, 1, 1))))
+
+
+@pytest.mark.parametrize("kind", [Scaled, Dilated, Masked, Failing])
+def test_a_class_that_does_not_convolve_with_its_weight_has_no_figure(kind) -> None:
+    layer = kind(3, 4, 3)
+    before = layer.weight.detach().clone()
+    (report,) = convsv.analyze(layer) if kind is Failing else convsv.analyze(nn.Sequential(layer))
+    assert report.kernel_shape is None
+    assert "forward pass of its own" in report.note
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, parametrizations.weight_norm], ids=["plain", "weight_norm"])
+def test_a_class_that_does_more_than_convolve_with_its_weight_has_figures(wrap) -> None:
+    (report,) = convsv.analyze(wrap(Padded(3, 4, 3)), torch.zeros(1, 3, 8, 8))
+    assert report.operator_norm > 0
+    assert "forward pass of its own" in report.note

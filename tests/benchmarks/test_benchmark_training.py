@@ -48,15 +48,38 @@ def test_training_replays_every_layer_and_step(training: dict[str, Any]) -> None
     assert all(seconds > 0 for seconds in ranks["alone_times"] + ranks["shared_times"])
 
 
+def check_overheads(rows: dict[str, Any], turns: int) -> None:
+    """Compare the overheads with the times of the same turns, each of which has a plain step."""
+    plain = np.asarray(rows["plain step"]["times"])
+    assert len(plain) == turns
+    for row in rows.values():
+        assert row["overhead"] == pytest.approx(np.median(np.asarray(row["times"]) / plain[: row["steps"]] - 1))
+
+
 def test_compiled_training_holds_the_bound_where_it_promises_to(measure: Any) -> None:
     pytest.importorskip("optax")
     found = measure("training-jax", shows="rescale, every size", plot=False)
     rows = {row["method"]: row for row in found["rows"]}
-    plain = np.asarray(rows["plain step"]["times"])
-    assert len(plain) == found["arguments"]["turns"]
-    for row in rows.values():
-        assert row["overhead"] == pytest.approx(np.median(np.asarray(row["times"]) / plain[: row["steps"]] - 1))
+    check_overheads(rows, found["arguments"]["turns"])
     for method in ("rescale", "dykstra"):
         assert rows[f"{method}, every size"]["norm"] <= 1 + 1e-6
         assert rows[f"{method}, circular"]["circular_norm"] <= 1 + 1e-6
     assert rows["plain step"]["circular_norm"] > 1
+
+
+def test_keras_trains_on_each_backend_within_the_bound(measure: Any) -> None:
+    for name in ("keras", "torch", "jax"):
+        pytest.importorskip(name)
+    found = measure("training-keras", shows="constrain, every size", plot=False)
+    assert found["machine"]["versions"].keys() > {"keras", "torch", "jax"}
+    assert found["arguments"]["backends"] == ["torch", "jax"]
+    for backend in found["arguments"]["backends"]:
+        rows = {row["method"]: row for row in found["rows"] if row["backend"] == backend}
+        check_overheads(rows, found["arguments"]["turns"])
+        for row in rows.values():
+            assert row["compile_seconds"] == pytest.approx(row["first_seconds"] - np.median(row["times"]))
+        # Each constraint bounds its own operator, and the plain step and the wrapper bound neither.
+        assert rows["constrain, every size"]["norm"] <= 1 + 1e-6
+        assert rows["constrain, circular"]["circular_norm"] <= 1 + 1e-6
+        for method in ("plain step", "SpectralNormalization"):
+            assert rows[method]["circular_norm"] > 1.1, rows

@@ -84,7 +84,7 @@ def test_transformed_coefficients_are_the_sums_over_pairs(
     monkeypatch: pytest.MonkeyPatch, shape: Any, complex_taps: bool
 ) -> None:
     conv = Conv("OIW" if len(shape) == 3 else "OIHW")
-    operand = make_operand(kernel_of(*shape, complex_taps=complex_taps), None, conv)
+    operand = make_operand(kernel_of(*shape, complex_taps=complex_taps), None, conv, lattice=True)
     assert is_long(operand)
     transformed = gram_coefficients(operand)
     rounding = float(transform_roundings(operand).max())

@@ -68,6 +68,16 @@ def test_outputs_ranges_and_the_table():
             lipschitz(graph, input_range=wrong)
 
 
+def test_the_lower_bound_of_a_range_is_attained_inside_of_it():
+    shape = (1, 4)
+    example = np.asarray([[-9.0, 0.0, 2.0, 9.0]])
+    graph = Graph((Node("x", Input(example), (), shape), Node("y", Elementwise("square"), ("x",), shape)), ("y",))
+    found = lipschitz(graph, input_range=(0.0, 2.0))
+    assert found.upper == pytest.approx(4)
+    assert found.lower == pytest.approx(4, rel=1e-5)
+    assert found.lower <= found.upper
+
+
 def test_several_outputs_are_bounded_together():
     shape = (1, 4)
     graph = network(

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from random_networks import dense_norm, largest_jacobian
+from random_networks import block_values, dense_norm, largest_jacobian
 from small_networks import conv, network
 
 import convsv_core as convsv
@@ -231,3 +231,70 @@ def test_a_branch_that_has_another_source_is_no_block():
         Node("y", Sum(), ("a", "b"), shape),
     )
     assert lipschitz(graph).blocks == ()
+
+
+def projected(channels, outputs, stride, branch=0.1, pooled=False):
+    """Return a block whose shortcut is a 1 x 1 convolution with a stride and a normalisation."""
+    shape, out = (1, channels, 6, 6), (1, outputs, 6 // stride, 6 // stride)
+    window, strides = (1, 1, stride, stride), (1, 1, stride, stride)
+    kind = AveragePool(window, strides, (1,) * 4, ((0, 0),) * 4, ((0, 0),) * 4)
+    pool = Node("p", kind, ("x",), (1, channels, *out[2:]))
+    start, step = ("p", 1) if pooled else ("x", stride)
+    return network(
+        shape,
+        *([pool] if pooled else []),
+        conv("s", start, RNG.normal(size=(outputs, channels, 1, 1)), pool.shape if pooled else shape, 0, stride=step),
+        Node("n", Scale(RNG.uniform(0.5, 2, (outputs, 1, 1))), ("s",), out),
+        conv("f", "x", branch * RNG.normal(size=(outputs, channels, 3, 3)), shape, 1, stride=stride),
+        Node("t", Elementwise("tanh"), ("f",), out),
+        Node("y", Sum(), ("n", "t"), out),
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "stride", "pooled", "positive"),
+    [
+        (4, 3, 1, False, True),
+        (3, 5, 1, False, True),  # no element of the image is lost
+        (5, 3, 2, False, True),  # every output has a pixel of its own
+        (3, 5, 2, False, False),  # two outputs of each pixel depend on the others
+        (2, 5, 2, True, False),
+        (5, 2, 2, True, True),
+    ],
+)
+def test_blocks_with_a_projection_have_an_interval_too(channels, outputs, stride, pooled, positive, no_matrices):
+    graph = projected(channels, outputs, stride, 0.001, pooled)
+    (block,) = lipschitz(graph).blocks
+    assert (block.name, block.start) == ("y", "x")
+    for seed in range(3):
+        values = block_values(graph, block, seed)
+        assert block.smallest_singular_value <= values[-1]
+        assert values[0] <= block.largest_singular_value
+    shortcut = dense_norm(graph.until(["n"]))
+    assert shortcut <= block.shortcut_upper <= shortcut * (1 + 1e-3)
+    assert block.largest_singular_value == pytest.approx(block.shortcut_upper + block.branch_upper)
+    assert (block.smallest_singular_value > 0) is positive
+    if positive:  # the branch is small, so the interval is that of the shortcut
+        assert block.smallest_singular_value == pytest.approx(values[-1], rel=0.2)
+
+
+def test_the_smallest_singular_value_of_a_shortcut_may_be_unknown(monkeypatch):
+    shape = (1, 2, 5, 5)
+    kernel = RNG.normal(size=(2, 2, 3, 3)) / 20
+    kernel[:, :, 1, 1] += np.eye(2)  # its matrix is near the identity
+    graph = network(
+        shape,
+        conv("s", "x", kernel, shape, 1),
+        conv("f", "x", 1e-4 * RNG.normal(size=(2, 2, 3, 3)), shape, 1),
+        Node("t", Elementwise("relu"), ("f",), shape),
+        Node("y", Sum((0.5, -2.0)), ("s", "t"), shape),
+    )
+    (block,) = lipschitz(graph).blocks  # from the matrix of the shortcut
+    values = block_values(graph, block, 0)
+    assert 0 < block.smallest_singular_value <= values[-1] <= values[0] <= block.largest_singular_value
+    monkeypatch.setattr(dense, "MOST_SIDE", 0)
+    found = lipschitz(graph)
+    (block,) = found.blocks
+    assert block.smallest_singular_value is None
+    assert "singular values at most" in str(found)
+    assert found.to_dict()["blocks"][0]["smallest_singular_value"] is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from random_networks import RandomNetwork, dense_norm, largest_jacobian
+from random_networks import RandomNetwork, block_values, dense_norm, largest_jacobian
 
 from convsv_core import lipschitz
 from convsv_core._network import dense
@@ -33,6 +33,10 @@ def check(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert sort == 3 or found.upper <= exact * (1 + LINEAR_GAP) + 1e-12
     else:
         assert largest_jacobian(network, seed, box) <= found.upper
+    for block in found.blocks if sort != 2 else ():  # a block's own input is not within the range of the network's
+        values = block_values(network, block, seed)
+        assert values[0] <= block.largest_singular_value * (1 + 1e-12)
+        assert block.smallest_singular_value is None or block.smallest_singular_value <= values[-1] + 1e-12
 
 
 @pytest.mark.parametrize("first", range(0, QUICK, 10))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import convsv_core as convsv
+from convsv_core._norm import search
 from convsv_core._norm.tap_bounds import frobenius_bound
-from convsv_core._projection import rescale
 from convsv_core._projection.rescale import rescale_together
 from convsv_core._symbol import moments
 from convsv_core._symbol.gram import gram_polynomial
@@ -160,7 +160,7 @@ def test_a_wrong_guess_of_the_norm_costs_no_certificate(guess: str, monkeypatch:
         lambda kernel: float(convsv.operator_norm(kernel, extents, conv)),
     )
     wanted = rescale_together(kernels, extents, conv, 1.0)
-    monkeypatch.setattr(rescale, "moment_bounds", planted)
+    monkeypatch.setattr(search, "moment_bounds", planted)
     for kernel, (found, upper), (other, _) in zip(
         kernels, rescale_together(kernels, extents, conv, 1.0), wanted, strict=True
     ):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from wrapped_networks import BarSpectral, dense_norm
 
+from convsv_core.layers import Geometry, ReadOptions
 from convsv_core.reports import read_model
 
 
@@ -174,13 +175,87 @@ def test_an_unknown_companion_has_the_reason(tmp_path, companion):
     assert refused(path, "c.weight")
 
 
+@pytest.mark.parametrize(
+    "companion",
+    [
+        "scale_weight",
+        "affine.weight",
+        "conv_offset.weight",
+        "attention.fc.weight",
+        "lr_mul",
+        "w_quant.s",
+        "resample_filter",
+    ],
+)
+def test_whatever_else_stands_in_the_layer_has_the_reason(tmp_path, companion):
+    state = {"c.weight": torch.ones(4, 4, 3, 3), "c.bias": torch.ones(4), f"c.{companion}": torch.ones(1)}
+    path = saved(tmp_path / "m.pt", state)
+    (layer,) = read_model(path)
+    assert (layer.kernel, f"c.{companion}" in layer.note) == (None, True)
+    assert refused(path, "c.weight")
+
+
+def test_layers_behind_a_convolution_in_its_class_change_nothing(tmp_path):
+    state = {"c.weight": torch.ones(4, 4, 3, 3), "c.norm.weight": torch.ones(4), "c.act.weight": torch.ones(4)}
+    (layer,) = read_model(saved(tmp_path / "m.pt", state))
+    assert layer.kernel is not None
+
+
+def test_the_user_can_say_that_a_companion_changes_nothing(tmp_path):
+    path = saved(tmp_path / "m.pt", {"c.weight": torch.ones(4, 4, 3, 3), "c.grid": torch.ones(2)})
+    (layer,) = read_model(path, ReadOptions(layers={"c.weight": Geometry(stride=1)}))
+    assert layer.kernel is not None
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["params/WeightNorm_0/Conv_1/kernel/scale", "batch_stats/SpectralNorm_0/Conv_1/kernel/u"]
+)
+def test_a_wrapper_of_linen_has_the_reason(tmp_path, wrapper):
+    arrays = {f"params/Conv_{i}/kernel": np.ones((3, 3, 4, 4), np.float32) for i in range(3)}
+    np.savez(tmp_path / "m.npz", **arrays, **{wrapper: np.ones(4, np.float32)})
+    layers = read_model(tmp_path / "m.npz", ReadOptions(layout="HWIO"))
+    assert [layer.kernel is None for layer in layers] == [False, True, False]
+
+
+def test_numbers_at_frequencies_are_no_taps(tmp_path):
+    kernel = torch.ones(4, 4, 3, 3, dtype=torch.complex64)
+    state = {"a.weight": kernel, "b.weight": kernel, "b.bias": torch.ones(4, 1, 1), "spectral.weight": kernel}
+    layers = read_model(saved(tmp_path / "m.pt", state))
+    assert [layer.kernel is None for layer in layers] == [False, True, True]
+
+
+def test_a_bias_of_a_layer_on_points_is_none_of_a_convolution(tmp_path):
+    state = {"conv.kernel": torch.ones(27, 4, 8), "conv.bias": torch.ones(1, 8)}
+    (layer,) = read_model(saved(tmp_path / "m.pt", state))
+    assert (layer.kernel, "1x8" in layer.note) == (None, True)
+
+
+def test_scales_of_channels_are_not_listed(tmp_path):
+    state = {
+        "conv.weight": torch.ones(4, 4, 3, 3),
+        "norm.weight": torch.ones(1, 4, 1, 1),
+        "act.slope": torch.ones(1, 4, 1, 1),
+    }
+    (layer,) = read_model(saved(tmp_path / "m.pt", state))
+    assert layer.name == "conv.weight"
+
+
+@pytest.mark.parametrize("added", ["lora_A.default.weight", "ia3_l.default"])
+def test_an_adaptation_has_the_reason(tmp_path, added):
+    state = {"c.original.weight": torch.ones(4, 4, 3, 3), f"c.{added}": torch.ones(2, 4, 3, 3)}
+    layers = read_model(saved(tmp_path / "m.pt", state))
+    assert "adaptation" in layers[0].note
+
+
 def test_a_low_rank_adaptation_has_the_reason(tmp_path):
     state = {"c.base_layer.weight": torch.ones(4, 4, 3, 3), "c.lora_A.default.weight": torch.ones(2, 4, 3, 3)}
     layers = read_model(saved(tmp_path / "m.pt", state))
     assert "low-rank" in layers[0].note
 
 
-@pytest.mark.parametrize("part", ["weight_orig", "weight_bar", "weight_v", "parametrizations.weight.original1"])
+@pytest.mark.parametrize(
+    "part", ["weight_orig", "weight_bar", "weight_v", "weight_g", "parametrizations.weight.original1"]
+)
 def test_a_part_alone_has_the_reason(tmp_path, part):
     (layer,) = read_model(saved(tmp_path / "m.pt", {f"c.{part}": torch.ones(4, 4, 3, 3)}))
     assert layer.kernel is None

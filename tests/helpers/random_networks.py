@@ -10,6 +10,7 @@ import numpy as np
 from convsv_core import Conv
 from convsv_core._network.attained import jacobian_norm
 from convsv_core._network.jacobian import linearize
+from convsv_core._network.result import ResidualBlock
 from convsv_core.networks import (
     AveragePool,
     AxisMaps,
@@ -114,7 +115,7 @@ class RandomNetwork:
 
     def step(self, name: str) -> str:
         maps = [self.conv, self.conv, self.conv, self.transposed, self.normalization, self.pool, self.rearrange]
-        maps += [self.residual, self.dense_branch, self.concatenation, self.resize]
+        maps += [self.residual, self.projected, self.dense_branch, self.concatenation, self.resize, self.enlarged]
         if not self.linear:
             maps += [self.function, self.function, self.max_pool, self.spread, self.extremum]
         if self.ranged:
@@ -225,6 +226,16 @@ class RandomNetwork:
         out = tuple(rows if place == axis else n for place, n in enumerate(shape))
         return self.add(AxisMaps({axis: self.rng.normal(size=(rows, shape[axis])) / 2}), (name,), out)
 
+    def enlarged(self, name: str) -> str:
+        """Repeat each element along some axes, as nearest upsampling does, and convolve."""
+        shape = self.shape(name)
+        if max(shape[2:]) > 5:
+            return name
+        factors = {axis: int(self.rng.integers(1, 4)) for axis in range(2, len(shape))}
+        out = tuple(n * factors.get(axis, 1) for axis, n in enumerate(shape))
+        matrices = {axis: np.repeat(np.eye(shape[axis]), factor, axis=0) for axis, factor in factors.items()}
+        return self.conv(self.add(AxisMaps(matrices), (name,), out))
+
     def function(self, name: str) -> str:
         return self.add(self.one_of(*FUNCTIONS), (name,), self.shape(name))
 
@@ -254,6 +265,25 @@ class RandomNetwork:
         first = self.branch(name) if self.rng.random() < 0.3 else name
         weights = self.one_of((), (1.0, -1.0), (0.5, 2.0))
         return self.add(Sum(weights), (first, self.branch(name)), self.shape(name))
+
+    def projected(self, name: str) -> str:
+        """Add a block whose shortcut is a 1 x 1 convolution, as a rule with a stride and a normalisation."""
+        rng, shape = self.rng, self.shape(name)
+        strides = tuple(int(s) for s in rng.integers(1, 3, len(shape) - 2))
+        outputs = int(rng.integers(1, 5))
+        out = (1, outputs, *((n - 1) // s + 1 for n, s in zip(shape[2:], strides, strict=True)))
+        letters = {1: "W", 2: "HW", 3: "DHW"}[len(strides)]
+
+        def convolved(taps: int) -> str:
+            kernel = rng.normal(size=(outputs, shape[1], *(taps for _ in strides))) / math.sqrt(shape[1] * taps)
+            conv = Conv("OI" + letters, strides, 1, 1, (taps - 1) // 2, "zeros")
+            return self.add(Convolution(kernel, conv), (name,), out)
+
+        shortcut = convolved(1)
+        shortcut = self.normalization(shortcut) if rng.random() < 0.5 else shortcut
+        branch = self.add(Scale(np.asarray(float(rng.choice([0.05, 0.5])))), (convolved(3),), out)
+        branch = self.branch(branch) if rng.random() < 0.5 else branch
+        return self.add(Sum(), (branch, shortcut)[:: int(rng.choice([-1, 1]))], out)
 
     def extremum(self, name: str) -> str:
         return self.add(Extremum(self.one_of("max", "min")), (name, self.branch(name)), self.shape(name))
@@ -308,6 +338,21 @@ def largest_jacobian(graph: Graph, seed: int, box: tuple[float, float] | None = 
                 x, reached = tried, found
         best = max(best, reached)
     return best
+
+
+def block_values(graph: Graph, block: ResidualBlock, seed: int) -> np.ndarray:
+    """Return the singular values of a residual block's Jacobian at a random input of the block."""
+    start = Node(block.start, Input(), (), graph[block.start].shape)
+    later = itertools.dropwhile(lambda node: node.name != block.start, graph)
+    needed = {block.name}
+    for node in reversed(graph.nodes):
+        if node.name in needed and node.name != block.start:
+            needed.update(node.inputs)
+    nodes = [node for node in later if node.name in needed - {block.start}]
+    part = Graph((start, *nodes), (block.name,))
+    x = np.random.default_rng(seed).normal(size=start.shape)
+    at = linearize(part, {block.start: x})
+    return np.linalg.svd(np.stack([at.apply(row) for row in np.eye(at.input_size)]), compute_uv=False)
 
 
 def dense_norm(graph: Graph) -> float:

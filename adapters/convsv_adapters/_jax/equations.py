@@ -17,7 +17,7 @@ from convsv_adapters._jax.folding import FOLDED, promoted
 from convsv_adapters._layers import call_arguments
 from convsv_core.networks import Shape
 
-__all__ = ["Constant", "Equation", "Operand", "Traced", "Value", "trace_equations"]
+__all__ = ["BODIES", "CALLS", "Constant", "Equation", "Operand", "Traced", "Value", "trace_equations"]
 
 CALLS = (
     *("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),

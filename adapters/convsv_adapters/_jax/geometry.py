@@ -73,7 +73,7 @@ def make_traced_layer(
     return make_layer(
         found.note,
         reached=not traced or bool(input_shapes),
-        unknown_forward=not type(module).__module__.startswith(f"{framework}."),
+        unknown_forward=_has_own_forward(type(module), framework),
         name=name,
         path=path,
         kernel_shape=kernel_shape,
@@ -82,6 +82,14 @@ def make_traced_layer(
         computed_in_forward=computed,
         linear=linear,
     )
+
+
+def _has_own_forward(kind: type, framework: str) -> bool:
+    """Return whether a class replaces a method of the framework's class that it is a subclass of."""
+    theirs = next((one for one in kind.__mro__ if one.__module__.startswith(f"{framework}.")), object)
+    own = kind.__mro__[: kind.__mro__.index(theirs)]
+    replaced = {name for one in own for name, value in vars(one).items() if callable(value) and hasattr(theirs, name)}
+    return any(name == "__call__" or not name.startswith("__") for name in replaced)
 
 
 def linear_conv(layout: str) -> FoundConv:

@@ -11,7 +11,7 @@ import numpy as np
 
 from convsv_adapters._layers import call_arguments
 
-__all__ = ["evaluate", "trace"]
+__all__ = ["evaluate", "jaxpr_of", "trace"]
 
 T = TypeVar("T")
 
@@ -35,6 +35,19 @@ def evaluate(function: Callable[..., T], tree: object, example_input: object) ->
     call, arrays = _traceable(function, tree, example_input)
     given = [jnp.zeros(one.shape, one.dtype) if isinstance(one, jax.ShapeDtypeStruct) else one for one in arrays]
     return jax.jit(call)(given)
+
+
+def jaxpr_of(function: Callable[..., object], tree: object, example_input: object) -> Any:
+    """Return the equations of a call, a `jax.extend.core.Jaxpr`, whose results are the arrays that the call returns.
+
+    The arguments are as for `trace`. All arrays of the tree and of the arguments are variables of the equations.
+    """
+    call, arrays = _traceable(function, tree, example_input)
+
+    def outputs(given: list[Any]) -> list[Any]:
+        return [leaf for leaf in jax.tree.leaves(call(given)) if isinstance(leaf, jax.Array)]
+
+    return jax.make_jaxpr(outputs)(arrays).jaxpr
 
 
 def _traceable(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from convsv_adapters._layers import ConvLayer, geometry_of, make_layer
 from convsv_core import Conv
 
-__all__ = ["Layers", "Leaf", "Tree", "as_kernel", "as_leaf", "check_layers", "named_leaves"]
+__all__ = ["Layers", "Leaf", "Tree", "as_kernel", "as_leaf", "check_layers", "is_alone", "named_leaves"]
 
 WRAPPERS = ("value", "raw_value")
 """The names that an array's path ends with if a box holds the array, as flax's variables do."""
@@ -56,8 +56,20 @@ def as_leaf(layer: ConvLayer, kernel: jax.Array) -> jax.Array:
     return jnp.squeeze(kernel, geometry_of(layer).layout.index("W")) if layer.linear else kernel
 
 
-def check_layers(layers: Layers | None, tree: object) -> tuple[ConvLayer, ...]:
+def is_alone(layer: ConvLayer) -> bool:
+    """Return whether a layer is a normalisation that follows no layer."""
+    return layer.normalisation is not None and layer.normalisation.scale == layer.path
+
+
+def check_layers(layers: Layers | None, tree: object, *, normalised: bool = False) -> tuple[ConvLayer, ...]:
     """Return the layers that `layers` describes, whose kernels are in a tree.
+
+    Parameters
+    ----------
+    layers, tree
+        As the public functions have them.
+    normalised : bool, default False
+        Whether layers with normalisations may be among them.
 
     Raises
     ------
@@ -84,11 +96,15 @@ def check_layers(layers: Layers | None, tree: object) -> tuple[ConvLayer, ...]:
                 f"a kernel; {_candidates(leaves)}"
             )
         geometry_of(layer)
-        shape = tuple(leaves[layer.path].value.shape)
-        if shape != layer.weight_shape:
+        if layer.normalisation is not None and not normalised:
             raise ValueError(
-                f"the kernel at {layer.path!r} has shape {shape}: wanted {layer.weight_shape}, its layer's"
+                f"the layer {layer.name!r} comes with its normalisation, which cannot be bounded here: wanted the "
+                f"result of conv_layers without batch_norm"
             )
+        shape = tuple(leaves[layer.path].value.shape)
+        wanted = layer.normalisation.shape if is_alone(layer) else layer.weight_shape
+        if shape != wanted:
+            raise ValueError(f"the kernel at {layer.path!r} has shape {shape}: wanted {wanted}, its layer's")
     return tuple(chosen)
 
 

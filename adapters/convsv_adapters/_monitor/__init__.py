@@ -2,6 +2,7 @@
 
 from convsv_adapters._monitor.figures import LayerFigures
 from convsv_adapters._monitor.logs import Log
-from convsv_adapters._monitor.monitor import Measurement, Monitor
+from convsv_adapters._monitor.measurement import Measurement
+from convsv_adapters._monitor.monitor import Monitor
 
 __all__ = ["LayerFigures", "Log", "Measurement", "Monitor"]

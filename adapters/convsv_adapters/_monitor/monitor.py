@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from convsv_adapters._layers import ConvLayer, geometry_of, operators_of
-from convsv_adapters._monitor.figures import LayerFigures, measure_layer
+from convsv_adapters._monitor.figures import measure_layer
 from convsv_adapters._monitor.logs import Log, as_writes, entries
+from convsv_adapters._monitor.measurement import Measurement
 from convsv_core.conv import as_int
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Measurement", "Monitor"]
-
-
-class Measurement(NamedTuple):
-    """The figures of every layer at one step.
-
-    Attributes
-    ----------
-    step : int
-        Number of optimizer steps before the measurement.
-    layers : tuple of LayerFigures
-        In the order of the model, without the arrays of singular values, which are written to the log alone.
-    """
-
-    step: int
-    layers: tuple[LayerFigures, ...]
+__all__ = ["Monitor"]
 
 
 class Monitor:

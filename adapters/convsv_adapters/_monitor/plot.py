@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from convsv_adapters._monitor.figures import FIGURES
 
 if TYPE_CHECKING:
-    from convsv_adapters._monitor.monitor import Measurement
+    from convsv_adapters._monitor.measurement import Measurement
 
 __all__ = ["draw_measurements"]
 

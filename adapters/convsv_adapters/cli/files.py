@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["replacing", "why_not_writable", "write_whole"]
+__all__ = ["replacing", "replacing_together", "why_not_writable", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes, beside: Path | None = None) -> None:
@@ -80,6 +81,45 @@ def replacing(path: Path, like: Path | None = None, beside: Path | None = None) 
         partial.unlink(missing_ok=True)
     if os.name == "posix":
         _to_disk(target.parent)
+
+
+@contextlib.contextmanager
+def replacing_together(targets: Sequence[Path], like: Sequence[Path]) -> Iterator[Path]:
+    """Yield the path of a new index, which with the files beside it replaces an index and its files at the end.
+
+    The new files are written to a folder of their own, and take their places when the block ends without an error.
+    After an error the folder is removed, and the files are as before. The old index is removed before the first file
+    is replaced, and the new index comes last. So no index ever stands beside files of which some are old.
+
+    Parameters
+    ----------
+    targets : sequence of Path
+        The index, and the files that it lists. They lie in one folder, which is made unless it exists.
+    like : sequence of Path
+        The example for the permissions of each file.
+
+    Raises
+    ------
+    OSError
+        A file cannot be made, written or replaced.
+    """
+    index, folder = targets[0], targets[0].parent
+    place = folder if folder.is_dir() else folder.parent
+    partial = place / f".{folder.name}.{secrets.token_hex(4)}.part"
+    partial.mkdir()
+    try:
+        yield partial / index.name
+        for target, example in zip(targets, like, strict=True):
+            _to_disk(partial / target.name)
+            (partial / target.name).chmod(stat.S_IMODE(example.stat().st_mode))
+        folder.mkdir(exist_ok=True)
+        index.unlink(missing_ok=True)
+        for target in (*targets[1:], index):
+            os.replace(partial / target.name, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if os.name == "posix":
+        _to_disk(folder)
 
 
 def _to_disk(path: Path) -> None:

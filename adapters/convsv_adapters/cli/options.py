@@ -82,7 +82,7 @@ def number(*, zero: bool) -> Check:
     return check
 
 
-def output_file(*suffixes: str, folder: bool = False) -> Check:
+def output_file(*suffixes: str, folder: bool = False, either: bool = False) -> Check:
     """Make a check for a path that can be written, so that a wrong one is refused before minutes of work.
 
     Parameters
@@ -91,6 +91,8 @@ def output_file(*suffixes: str, folder: bool = False) -> Check:
         The endings that the name may have. Any ending will do if none is given.
     folder : bool, default False
         Whether the path is a folder of Parquet files, and not a file.
+    either : bool, default False
+        Whether the path may be a file or a folder.
     """
 
     def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -100,7 +102,7 @@ def output_file(*suffixes: str, folder: bool = False) -> Check:
             if getattr(param.type, "allow_dash", False):
                 return value
             raise click.BadParameter("this file cannot go to stdout: give a name other than -")
-        if value.is_dir() and not folder:
+        if value.is_dir() and not (folder or either):
             raise click.BadParameter(f"{value} is a directory")
         if value.exists() and not value.is_dir() and folder:
             raise click.BadParameter(f"{value} is a file; the table is a folder of Parquet files: give another name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +26,9 @@ FIELDS = projection_view(1.0, "dykstra").fields
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    callback=output_file(),
+    callback=output_file(either=True),
     required=True,
-    help="File to write the network to, in its own format.",
+    help="File to write the network to, in its own format. For the index of several files: a folder, or an index.",
 )
 @click.option(
     "--method",
@@ -76,8 +75,11 @@ def command(
     """Project every convolution onto the kernels of bounded norm.
 
     MODEL is as for `convsv spectrum`. OUTPUT is the same network in the same format, with other weights and nothing
-    else changed. Each layer's norm, with the layer's own padding and for every input size, is then at most the bound.
-    This is certified for the weights as they are stored. A layer within the bound keeps its weights bit for bit. Where
+    else changed. If MODEL is the index of several files, OUTPUT is a folder, or the name of an index, beside which the
+    files are written.
+
+    Each layer's norm, with the layer's own padding and for every input size, is then at most the bound. This is
+    certified for the weights as they are stored. A layer within the bound keeps its weights bit for bit. Where
     reflected or repeated pixels make the norm depend on the extents, the extents are those of the input shape.
 
     Nothing is written unless every layer, or every layer that --only selects, is proved to be within the bound.
@@ -87,11 +89,8 @@ def command(
     The exit status is 0 if OUTPUT was written. It is 1 if a layer stays above the bound or something failed, and 2 if
     the call was wrong.
     """
-    if os.path.lexists(output) and not force:
-        raise click.BadParameter(f"{output} exists: give another, or --force to replace it", param_hint="--output")
-    if output.exists() and not output.is_file():
-        raise click.BadParameter(f"{output} is no file", param_hint="--output")
     request = Request.of(model, options)
+    destination = request.destination(output, force=force)
     names = [layer.name for layer in request.layers]
     if lost := [pattern for pattern in only if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]:
         raise click.BadParameter(f"no convolution is called {lost[0]!r}", param_hint="--only")
@@ -105,8 +104,8 @@ def command(
     )
     failed = [report.name for report in reports if report.failed]
     if not failed:
-        request.write(reports, output)
-    about = {"output": None if failed else str(output), "bound": bound, "method": method}
+        request.write(reports, destination)
+    about = {"output": None if failed else str(destination.targets[0]), "bound": bound, "method": method}
     request.publish(request.report(reports, projection_view(bound, method), about), sort, json_path)
     if failed:
         shown = ", ".join(failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
-from convsv_adapters.cli.files import replacing
+from convsv_adapters.cli.destination import Destination
 from convsv_adapters.cli.options import ModelOptions
 from convsv_adapters.cli.output import one_line_errors, write_results
 from convsv_adapters.cli.progress import tracked
@@ -101,7 +101,12 @@ class Request:
         )
         return list(tracked(rows, len(self.layers)))
 
-    def write(self, reports: Sequence[ProjectionReport], output: Path) -> None:
+    def destination(self, output: Path, *, force: bool) -> Destination:
+        """Return where the network is written to: see `Destination.of`."""
+        with one_line_errors(self.model), self._file() as path:
+            return Destination.of(path, output, force=force)
+
+    def write(self, reports: Sequence[ProjectionReport], destination: Destination) -> None:
         """Write the network with the projected kernels, and read it again before it takes its place."""
         layers = self.layers
         kernels = {
@@ -110,7 +115,7 @@ class Request:
             if layer.stored is not None and report.kernel is not None
         }
         wanted = [kernels.get(layer.stored.key, layer.kernel) if layer.stored else layer.kernel for layer in layers]
-        with one_line_errors(output), self._file() as path, replacing(output, like=path) as partial:
+        with one_line_errors(destination.targets[0]), self._file() as path, destination.replacing() as partial:
             write_model(path, kernels, partial)
             written = [layer.kernel for layer in read_model(partial, self.options.read_options)]
             for layer, kernel, found in zip(layers, wanted, written, strict=True):

@@ -1,23 +1,30 @@
-"""Reader of Keras models: `.keras` archives, and `.h5` files with the configuration of the model."""
+"""Reader and writer of Keras models: `.keras` archives, and `.h5` files with the configuration or without it."""
 
 from __future__ import annotations
 
-import io
+import contextlib
+import copy
+import dataclasses
 import json
 import re
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
-from convsv_adapters.parameters import LAYOUTS, HostArray, refuse_geometry
+from convsv_adapters.formats.keras_arrays import Arrays, arrays_of, holds_arrays_of_rank, replace_entries
+from convsv_adapters.formats.keras_config import Configured, configured_layers
+from convsv_adapters.formats.keras_weights import is_of_older_format, weights_alone
+from convsv_adapters.parameters import LAYOUTS, HostArray, kernel_ranks, layers_from_networks, refuse_geometry
 from convsv_core.conv import SPATIAL_LETTERS, Conv, transposed_conv
-from convsv_core.layers import Layer, ModelError, ReadOptions, dense_layer
+from convsv_core.layers import Extents, Layer, ModelError, Normalisation, ReadOptions, dense_layer
 from convsv_core.plugins import hookimpl
 
 __all__ = ["convsv_read_model", "convsv_write_model"]
@@ -25,89 +32,50 @@ __all__ = ["convsv_read_model", "convsv_write_model"]
 HDF5 = b"\x89HDF\r\n\x1a\n"
 """The first bytes of an HDF5 file, from the format's definition."""
 
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+"""The members of a `.keras` archive with the configuration and with the arrays."""
+
+QUANTISED = re.compile(r"int8|int4|float8|Quantized")
+"""What a policy of dtypes holds that computes with other numbers than the kernel's, from Keras's own policies."""
+
+EPSILON = 1e-3
+"""What Keras adds to the variance in a batch normalisation whose configuration does not say, from its documentation."""
+
 KERAS_LAYER = re.compile(r"(Depthwise|Separable)?Conv(\d)D(Transpose)?")
 """The names of Keras's classes of convolutions."""
 
 RECURRENT = "a recurrent convolution: it acts on its own output too, and has no single operator"
 OTHER_CLASS = "{} is no class of Keras that is known here: what it does to its kernel is not known"
 ALTERED = "{} changes the kernel in a way that is not read"
-NOT_WRITTEN = "Keras files are not written: set the weights in Keras, or export the model to ONNX"
-
-
-class _Arrays(NamedTuple):
-    """The arrays of a layer, in the order of its variables, and their names where the file has them."""
-
-    values: list[HostArray]
-    names: list[str]
-
-
-class _Configured(NamedTuple):
-    """A layer of the configuration.
-
-    Attributes
-    ----------
-    name : str
-        Its name, behind the names of the models around it.
-    kind : str
-        Its class.
-    config : mapping
-    input_shape : tuple of (int or None), or None
-        With the batch.
-    keys : tuple of str
-        Where its arrays are, by classes: the path in a `.keras` archive.
-    is_keras : bool
-        Whether its class is one of Keras's own.
-    wrapper : str
-        The class of the layer around it, "" if there is none.
-    """
-
-    name: str
-    kind: str
-    config: Mapping[str, Any]
-    input_shape: tuple[int | None, ...] | None
-    keys: tuple[str, ...]
-    is_keras: bool
-    wrapper: str = ""
 
 
 @hookimpl
 def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
-    """Read the convolutions of a Keras model with the geometry of its configuration, in the order of the model."""
+    """Read the convolutions of a Keras model with the geometry of its configuration, in the order of the model.
+
+    Of a file that holds weights alone, the kernels are read whose class the file tells: see `weights_alone`.
+    """
     archive = _is_archive(path)
     if not archive and not _is_hdf5(path):
         return None
-    refuse_geometry(options, path)
     if options.layout is not None:
         raise ModelError(f"{path}: Keras fixes the layout of its kernels; drop {options.layout!r}")
     h5py = load_library("h5py", path, "keras")
     try:
-        if archive:
-            with zipfile.ZipFile(path) as members:
-                config = json.loads(members.read("config.json"))
-                weights: Path | io.BytesIO = io.BytesIO(members.read("model.weights.h5"))
-        else:
-            weights, config = path, None
-        with h5py.File(weights, "r") as file:
+        with _weights(path, archive) as weights, h5py.File(weights, "r") as file:
+            config = _config(path, archive, file)
             if config is None:
-                stated = file.attrs.get("model_config")
-                if stated is None:
-                    raise ModelError(
-                        f"{path}: holds weights without the configuration of the model, which tells their geometry: "
-                        "save the whole model as .keras"
-                    )
-                config = json.loads(stated)
-            layers = [
-                layer
-                for configured in _configured(config)
-                for layer in _layers(
-                    configured,
-                    _found(file, configured, archive),
-                    options,
-                    holds_kernels=_holds_kernels(file, configured, archive),
-                )
-            ]
+                network = weights_alone(file, path, kernel_ranks(options))
+                ordered = is_of_older_format(file)
+            else:
+                refuse_geometry(options, path)
+                layers = list(_Reading(file, archive, options).layers(config))
     except (AttributeError, KeyError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise damaged(path, "a Keras model", error) from None
+    if config is None:
+        if options.network is not None:
+            raise ModelError(f"{path}: holds one network, and none that is called {options.network!r}")
+        return layers_from_networks([network], options, path, ordered=ordered)
     unknown = [name for name in options.input_shapes if name and name not in {layer.name for layer in layers}]
     if unknown:
         raise ModelError(f"{path}: no convolution is called {unknown[0]!r}")
@@ -116,179 +84,157 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
 
 @hookimpl
 def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> bool | None:
-    """Refuse to write a Keras model."""
-    if _is_archive(path) or _is_hdf5(path):
-        raise ModelError(f"{path}: {NOT_WRITTEN}")
-    return None
+    """Write a copy of a Keras model in which the entries of `kernels` are replaced.
+
+    The members of an archive stay as they are, but for the one with the arrays.
+    """
+    archive = _is_archive(path)
+    if not archive and not _is_hdf5(path):
+        return None
+    h5py = load_library("h5py", path, "keras")
+    if not archive:
+        shutil.copyfile(path, target)
+        with h5py.File(target, "r+") as file:
+            replace_entries(file, kernels, path)
+        return True
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new, _copy_of(old, target.parent) as weights:
+        with h5py.File(weights, "r+") as file:
+            replace_entries(file, kernels, path)
+        weights.seek(0)
+        for member in old.infolist():
+            content = weights if member.filename == WEIGHTS else old.open(member)
+            with content, new.open(copy.copy(member), "w") as written:  # a member of two archives has two places
+                shutil.copyfileobj(content, written)
+    return True
 
 
 def _is_archive(path: Path) -> bool:
     members = zip_members(path)
-    return path.suffix.lower() == ".keras" or {"config.json", "model.weights.h5"} <= set(members)
+    return path.suffix.lower() == ".keras" or {CONFIG, WEIGHTS} <= set(members)
 
 
 def _is_hdf5(path: Path) -> bool:
     return path.suffix.lower() in (".h5", ".hdf5") or first_bytes(path, len(HDF5)) == HDF5
 
 
-# ---- the configuration ------------------------------------------------------------------------------------
-
-
-def _configured(
-    entry: Mapping[str, Any],
-    prefix: str = "",
-    keys: tuple[str, ...] = (),
-    input_shape: Any = None,
-    wrapper: str = "",
-) -> Iterator[_Configured]:
-    """Yield the layers of a configuration in the order of the model, the layers of nested models in their place."""
-    kind, config = entry["class_name"], entry["config"]
-    built = (
-        (entry.get("build_config") or {}).get("input_shape")
-        or _inbound_shape(entry)
-        or config.get("batch_input_shape")
-        or input_shape
-    )
-    shape = tuple(built) if isinstance(built, list | tuple) and not _is_nested(built) else None
-    name = f"{prefix}{config.get('name') or kind}"
-    if isinstance(config.get("layers"), list):
-        counts: dict[str, int] = {}
-        fed: Any = None  # the shape that the first layer of a sequence takes, which an input layer states
-        for inner in config["layers"]:
-            key = _snake_case(inner["class_name"])
-            counts[key] = counts.get(key, -1) + 1
-            place = f"{key}_{counts[key]}" if counts[key] else key
-            below = "" if not keys else f"{name}/"
-            yield from _configured(inner, below, (*keys, "layers", place), fed, wrapper)
-            is_input = kind == "Sequential" and inner["class_name"] == "InputLayer"
-            fed = inner["config"].get("batch_shape", inner["config"].get("batch_input_shape")) if is_input else None
+@contextlib.contextmanager
+def _weights(path: Path, archive: bool) -> Iterator[Any]:
+    """Return a context manager that gives the HDF5 file of a model, as h5py opens it."""
+    if not archive:
+        yield path
         return
-    if isinstance(config.get("layer"), Mapping):  # a wrapper, such as TimeDistributed
-        yield from _configured(config["layer"], f"{name}/", (*keys, "layer"), wrapper=kind)
-        return
-    is_keras = str(entry.get("module", "keras")).startswith("keras") and not entry.get("registered_name")
-    yield _Configured(name, kind, config, shape, keys, is_keras, wrapper)
+    with zipfile.ZipFile(path) as members, _copy_of(members) as weights:
+        yield weights
 
 
-def _inbound_shape(entry: Mapping[str, Any]) -> Any:
-    """Return the shape of the one tensor that a layer takes in a functional model; None if it is not told once."""
-    nodes = entry.get("inbound_nodes") or ()
-    tensors = [node["args"] for node in nodes if isinstance(node, Mapping) and "args" in node]
-    if len(tensors) != 1 or len(tensors[0]) != 1 or not isinstance(tensors[0][0], Mapping):
-        return None
-    return tensors[0][0].get("config", {}).get("shape")
+def _config(path: Path, archive: bool, file: Any) -> Any:
+    """Return the configuration of a model; None if the file holds weights alone."""
+    if archive:
+        with zipfile.ZipFile(path) as members:
+            return json.loads(members.read(CONFIG))
+    stated = file.attrs.get("model_config")
+    return None if stated is None else json.loads(stated)
 
 
-def _is_nested(shape: Any) -> bool:
-    return any(isinstance(part, list | tuple | dict) for part in shape)
-
-
-def _snake_case(name: str) -> str:
-    """Return the name under which a `.keras` archive keeps a layer of a class.
-
-    Examples
-    --------
-    >>> _snake_case("DepthwiseConv2D"), _snake_case("Conv2DTranspose"), _snake_case("ConvLSTM2D")
-    ('depthwise_conv2d', 'conv2d_transpose', 'conv_lstm2d')
-    """
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-# ---- the arrays -------------------------------------------------------------------------------------------
-
-
-def _found(file: Any, layer: _Configured, archive: bool) -> _Arrays | str:
-    """Return the arrays of a layer, or the reason why they are not found."""
-    return _in_archive(file, layer) if archive else _in_groups(file, layer)
-
-
-def _in_archive(file: Any, layer: _Configured) -> _Arrays | str:
-    group = file.get("/".join((*layer.keys, "vars")))
-    if group is None:
-        return "the file holds no arrays for it where Keras keeps them"
-    known = group.attrs.get("name")
-    if known is not None and str(known) != layer.config.get("name"):
-        return f"where Keras keeps its arrays, the file holds those of {known}"
-    return _Arrays([np.asarray(group[key]) for key in sorted(group, key=int)], [])
-
-
-def _in_groups(file: Any, layer: _Configured) -> _Arrays | str:
-    """Return the arrays from the groups of an .h5 file, one for each layer of the outermost model."""
-    outer, *inner = layer.name.split("/")
-    weights = file.get("model_weights", file)
-    if outer not in weights:
-        return "the file holds no arrays for it"
-    group = weights[outer]
-    names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs["weight_names"]]
-    own = str(layer.config.get("name"))
-    mine = [name for name in names if not inner or own in name.split("/")[:-1]]
-    last = [name.split("/")[-1].partition(":")[0] for name in mine]
-    if len(set(last)) != len(last):
-        return "the file holds several arrays of one name for it"
-    return _Arrays([np.asarray(group[name]) for name in mine], last)
-
-
-def _holds_kernels(file: Any, layer: _Configured, archive: bool) -> bool:
-    """Return whether the file holds arrays with the rank of a kernel for a layer, whatever its class."""
-    weights = file.get("model_weights", file)
-    place = "/".join(layer.keys) if archive else layer.name.partition("/")[0]
-    group = weights.get(place) if place else weights
-    ranks: list[int] = []
-    if group is not None:
-        group.visititems(lambda name, item: ranks.append(getattr(item, "ndim", 0)))
-    return any(rank in LAYOUTS for rank in ranks)
+@contextlib.contextmanager
+def _copy_of(archive: zipfile.ZipFile, folder: Path | None = None) -> Iterator[Any]:
+    """Return a context manager that gives a file without a name, open for writing, with the arrays of an archive."""
+    with tempfile.TemporaryFile(dir=folder) as file, archive.open(WEIGHTS) as weights:
+        shutil.copyfileobj(weights, file)
+        yield file
 
 
 # ---- the layers -------------------------------------------------------------------------------------------
 
 
-def _layers(layer: _Configured, arrays: _Arrays | str, options: ReadOptions, *, holds_kernels: bool) -> Iterator[Layer]:
-    """Yield the convolutions of a layer: two of a separable one, none of a layer without convolutions."""
-    match = KERAS_LAYER.fullmatch(layer.kind)
-    if options.linear and layer.kind == "Dense" and layer.is_keras:
-        yield _dense(layer, arrays)
-        return
-    if options.linear and layer.kind == "EinsumDense":
-        yield Layer(layer.name, None, None, None, "an EinsumDense, which is not read as a dense layer", linear=True)
-        return
-    if match is None or not layer.is_keras:
-        if "Conv" in layer.kind or (not layer.is_keras and holds_kernels):
-            recurrent = layer.is_keras and re.fullmatch(r"ConvLSTM\dD", layer.kind)
-            yield Layer(layer.name, None, None, None, RECURRENT if recurrent else OTHER_CLASS.format(layer.kind))
-        return
-    rank = int(match[2])
-    reason = _doubt(layer, arrays, rank, separable=match[1] == "Separable")
+class _Reading:
+    """An open file of a model on its way to becoming layers."""
+
+    def __init__(self, file: Any, archive: bool, options: ReadOptions) -> None:
+        self.file, self.archive, self.options = file, archive, options
+
+    def layers(self, config: Mapping[str, Any]) -> Iterator[Layer]:
+        """Yield the layers of a configuration, each with the normalisation that is directly behind it."""
+        configured = list(configured_layers(config))
+        by_name = {layer.name: layer for layer in configured}
+        for layer in configured:
+            arrays = arrays_of(self.file, layer, self.archive)
+            found = list(self._layers(layer, arrays))
+            behind = by_name.get(layer.follower)
+            if found and behind is not None and layer.config.get("activation") in (None, "linear"):
+                outputs = found[-1]  # a separable layer's second kernel
+                found[-1] = dataclasses.replace(outputs, normalisation=self._normalisation(behind, layer, outputs))
+            yield from found
+
+    def _layers(self, layer: Configured, arrays: Arrays | str) -> Iterator[Layer]:
+        """Yield the convolutions of a layer: two of a separable one, none of a layer without convolutions."""
+        match = KERAS_LAYER.fullmatch(layer.kind)
+        if self.options.linear and layer.kind == "Dense" and layer.is_keras:
+            yield _dense(layer, arrays)
+            return
+        if self.options.linear and layer.kind == "EinsumDense":
+            yield Layer(layer.name, None, None, None, "an EinsumDense, which is not read as a dense layer", linear=True)
+            return
+        if match is None or not layer.is_keras:
+            own = not layer.is_keras and holds_arrays_of_rank(self.file, layer, self.archive, LAYOUTS)
+            if "Conv" in layer.kind or own:
+                recurrent = layer.is_keras and re.fullmatch(r"ConvLSTM\dD", layer.kind)
+                yield Layer(layer.name, None, None, None, RECURRENT if recurrent else OTHER_CLASS.format(layer.kind))
+            return
+        yield from _convolutions(layer, arrays, match, _extents(layer, int(match[2]), self.options))
+
+    def _normalisation(self, norm: Configured, layer: Configured, outputs: Layer) -> Normalisation | None:
+        """Return what a batch normalisation behind a layer does at inference; None if the file does not surely tell."""
+        config = norm.config
+        arrays = arrays_of(self.file, norm, self.archive)
+        scale = bool(config.get("scale", True))
+        if isinstance(arrays, str) or len(arrays.values) != 2 + scale + bool(config.get("center", True)):
+            return None
+        axis, rank = config.get("axis", -1), 0 if outputs.linear or outputs.conv is None else outputs.conv.ndim
+        axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
+        first = layer.config.get("data_format") == "channels_first"
+        if not isinstance(axis, int) or axis % (rank + 2) != (1 if first else rank + 1) or not norm.is_keras:
+            return None
+        variance = arrays.values[-1]  # gamma, beta, the mean and the variance come in this order
+        gamma = arrays.values[0] if scale else np.ones_like(variance)
+        return Normalisation.of_statistics(norm.name, gamma, variance, float(config.get("epsilon", EPSILON)))
+
+
+def _convolutions(
+    layer: Configured, arrays: Arrays | str, kind: re.Match[str], extents: Extents | None
+) -> Iterator[Layer]:
+    """Yield the kernels of a layer of one of Keras's classes of convolutions, whose name `kind` matches."""
+    rank = int(kind[2])
+    reason = _doubt(layer, arrays, rank, separable=kind[1] == "Separable")
     if isinstance(arrays, str) or reason:
         yield Layer(layer.name, None, None, None, arrays if isinstance(arrays, str) else reason)
         return
     config = layer.config
-    extents = _extents(layer, rank, options)
     letters = SPATIAL_LETTERS[rank]
-    kernel = arrays.values[0]
+    kernel, stored = arrays.values[0], arrays.stored[0]
     facts: dict[str, Any] = {
         "stride": per_axis(config.get("strides", 1), rank),
         "dilation": per_axis(config.get("dilation_rate", 1), rank),
         "padding_mode": "zeros",
     }
     note = "" if extents is not None else "extents unknown: give the shape of the layer's input by its name"
-    if match[3]:
+    if kind[3]:
         taps, stride, dilation = kernel.shape[:rank], facts["stride"], facts["dilation"]
         signed = transposed_pads(config["padding"], taps, stride, dilation, config.get("output_padding"))
         conv = transposed_conv(f"{letters}OI", taps, signed, stride=stride, dilation=dilation)
-        yield Layer(layer.name, kernel, conv, extents, note)
+        yield Layer(layer.name, kernel, conv, extents, note, stored)
         return
     facts["padding"] = sides(config["padding"], kernel.shape[:rank], facts["stride"], facts["dilation"], extents)
-    if match[1] is None:
+    if kind[1] is None:
         conv = Conv(f"{letters}IO", groups=config.get("groups", 1), **facts)
-        yield Layer(layer.name, kernel, conv, extents, note)
+        yield Layer(layer.name, kernel, conv, extents, note, stored)
         return
     depthwise = kernel.reshape(*kernel.shape[:-2], 1, -1)
     conv = Conv(f"{letters}IO", groups=kernel.shape[-2], **facts)
-    if match[1] == "Depthwise":
-        yield Layer(layer.name, depthwise, conv, extents, note)
+    if kind[1] == "Depthwise":
+        yield Layer(layer.name, depthwise, conv, extents, note, stored)
         return
-    yield Layer(f"{layer.name}/depthwise", depthwise, conv, extents, note)
+    yield Layer(f"{layer.name}/depthwise", depthwise, conv, extents, note, stored)
     pads = conv.pads(kernel.shape[:rank])
     outputs = None
     if extents is not None:
@@ -296,24 +242,24 @@ def _layers(layer: _Configured, arrays: _Arrays | str, options: ReadOptions, *, 
         axes = zip(extents, pads, spans, conv.strides, strict=True)
         outputs = tuple((n + sum(sides) - span) // s + 1 for n, sides, span, s in axes)
     pointwise = Conv(f"{letters}IO", padding="valid", padding_mode="zeros")
-    yield Layer(f"{layer.name}/pointwise", arrays.values[1], pointwise, outputs, note)
+    yield Layer(f"{layer.name}/pointwise", arrays.values[1], pointwise, outputs, note, arrays.stored[1])
 
 
-def _dense(layer: _Configured, arrays: _Arrays | str) -> Layer:
+def _dense(layer: Configured, arrays: Arrays | str) -> Layer:
     reason = _doubt(layer, arrays, 0, separable=False)
     if isinstance(arrays, str) or reason:
         return Layer(layer.name, None, None, None, arrays if isinstance(arrays, str) else reason, linear=True)
-    return dense_layer(layer.name, arrays.values[0], "IO")
+    return dense_layer(layer.name, arrays.values[0], "IO", stored=arrays.stored[0])
 
 
-def _doubt(layer: _Configured, arrays: _Arrays | str, rank: int, *, separable: bool) -> str:
+def _doubt(layer: Configured, arrays: Arrays | str, rank: int, *, separable: bool) -> str:
     """Return the reason why the arrays of a layer are not its kernels; "" if they are."""
     config = layer.config
     if layer.wrapper not in ("", "TimeDistributed"):
         return ALTERED.format(layer.wrapper)
     if config.get("lora_rank"):
         return ALTERED.format("its low-rank adaptation")
-    if config.get("quantization_config") or "int8" in json.dumps(config.get("dtype")):
+    if config.get("quantization_config") or QUANTISED.search(json.dumps(config.get("dtype"))):
         return ALTERED.format("its quantisation")
     if isinstance(arrays, str):
         return ""
@@ -325,7 +271,7 @@ def _doubt(layer: _Configured, arrays: _Arrays | str, rank: int, *, separable: b
     return ""
 
 
-def _extents(layer: _Configured, rank: int, options: ReadOptions) -> tuple[int, ...] | None:
+def _extents(layer: Configured, rank: int, options: ReadOptions) -> Extents | None:
     """Return the spatial extents of a layer's input: the user's for this layer, the file's, or the user's for all."""
     last = layer.config.get("data_format") != "channels_first"
     for shape in (options.input_shapes.get(layer.name), layer.input_shape, options.input_shapes.get("")):

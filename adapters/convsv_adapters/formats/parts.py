@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["HostArray", "Named", "put_together"]
+from convsv_core.layers import Stored
+
+__all__ = ["HostArray", "Named", "Shard", "form_of", "needs_numbers", "put_together"]
 
 HostArray: TypeAlias = np.ndarray[Any, Any]
 
 Named: TypeAlias = dict[str, HostArray | str]
 """Arrays by name. A string in place of an array says why there is none."""
+
+
+class Shard(NamedTuple):
+    """A file that holds a network or a part of one.
+
+    Attributes
+    ----------
+    arrays : dict of str to (array or str)
+        The arrays that can matter, by name. A string in place of an array says why the array could not be read.
+    stored : dict of str to Stored
+        Where the file stores each array that can be replaced.
+    names : tuple of str
+        The names of all that the file holds.
+    """
+
+    arrays: Named
+    stored: dict[str, Stored]
+    names: tuple[str, ...]
+
 
 PARTS = re.compile(
     r"(?P<stem>.*?)"
@@ -65,6 +86,25 @@ def put_together(named: Mapping[str, HostArray | str], *, least_rank: int = 3) -
                 merged[name] = array
         found = merged
     return found
+
+
+def needs_numbers(name: str, ndim: int, ranks: Collection[int]) -> bool:
+    """Return whether the numbers of an array can matter for weights that have as many axes as `ranks` say.
+
+    Of a matrix only the form matters where dense layers are not listed, unless its name is that of a part of a weight.
+    Language models are mostly such matrices, which need not be in memory.
+
+    Examples
+    --------
+    >>> needs_numbers("embed.weight", 2, {3, 4, 5}), needs_numbers("conv.weight_u", 2, {3, 4, 5})
+    (False, True)
+    """
+    return ndim != 2 or ndim in ranks or PARTS.fullmatch(name) is not None
+
+
+def form_of(shape: tuple[int, ...], dtype: Any) -> HostArray:
+    """Return an array of zeros that takes no memory, in place of an array of which only the form matters."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _wholes(named: Named, least_rank: int) -> Any:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from convsv_adapters.formats.bfloat16 import from_bfloat16_bits, to_bfloat16_bits
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes
-from convsv_adapters.parameters import HostArray, kernel_ranks, layers_from_arrays, may_be_kernel, not_floating
+from convsv_adapters.formats.parts import HostArray, Named, Shard, form_of, needs_numbers
+from convsv_adapters.parameters import kernel_ranks, layers_from_arrays, may_be_kernel, not_floating
 from convsv_core.layers import Layer, ModelError, ReadOptions, Stored
 from convsv_core.plugins import hookimpl
 
@@ -46,17 +48,27 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
     """Read the kernels of a safetensors file, sorted by name: the format keeps no order."""
     if not _is_safetensors(path):
         return None
-    tensors = _tensors(path)
-    ranks = kernel_ranks(options)
-    arrays = [(name, array) for name, tensor in tensors if (array := _array(name, tensor, ranks)) is not None]
-    dtypes = {name: tensor["dtype"] for name, tensor in tensors}
-    stored = {name: Stored(name, NUMBERS[dtype].name) for name, dtype in dtypes.items() if dtype in NUMBERS}
-    return layers_from_arrays(arrays, options, path, ordered=False, stored=stored)
+    part = read_shard(path, kernel_ranks(options))
+    return layers_from_arrays(part.arrays.items(), options, path, ordered=False, stored=part.stored)
 
 
-def read_shard(path: Path, ranks: Collection[int]) -> dict[str, HostArray | str]:
-    """Return the arrays of a file that holds a part of one network, whose weights have so many axes."""
-    return {name: array for name, tensor in _tensors(path) if (array := _array(name, tensor, ranks)) is not None}
+def read_shard(path: Path, ranks: Collection[int]) -> Shard:
+    """Return the arrays of a file that holds a network or a part of one, whose weights have so many axes.
+
+    One array after the other is read, and only those whose numbers matter.
+    """
+    _check(path)
+    arrays: Named = {}
+    stored: dict[str, Stored] = {}
+    with path.open("rb") as file:
+        begin, tensors = _header(file)
+        for name, tensor in tensors.items():
+            array = _array(name, tensor, ranks, functools.partial(_entries, file, begin, tensor))
+            if array is not None:
+                arrays[name] = array
+            if tensor["dtype"] in NUMBERS:
+                stored[name] = Stored(name, NUMBERS[tensor["dtype"]].name)
+    return Shard(arrays, stored, tuple(tensors))
 
 
 @hookimpl
@@ -66,14 +78,13 @@ def convsv_write_model(path: Path, kernels: Mapping[str, HostArray], target: Pat
         return None
     shutil.copyfile(path, target)
     with target.open("r+b") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        header = json.loads(file.read(length))
+        begin, tensors = _header(file)
         for name, kernel in kernels.items():
-            numbers, (begin, end) = NUMBERS[header[name]["dtype"]], header[name]["data_offsets"]
+            numbers, (first, last) = NUMBERS[tensors[name]["dtype"]], tensors[name]["data_offsets"]
             entries = to_bfloat16_bits(kernel) if numbers.name == "bfloat16" else kernel.astype(numbers.entries)
-            if entries.nbytes != end - begin:
-                raise ModelError(f"{path}: {name} takes {end - begin} bytes, and {entries.nbytes} were to be written")
-            file.seek(LENGTH_BYTES + length + begin)
+            if entries.nbytes != last - first:
+                raise ModelError(f"{path}: {name} takes {last - first} bytes, and {entries.nbytes} were to be written")
+            file.seek(begin + first)
             file.write(entries.tobytes())
     return True
 
@@ -87,25 +98,45 @@ def _is_safetensors(path: Path) -> bool:
     return head[LENGTH_BYTES:] == b"{" and LENGTH_BYTES + length <= path.stat().st_size
 
 
-def _tensors(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _check(path: Path) -> None:
+    """Raise `ModelError` unless the file is a whole one with a header that fits it."""
     safetensors = load_library("safetensors", path, "cli")
     try:
-        return list(safetensors.deserialize(path.read_bytes()))
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
     except safetensors.SafetensorError as error:
         raise damaged(path, "a safetensors file", error) from None
 
 
-def _array(name: str, tensor: dict[str, Any], ranks: Collection[int]) -> HostArray | str | None:
+def _header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Return where the numbers begin in a file, and what its header says of each tensor."""
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    tensors = json.loads(file.read(length))
+    return LENGTH_BYTES + length, {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}
+
+
+def _entries(file: BinaryIO, begin: int, tensor: Mapping[str, Any], dtype: Any) -> HostArray:
+    """Read the entries of a tensor as numbers of a dtype."""
+    first, last = tensor["data_offsets"]
+    file.seek(begin + first)
+    return np.frombuffer(file.read(last - first), dtype).reshape(tensor["shape"])
+
+
+def _array(
+    name: str, tensor: Mapping[str, Any], ranks: Collection[int], entries: Callable[[Any], HostArray]
+) -> HostArray | str | None:
     """Return the array of a tensor, the reason why it cannot be read, or None if it could not be a kernel."""
     dtype, shape = tensor["dtype"], tuple(tensor["shape"])
     could_be_kernel = len(shape) in ranks and math.prod(shape) > 0
     if dtype == "BOOL" or (dtype in ("I8", "U8") and name.endswith("mask")):
-        return np.frombuffer(tensor["data"], np.uint8).reshape(shape)
+        return entries(np.uint8)
     if dtype in NOT_FLOATING:
         reason = not_floating(name, {"I8": "int8", "U8": "uint8"}.get(dtype, dtype))
         return reason if reason and could_be_kernel else None
     if dtype not in NUMBERS:
         return f"numbers of type {dtype} are not read" if could_be_kernel and may_be_kernel(name) else None
-    numbers = NUMBERS[dtype]
-    entries = np.frombuffer(tensor["data"], numbers.entries).reshape(shape)
-    return from_bfloat16_bits(entries) if numbers.name == "bfloat16" else entries
+    is_brain = NUMBERS[dtype].name == "bfloat16"
+    if not needs_numbers(name, len(shape), ranks):
+        return form_of(shape, np.float32 if is_brain else NUMBERS[dtype].entries)
+    numbers = entries(NUMBERS[dtype].entries)
+    return from_bfloat16_bits(numbers) if is_brain else numbers

@@ -14,6 +14,7 @@ import numpy as np
 
 from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
+from convsv_adapters.formats.parts import Shard, form_of, needs_numbers
 from convsv_adapters.formats.tree import Tree, find_networks
 from convsv_adapters.parameters import (
     HostArray,
@@ -87,13 +88,20 @@ def convsv_read_model(path: Path, options: ReadOptions) -> LayerList | None:
     return LayerList(layers, networks=with_kernels, left_out=[*left_out, *layers.left_out])
 
 
-def read_shard(path: Path, ranks: Collection[int]) -> dict[str, HostArray | str]:
+def read_shard(path: Path, ranks: Collection[int]) -> Shard:
     """Return the arrays of a file that holds a part of one state dict, whose weights have so many axes."""
     loaded = _load(path)
     if loaded is None:
         raise ModelError(f"{path}: not a PyTorch checkpoint")
-    tensors = {name: tensor for part in loaded.tree.networks.values() for name, tensor in part.items()}
-    return _arrays(tensors, loaded.torch, ranks)
+    if len(loaded.tree.networks) > 1:
+        raise ModelError(f"{path}: holds several networks ({', '.join(loaded.tree.networks)}), and not a part of one")
+    (prefix, tensors), *_ = [*loaded.tree.networks.items(), ("", {})]
+    stored = _stored(loaded)
+    return Shard(
+        _arrays(tensors, loaded.torch, ranks),
+        {name: stored[key] for name in tensors if (key := _key(prefix, name)) in stored},
+        tuple(tensors),
+    )
 
 
 @hookimpl
@@ -206,6 +214,9 @@ def _array(name: str, tensor: Any, torch: Any, ranks: Collection[int]) -> HostAr
         return reason if tensor.ndim in ranks and tensor.numel() and may_be_kernel(name) else None
     if not is_number:
         return tensor.numpy() if name.endswith("mask") and not tensor.is_meta else None
+    if not needs_numbers(name, tensor.ndim, ranks):
+        dtype = _dtype_name(tensor)
+        return form_of(tuple(tensor.shape), dtype if dtype in NUMPY_DTYPES else np.float32)
     tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
     if tensor.dtype != torch.bool and _dtype_name(tensor) not in NUMPY_DTYPES:
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)

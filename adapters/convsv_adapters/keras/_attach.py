@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,9 @@ def _attach(
         held = getattr(layer.variable, attribute)
         if held is not None:
             raise ValueError(f"{layer.name!r} has a {attribute}, {held!r}: wanted a kernel without one")
+    for layer in found:
+        if layer.unknown_forward:
+            warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=4)
     for layer, geometry in [(layer, _geometry(layer, circular)) for layer in found]:
         made = make(layer, geometry)
         setattr(layer.variable, attribute, made)

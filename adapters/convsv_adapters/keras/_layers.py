@@ -194,6 +194,7 @@ def _kernels(layer: keras.layers.Layer, input_shapes: tuple[Extents, ...], *, re
             variable=variable,
             part=part,
             reached=reached,
+            unknown_forward=_has_own_call(layer),
             read=_kernel,
         )
 
@@ -235,6 +236,13 @@ def _linear(layer: keras.layers.Layer, *, reached: bool) -> ConvLayer:
         reached=reached,
         read=_kernel,
     )
+
+
+def _has_own_call(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer's class replaces a method by which Keras's own class convolves."""
+    kind = next(kind for kind in EVERY_KIND if isinstance(layer, kind))
+    own = type(layer)
+    return any(getattr(own, name, None) is not getattr(kind, name, None) for name in ("call", "convolution_op"))
 
 
 def _lora_note(layer: keras.layers.Layer) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from convsv_adapters._jax.trees import Layers, Tree, as_kernel, check_layers, named_leaves
+from convsv_adapters._jax.batch_norm import bounded_kernel, running_statistics
+from convsv_adapters._jax.trees import Layers, Tree, check_layers, named_leaves
 from convsv_adapters._layers import check_penalty, layer_penalty
 
 __all__ = ["penalty"]
 
 
-def penalty(tree: Tree, layers: Layers, kind: str = "norm_hinge", **options: Any) -> jax.Array:
+def penalty(
+    tree: Tree, layers: Layers, kind: str = "norm_hinge", *, batch_stats: Tree = None, **options: Any
+) -> jax.Array:
     """Sum a penalty on the singular values over convolution kernels, to add to a loss.
 
     The operator of each layer is the circular one at the largest of its extents, whatever padding the layer has. But
@@ -29,6 +32,8 @@ def penalty(tree: Tree, layers: Layers, kind: str = "norm_hinge", **options: Any
         The geometry of the kernels, as for `projection_operator_norm`.
     kind : str, default "norm_hinge"
         A function of `convsv_core.penalties`.
+    batch_stats : pytree, optional
+        The running statistics, as for `projection_operator_norm`. A layer with a normalisation counts with it.
     **options
         Arguments of the penalty, such as ``bound=1.0``.
 
@@ -54,7 +59,7 @@ def penalty(tree: Tree, layers: Layers, kind: str = "norm_hinge", **options: Any
     64.0
     """
     check_penalty(kind)
-    chosen = check_layers(layers, tree)
-    named = named_leaves(tree)
-    parts = [layer_penalty(layer, as_kernel(layer, named[layer.path].value), kind, options) for layer in chosen]
+    chosen = check_layers(layers, tree, normalised=True)
+    named, statistics = named_leaves(tree), running_statistics(tree, batch_stats)
+    parts = [layer_penalty(layer, bounded_kernel(layer, named, statistics), kind, options) for layer in chosen]
     return functools.reduce(jnp.add, parts)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
-from convsv_adapters._jax.trees import Layers, Tree, as_kernel, as_leaf, check_layers, named_leaves
+from convsv_adapters._jax.batch_norm import running_statistics
+from convsv_adapters._jax.trees import Layers, Leaf, Tree, as_kernel, as_leaf, check_layers, named_leaves
 from convsv_adapters._layers import operators_of
 from convsv_adapters.optax._kernels import bounded, make_settings
+from convsv_adapters.optax._scales import ScaleBound, bounded_scales
 
 __all__ = ["projection_operator_norm"]
 
@@ -19,6 +22,7 @@ def projection_operator_norm(
     method: str = "dykstra",
     steps: int = 30,
     circular: bool = False,
+    batch_stats: Tree = None,
 ) -> Tree:
     r"""Project convolution kernels onto the ball of the operator norm.
 
@@ -47,6 +51,12 @@ def projection_operator_norm(
         Bound the circular convolution at each of the layer's extents, as in the paper, in place of the layer with its
         own padding for every input size. Extents that the stride does not divide are rounded up to multiples. With
         other padding, the norm of the layer can be larger.
+    batch_stats : pytree, optional
+        The running statistics, for layers that ``conv_layers(..., batch_norm="fold")`` lists with a normalisation:
+        flax's ``variables["batch_stats"]`` or ``nnx.state(model, nnx.BatchStat)``, or equinox's `State`. Not needed
+        where `tree` holds them, as linen's `variables` and ``nnx.state(model)`` do. Such a layer is bounded together
+        with its normalisation, as both are in evaluation mode: the factors of the normalisation are multiplied by one
+        number, and the kernel is left alone. The bound holds for these running statistics.
 
     Returns
     -------
@@ -58,8 +68,8 @@ def projection_operator_norm(
     TypeError
         `layers` gives no geometry.
     ValueError
-        `tree` has no leaf at a layer's path, or one of another shape. Extents are missing that `circular` or padding
-        that repeats pixels needs. Or `bound`, `method` or `steps` is impossible.
+        `tree` has no leaf at a layer's path, or one of another shape, or there are no running statistics. Extents are
+        missing that `circular` or padding that repeats pixels needs. Or `bound`, `method` or `steps` is impossible.
 
     Notes
     -----
@@ -78,11 +88,16 @@ def projection_operator_norm(
     True
     """
     settings = make_settings(bound, method, steps)
-    chosen = check_layers(layers, tree)
+    chosen = check_layers(layers, tree, normalised=True)
     leaves, structure = jax.tree.flatten(tree)
     named = named_leaves(tree)
-    for layer in chosen:
+    for layer in [layer for layer in chosen if layer.normalisation is None]:
         leaf = named[layer.path]
         kernel = bounded(as_kernel(layer, leaf.value), operators_of(layer, circular), settings)
         leaves[leaf.place] = as_leaf(layer, kernel)
+    folded = ScaleBound(settings.bound, [layer for layer in chosen if layer.normalisation is not None], circular)
+    if folded.layers:
+        changed = {path: Leaf(leaf.place, leaves[leaf.place]) for path, leaf in named.items()}
+        for path, scale in bounded_scales(folded, changed, running_statistics(tree, batch_stats)).items():
+            leaves[named[path].place] = scale.astype(jnp.asarray(named[path].value).dtype)
     return jax.tree.unflatten(structure, leaves)

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from convsv_adapters._layers import ConvLayer, make_layer, one_tap_conv
+from convsv_adapters._layers import ConvLayer, make_layer, one_tap_conv, with_normalisation
 from convsv_adapters.torch._folding import Following, FollowingWatch, is_batch_norm, scale_of, scaled_kernel
 from convsv_adapters.torch._forward import run_forward
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
-from convsv_core.layers import Extents, join_notes
+from convsv_core.layers import Extents
 
 __all__ = [
     "COMPUTED_IN_FORWARD",
@@ -295,15 +295,9 @@ def _with_normalisations(
             continue
         if module in following.bare or not any(layer is module for layer, _ in following.pairs):
             yield layers[module]
-        yield from (_normalised(layers[module], norm) for norm in found.values() if (module, norm) in following.pairs)
-
-
-def _normalised(layer: ConvLayer, norm: nn.Module) -> ConvLayer:
-    """Return a layer with the normalisation that follows it."""
-    if has_torch_forward(norm):
-        return dataclasses.replace(layer, normalisation=norm)
-    note = join_notes(layer.note, "followed by a normalisation of a subclass with a forward pass of its own")
-    return dataclasses.replace(layer, normalisation=norm, unknown_forward=True, note=note)
+        for norm in found.values():
+            if (module, norm) in following.pairs:
+                yield with_normalisation(layers[module], norm, unknown_forward=not has_torch_forward(norm))
 
 
 def _lone_normalisation(name: str, module: nn.Module) -> ConvLayer:

@@ -13,6 +13,7 @@ from torch import nn
 from convsv_adapters._layers import ConvLayer, model_layer
 from convsv_adapters.torch._folding import FollowingWatch, is_batch_norm, scale_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, found_layers, has_torch_forward, listed_modules
+from convsv_adapters.torch._own_forward import convolves_with_its_weight
 from convsv_core.layers import Layer, Normalisation
 
 __all__ = ["model_layers"]
@@ -43,7 +44,8 @@ def model_layers(model: nn.Module, example_input: object, linear: bool = False) 
 
 
 def _reported(layer: ConvLayer, norm: nn.Module | None, names: dict[nn.Module, str]) -> Layer:
-    row = model_layer(layer, layer.kernel.detach())
+    known = layer.unknown_forward and not layer.linear and convolves_with_its_weight(layer.module)
+    row = model_layer(layer, layer.kernel.detach(), sure=known)
     if norm is None or layer.unknown_forward or not has_torch_forward(norm) or norm.running_var.is_meta:
         return row
     weight = None if norm.weight is None else norm.weight.detach().cpu()

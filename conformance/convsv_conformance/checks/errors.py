@@ -67,6 +67,15 @@ def _project(bound: Any = 1.0, **options: Any) -> Callable[[Arrays], object]:
     return lambda make: convsv.project(make((2, 2, 3, 3)), (4, 4), _CONV, bound, **options)
 
 
+def _every_size(public: str, function: Any) -> Mistake:
+    return Mistake(
+        f"no-extents-{public}",
+        lambda make: function(make((2, 2, 3, 3)), None, _CONV),
+        TypeError,
+        ("input_shape=None", "(32, 32)", "norm_bounds"),
+    )
+
+
 def _of_all(name: str, make_arguments: Callable[[Arrays], tuple[Any, ...]], *rest: Any) -> tuple[Mistake, ...]:
     """Return one mistake as a call of each public function."""
 
@@ -124,7 +133,15 @@ MISTAKES = (
     Mistake("empty-input", _values((2, 2, 3, 3), (4, 0)), ValueError, ("input_shape", "0")),
     Mistake("negative-input", _values((2, 2, 3, 3), (-4, 4)), ValueError, ("input_shape", "-4")),
     Mistake("float-input", _values((2, 2, 3, 3), (4.0, 4.0)), TypeError, ("input_shape", "4.0", "integer")),
-    Mistake("channels-in-input", _values((2, 2, 3, 3), (2, 4, 4)), ValueError, ("input_shape", "(2, 4, 4)")),
+    Mistake(
+        "channels-in-input",
+        _values((2, 2, 3, 3), (2, 4, 4)),
+        ValueError,
+        ("input_shape", "(2, 4, 4)", "without the channels"),
+    ),
+    *(_every_size(public, function) for public, function in _PUBLIC.items() if public != "project"),
+    _every_size("nearest_orthogonal", convsv.nearest_orthogonal),
+    _every_size("schatten", lambda kernel, shape, conv: convsv.penalties.schatten(kernel, shape, conv, 2)),
     Mistake("method", _values((2, 2, 3, 3), (4, 4), method="qr"), ValueError, ("method", "'qr'", "gram")),
     Mistake(
         "valid",

@@ -15,8 +15,9 @@ import onnx.numpy_helper
 from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.extents import infer_types, open_inputs
 from convsv_adapters.formats.onnx.graph import RANDOM_OPS, Node, Scope, attributes, bodies, operator_name
+from convsv_adapters.formats.onnx.operators import FLOATING, Reading
 from convsv_adapters.formats.onnx.running import Wanted, run_for_shapes
-from convsv_adapters.formats.onnx.translation import FLOATING, Reading, translate
+from convsv_adapters.formats.onnx.translation import translate
 from convsv_adapters.formats.onnx.types import Types, dims_of
 from convsv_adapters.parameters import HostArray
 from convsv_core.layers import ModelError

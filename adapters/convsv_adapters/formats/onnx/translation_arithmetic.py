@@ -8,7 +8,7 @@ import numpy as np
 
 from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.graph import Node
-from convsv_adapters.formats.onnx.translation import Reading, operator
+from convsv_adapters.formats.onnx.operators import Reading, operator
 from convsv_adapters.parameters import HostArray
 from convsv_core.networks import (
     AxisMaps,

@@ -10,9 +10,9 @@ import numpy as np
 from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.graph import Node
 from convsv_adapters.formats.onnx.layers import declared_geometry
+from convsv_adapters.formats.onnx.operators import Reading, operator
 from convsv_adapters.formats.onnx.pads import forward_pads
 from convsv_adapters.formats.onnx.resizing import resize_matrix
-from convsv_adapters.formats.onnx.translation import Reading, operator
 from convsv_core.networks import (
     AveragePool,
     AxisMaps,

@@ -10,7 +10,7 @@ import numpy as np
 from convsv_adapters._networks import Undescribed
 from convsv_adapters.formats.onnx.graph import Node
 from convsv_adapters.formats.onnx.layers import read_pad
-from convsv_adapters.formats.onnx.translation import Reading, operator
+from convsv_adapters.formats.onnx.operators import Reading, operator
 from convsv_core.networks import Concatenate, Expand, Gather, Identity, Pad, Permute, Reshape, Slice
 
 __all__: list[str] = []

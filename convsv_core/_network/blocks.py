@@ -1,0 +1,184 @@
+"""The residual blocks of a network: sums of a linear map of a tensor, as a rule the identity, and of a branch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from convsv_core._network import kinds
+from convsv_core._network.bounds import Bounds
+from convsv_core._network.candidates import node_form
+from convsv_core._network.dense import linear_part
+from convsv_core._network.forms import Form, compose
+from convsv_core._network.graph import Graph, Node
+from convsv_core._network.linear_maps import is_linear
+from convsv_core._network.logarithms import power_of_ten
+from convsv_core._network.norms import EPS
+from convsv_core._network.result import ResidualBlock
+
+__all__ = ["residual_blocks"]
+
+
+class _Shortcut(NamedTuple):
+    """The linear path of a block, from a tensor to an input of the sum.
+
+    Attributes
+    ----------
+    start : str
+        The tensor from which the path begins.
+    smallest : float or None
+        Lower bound of the path's smallest singular value; None where it is not known.
+    largest : float
+        Upper bound of the path's norm.
+    """
+
+    start: str
+    smallest: float | None
+    largest: float
+
+
+def residual_blocks(graph: Graph, bounds: Bounds) -> Iterator[ResidualBlock]:
+    """Yield every sum of a linear map of a tensor and of a function of this tensor alone."""
+    for node in graph:
+        if not isinstance(node.kind, kinds.Sum) or len(node.inputs) != 2:
+            continue
+        if any(graph[name].shape != node.shape for name in node.inputs):
+            continue
+        weights = [abs(weight) for weight in node.kind.weights or (1.0, 1.0)]
+        first, second = (_behind_identities(graph, name) for name in node.inputs)
+        if first == second:
+            continue
+        found = []
+        for names, factors in (((first, second), weights), ((second, first), weights[::-1])):
+            block = _block(graph, bounds, node.name, names, factors)
+            if block is not None:
+                found.append(block)
+        if found:
+            # Where both paths are linear, each of them may count as the shortcut, and both intervals hold.
+            yield max(found, key=lambda block: (block.shortcut_upper == 1, block.smallest_singular_value or 0.0))
+
+
+def _behind_identities(graph: Graph, name: str) -> str:
+    while isinstance(graph[name].kind, kinds.Identity):
+        (name,) = graph[name].inputs
+    return name
+
+
+def _block(
+    graph: Graph, bounds: Bounds, name: str, paths: tuple[str, str], factors: list[float]
+) -> ResidualBlock | None:
+    """Return the block of a sum whose first path is a shortcut, each path times a factor; None if it is none."""
+    path, branch = paths
+    start = _start(graph, path, branch)
+    if start is None:
+        return None
+    shortcut = _shortcut(graph, bounds, start, path)
+    branch_upper = _product(power_of_ten(bounds.from_tensor(start, branch)), factors[1])
+    largest = _product(shortcut.largest, factors[0])
+    smallest = None if shortcut.smallest is None else _product(shortcut.smallest, factors[0], down=True)
+    if branch_upper:
+        largest = math.nextafter(largest + branch_upper, math.inf)
+        smallest = None if smallest is None else max(0.0, math.nextafter(smallest - branch_upper, -math.inf))
+    upper = _product(shortcut.largest, factors[0])
+    return ResidualBlock(name, start, branch_upper, smallest, largest, upper)
+
+
+def _product(value: float, factor: float, down: bool = False) -> float:
+    """Return a product that is rounded upward, or downward; exact for the factor 1."""
+    return value if factor == 1 or not value else math.nextafter(value * factor, -math.inf if down else math.inf)
+
+
+def _start(graph: Graph, path: str, branch: str) -> str | None:
+    """Return the nearest tensor that a linear path begins from and that the branch depends on alone."""
+    name = path
+    while True:
+        if name != branch and _depends_only_on(graph, branch, name):
+            return name
+        node = graph[name]
+        if len(node.inputs) != 1 or not is_linear(node.kind):
+            return None
+        (name,) = node.inputs
+
+
+def _depends_only_on(graph: Graph, name: str, source: str) -> bool:
+    """Return whether a tensor depends on another, and on the network's inputs by that one alone."""
+    waiting, seen, met = [name], {name}, False
+    while waiting:
+        node = graph[waiting.pop()]
+        if node.name == source:
+            met = True
+            continue
+        if isinstance(node.kind, kinds.Input):
+            return False
+        waiting += [one for one in node.inputs if one not in seen]
+        seen.update(node.inputs)
+    return met
+
+
+# ---- the shortcut ----------------------------------------------------------------------------------------------------
+
+
+def _shortcut(graph: Graph, bounds: Bounds, start: str, path: str) -> _Shortcut:
+    nodes = _between(graph, start, path)
+    if all(isinstance(node.kind, kinds.Identity) for node in nodes):
+        return _Shortcut(start, 1.0, 1.0)
+    largest = power_of_ten(bounds.from_tensor(start, path))
+    smallest = _smallest_of_form(graph, start, nodes)
+    if smallest is None:
+        part = linear_part(graph, path, {start})
+        smallest = None if part is None or part.graph.inputs[0].name != start else part.smallest_singular_value()
+    return _Shortcut(start, smallest, largest)
+
+
+def _between(graph: Graph, start: str, path: str) -> list[Node]:
+    """Return the nodes of a path of maps of one input, in the order of execution."""
+    nodes: list[Node] = []
+    while path != start:
+        nodes.insert(0, graph[path])
+        (path,) = graph[path].inputs
+    return nodes
+
+
+def _smallest_of_form(graph: Graph, start: str, nodes: list[Node]) -> float | None:
+    """Return a lower bound of the smallest singular value of maps in a row, or None."""
+    shape, form = graph[start].shape, None
+    for node in nodes:
+        if not isinstance(node.kind, kinds.Identity):
+            own = node_form(node, shape, None if form is None else form.axes_out[0])
+            if own is None:
+                return None
+            form = own if form is None else compose(own, form)
+            if form is None:
+                return None
+        shape = node.shape
+    return None if form is None else _smallest_of_windows(form)
+
+
+def _smallest_of_windows(form: Form) -> float | None:
+    """Return a lower bound of the smallest singular value of a convolution whose windows share no element, or None.
+
+    Each output pixel has a window of its own, which lies inside the image. So the map is one matrix for each group of
+    channels, as many times as there are output pixels. The matrix multiplies the elements of a window. All singular
+    values are those of these matrices, and zeros if the whole map has more rows and columns than they have together.
+    """
+    if form.mode != "zeros" or form.adjoint or form.factor != 1:
+        return None
+    for axis, taps in enumerate(form.taps):
+        reach = form.dilation[axis] * (taps - 1) + 1
+        last = form.start[axis] + (form.outputs[axis] - 1) * form.stride[axis] + reach
+        apart = taps == 1 or form.outputs[axis] == 1 or reach <= form.stride[axis]
+        if not apart or form.start[axis] < 0 or last > form.extents[axis]:
+            return None
+    groups, rows, columns = form.kernel.shape[:3]
+    matrices = form.kernel.reshape(groups, rows, -1)
+    pixels = math.prod(form.outputs)
+    inputs, outputs = math.prod(form.extents) * groups * columns, pixels * groups * rows
+    if pixels * groups * min(matrices.shape[1:]) < min(inputs, outputs):
+        return 0.0
+    values = np.linalg.svd(matrices, compute_uv=False)
+    # The error of a singular value is of the order of eps times the norm; the factor is a wide margin.
+    rounding = 8 * max(matrices.shape[1:]) * EPS * float(np.max(values, initial=0.0))
+    return max(0.0, float(np.min(values)) - rounding - form.error)
