@@ -160,12 +160,12 @@ def blocks_chart(found: Lipschitz) -> Chart | None:
         {
             "depth": numbers.get(block.name, 0),
             "block": block.name,
-            "low": number(block.smallest_singular_value),
+            "low": number(block.smallest_singular_value or 0.0),
             "high": number(block.largest_singular_value),
             "at least": texts.rounded_down(block.smallest_singular_value),
             "at most": texts.rounded_up(block.largest_singular_value),
             "branch": texts.rounded_up(block.branch_upper),
-            "invertible": "yes" if block.smallest_singular_value > 0 else "not shown",
+            "full rank": "yes" if block.smallest_singular_value else "not shown",
         }
         for block in found.blocks
         if math.isfinite(block.largest_singular_value)
@@ -197,14 +197,14 @@ def _blocks_spec(data: list[Spec], scale: Spec, marks: Spec) -> Spec:
         {"field": "branch", "title": "constant of the branch, at most"},
         {"field": "at least", "title": "singular values, at least"},
         {"field": "at most", "title": "singular values, at most"},
-        {"field": "invertible", "title": "invertible"},
+        {"field": "full rank"},
     ]
     axis = {"title": "singular values of the block's Jacobian", "tickCount": 6, **marks}
     colour = {
-        "field": "invertible",
+        "field": "full rank",
         "type": "nominal",
         "scale": {"domain": ["yes", "not shown"], "range": [COLOURS[2], COLOURS[4]]},
-        "legend": {"title": "invertible:", "titleOrient": "left", "orient": "top", "symbolType": "square"},
+        "legend": {"title": "full rank:", "titleOrient": "left", "orient": "top", "symbolType": "square"},
     }
     y = {"field": "block", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150, "ticks": False}}
     return interactive(

@@ -137,18 +137,19 @@ def _on_nodes(found: Lipschitz) -> list[str]:
 
 
 def _on_blocks(blocks: Sequence[ResidualBlock]) -> list[str]:
-    """Return which residual blocks are shown to be invertible."""
+    """Return which residual blocks are shown to have full rank."""
     if not blocks:
         return []
-    other = [block.name for block in blocks if block.smallest_singular_value <= 0]
+    other = [block.name for block in blocks if not block.smallest_singular_value]
     noun = "residual block" if len(blocks) == 1 else "residual blocks"
     if not other:
-        all_of_them = f"The {noun} is" if len(blocks) == 1 else f"All {len(blocks)} {noun} are"
-        return [f"{all_of_them} proved to be invertible at every input."]
+        of_them = f"The {noun} is" if len(blocks) == 1 else f"All {len(blocks)} {noun} are"
+        return [f"{of_them} proved to have full rank at every input: invertible, if input and output have one size."]
     named = other[:MOST_BLOCKS] + ([f"{len(other) - MOST_BLOCKS} more"] if len(other) > MOST_BLOCKS else [])
+    verb = "is" if len(other) == 1 else "are"
     return [
-        f"{len(other)} of {len(blocks)} {noun} {'is' if len(other) == 1 else 'are'} not shown to be invertible, "
-        f"because the bound of the branch is not below 1: {_listed(named)}."
+        f"{len(other)} of {len(blocks)} {noun} {verb} not shown to be invertible, because no positive bound of the "
+        f"singular values is known: {_listed(named)}."
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -69,7 +70,7 @@ def test_the_sentences_of_a_constant(found: Lipschitz, missing: Lipschitz) -> No
     assert bound.startswith("The Lipschitz constant of the network is certified to be at most 1.501.")
     assert lower.startswith(f"At one input the network stretches a small change by {texts.rounded_down(found.lower)}")
     assert float(re.findall(r"by (\S+),", lower)[0]) <= (found.lower or 0.0) <= found.upper
-    assert blocks == "The residual block is proved to be invertible at every input."
+    assert blocks.startswith("The residual block is proved to have full rank at every input")
     _, factors, blocks = sentences_of(lipschitz(residual(2.0), lower=False))
     assert factors.startswith("The largest factor is that of f (")
     assert blocks.startswith("1 of 1 residual block is not shown to be invertible")
@@ -111,8 +112,10 @@ def test_the_page_of_a_constant(found: Lipschitz, missing: Lipschitz, tmp_path: 
     data = charts["growth"]["linear"]["data"]["values"]
     assert [point["bound"] for point in data] == pytest.approx([node.log10_upper for node in found.nodes], abs=1e-4)
     (block,) = charts["blocks"]["log"]["data"]["values"]
-    assert (block["low"], block["high"], block["invertible"]) == (pytest.approx(0.5), pytest.approx(1.5), "yes")
+    assert (block["low"], block["high"], block["full rank"]) == (pytest.approx(0.5), pytest.approx(1.5), "yes")
     assert float(block["at least"]) <= found.blocks[0].smallest_singular_value
+    unknown = dataclasses.replace(found, blocks=(dataclasses.replace(found.blocks[0], smallest_singular_value=None),))
+    assert "is not shown to be invertible" in unknown.page()
     page = missing.page()
     (chart,) = json.loads(re.findall(r'id="charts-data">(.*?)</script>', page)[0]).values()
     assert [point["no bound"] is None for point in chart["linear"]["data"]["values"]] == [True, False]
