@@ -26,6 +26,7 @@ __all__ = [
     "norms_chart",
     "number",
     "pairs_chart",
+    "row_target",
     "values_axis",
 ]
 
@@ -293,6 +294,12 @@ def interactive(data: Spec, transform: Sequence[Spec], layers: Sequence[Spec], h
         "layer": list(layers),
         "config": TEXT_STYLE,
     }
+
+
+def row_target(y: Spec, told: Sequence[Spec]) -> Spec:
+    """Return a layer of a chart that nobody sees, in which the pointer finds a short bar anywhere in its row."""
+    mark = {"type": "rect", "fill": "transparent", "stroke": "transparent", "cursor": "pointer"}
+    return {"mark": mark, "encoding": {"y": y, "tooltip": list(told)}}
 
 
 def number(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ import math
 
 from convsv_core._network.result import Lipschitz
 from convsv_core.reports import texts
-from convsv_core.reports.charts import COLOURS, Chart, Spec, chosen, interactive, number
+from convsv_core.reports.charts import COLOURS, Chart, Spec, chosen, interactive, number, row_target
 
 __all__ = ["blocks_chart", "growth_chart"]
 
@@ -59,7 +59,11 @@ def growth_chart(found: Lipschitz) -> Chart | None:
         "scale": {"domain": [0.4, len(data) + 0.6], "nice": False, "zero": False},
         "axis": {"title": "number of the node, in the order of execution", "tickMinStep": 1, "grid": False},
     }
-    y = {"type": "quantitative", "axis": {"title": "decimal logarithm of the bound", "tickCount": 6, "format": ".4~g"}}
+    y = {
+        "type": "quantitative",
+        "scale": {"padding": 8},
+        "axis": {"title": "decimal logarithm of the bound", "tickCount": 6, "format": ".4~g"},
+    }
     colour = {
         "type": "nominal",
         "scale": SERIES,
@@ -156,12 +160,12 @@ def blocks_chart(found: Lipschitz) -> Chart | None:
         {
             "depth": numbers.get(block.name, 0),
             "block": block.name,
-            "low": number(block.smallest_singular_value),
+            "low": number(block.smallest_singular_value or 0.0),
             "high": number(block.largest_singular_value),
             "at least": texts.rounded_down(block.smallest_singular_value),
             "at most": texts.rounded_up(block.largest_singular_value),
             "branch": texts.rounded_up(block.branch_upper),
-            "invertible": "yes" if block.smallest_singular_value > 0 else "not shown",
+            "full rank": "yes" if block.smallest_singular_value else "not shown",
         }
         for block in found.blocks
         if math.isfinite(block.largest_singular_value)
@@ -193,14 +197,14 @@ def _blocks_spec(data: list[Spec], scale: Spec, marks: Spec) -> Spec:
         {"field": "branch", "title": "constant of the branch, at most"},
         {"field": "at least", "title": "singular values, at least"},
         {"field": "at most", "title": "singular values, at most"},
-        {"field": "invertible", "title": "invertible"},
+        {"field": "full rank"},
     ]
     axis = {"title": "singular values of the block's Jacobian", "tickCount": 6, **marks}
     colour = {
-        "field": "invertible",
+        "field": "full rank",
         "type": "nominal",
         "scale": {"domain": ["yes", "not shown"], "range": [COLOURS[2], COLOURS[4]]},
-        "legend": {"title": "invertible:", "titleOrient": "left", "orient": "top", "symbolType": "square"},
+        "legend": {"title": "full rank:", "titleOrient": "left", "orient": "top", "symbolType": "square"},
     }
     y = {"field": "block", "type": "nominal", "sort": None, "axis": {"title": None, "labelLimit": 150, "ticks": False}}
     return interactive(
@@ -208,14 +212,13 @@ def _blocks_spec(data: list[Spec], scale: Spec, marks: Spec) -> Spec:
         [],
         [
             {
-                "mark": {"type": "bar", "height": 9, "cornerRadius": 3, "cursor": "pointer"},
+                "mark": {"type": "bar", "height": 9, "cornerRadius": 3},
                 "encoding": {
                     "y": y,
                     "x": {"field": "low", "type": "quantitative", "scale": {**scale, "zero": True}, "axis": axis},
                     "x2": {"field": "high"},
                     "color": colour,
                     "opacity": chosen(1, 0.35),
-                    "tooltip": told,
                 },
             },
             {
@@ -223,6 +226,7 @@ def _blocks_spec(data: list[Spec], scale: Spec, marks: Spec) -> Spec:
                 "mark": {"type": "rule", "strokeDash": [4, 3], "color": "currentColor", "opacity": 0.6},
                 "encoding": {"x": {"datum": 1, "type": "quantitative"}},
             },
+            row_target(y, told),
         ],
         BLOCK_HEIGHT * len(data) + AROUND_BLOCKS,
     )

@@ -6,7 +6,7 @@ import math
 
 from convsv_core._network.result import Lipschitz
 from convsv_core.reports import constant_charts, texts
-from convsv_core.reports.constant_views import SUBTITLE, default_title, nodes_table, sentences_of
+from convsv_core.reports.constant_views import default_title, nodes_table, sentences_of, subtitle_of
 from convsv_core.reports.page_parts import Content, figure_part, origins_part, plain_table, table_part, written
 
 __all__ = ["constant_page"]
@@ -36,16 +36,18 @@ MEANINGS = (
 
 ATTAINED = (
     "attained",
-    "The norm of the network's Jacobian at the example input, or else at a random one, by power iteration from below. "
-    "The constant is at least that.",
+    "The norm of the network's Jacobian at an example or random input, by power iteration from below. The "
+    "constant is at least that.",
     "attained",
 )
 """The meaning of the lower bound."""
 
 BLOCKS = (
     "blocks",
-    "A residual block is x + f(x). If the constant of f is at most c, then all singular values of the block's Jacobian "
-    "lie between 1 - c and 1 + c, at every input. Where c is below 1, the block is invertible.",
+    "A residual block is S x + f(x) with a linear shortcut S, as a rule the identity. If the constant of f is at most "
+    "c, then all singular values of the block's Jacobian lie between the smallest one of S less c and the norm of S "
+    "plus c, at every input. Where the lower end is above 0, the Jacobian has full rank, and a block whose input and "
+    "output have one size is invertible. A lower end that is not known is a dash in the table, and 0 in the chart.",
     "certified",
 )
 """The meaning of the intervals of residual blocks."""
@@ -59,7 +61,7 @@ def constant_page(found: Lipschitz, title: str = "") -> str:
     return written(
         Content(
             title or default_title(found),
-            SUBTITLE,
+            subtitle_of(found),
             sentences_of(found),
             [
                 figure_part(
@@ -94,14 +96,23 @@ def _blocks(found: Lipschitz) -> str:
         (
             block.name,
             block.start,
+            texts.rounded_up(block.shortcut_upper),
             texts.rounded_up(block.branch_upper) if math.isfinite(block.branch_upper) else "none",
             texts.rounded_down(block.smallest_singular_value),
             texts.rounded_up(block.largest_singular_value) if math.isfinite(block.branch_upper) else "none",
-            "yes" if block.smallest_singular_value > 0 else "not shown",
+            "yes" if block.smallest_singular_value else "not shown",
         )
         for block in found.blocks
     ]
-    headings = ("block", "begins at", "branch, at most", "singular values, at least", "at most", "invertible")
+    headings = (
+        "block",
+        "begins at",
+        "shortcut, at most",
+        "branch, at most",
+        "singular values, at least",
+        "at most",
+        "full rank",
+    )
     return f"<section><h2>The blocks in figures</h2>{plain_table(headings, rows)}</section>"
 
 

@@ -12,10 +12,7 @@ from convsv_core.reports.curves import Plot, empty_figure
 from convsv_core.reports.extras import import_for
 from convsv_core.reports.plain_table import TextColumn, TextTable
 
-__all__ = ["SUBTITLE", "default_title", "nodes_frame", "nodes_table", "plot_constant", "sentences_of"]
-
-SUBTITLE = "certified Lipschitz constant at inference, in Euclidean norms of whole tensors"
-"""What the figures are, for people who see them for the first time."""
+__all__ = ["default_title", "nodes_frame", "nodes_table", "plot_constant", "sentences_of", "subtitle_of"]
 
 LEGEND = (
     "factor: a certified bound of the factor by which the node alone stretches the difference of two inputs; of "
@@ -33,6 +30,12 @@ MOST_BLOCKS = 5
 
 FIGURE_SIZE = (9.0, 4.8)
 """The width and the height of the figure, in inches (a guess)."""
+
+
+def subtitle_of(found: Lipschitz) -> str:
+    """Return what the figures are, with the certified constant."""
+    certified = "none" if found.missing else f"at most {texts.power_up(found.log10_upper)}"
+    return f"certified Lipschitz constant at inference, in Euclidean norms of whole tensors: {certified}"
 
 
 def default_title(found: Lipschitz) -> str:
@@ -57,7 +60,7 @@ def nodes_table(found: Lipschitz, title: str = "") -> TextTable:
     ]
     if any(node.note for node in nodes):
         columns.append(TextColumn("note", [node.note for node in nodes]))
-    heading = f"{title or default_title(found)}\n{SUBTITLE}"
+    heading = f"{title or default_title(found)}\n{subtitle_of(found)}"
     return TextTable(heading, columns, (), [LEGEND], sentences_of(found))
 
 
@@ -134,20 +137,19 @@ def _on_nodes(found: Lipschitz) -> list[str]:
 
 
 def _on_blocks(blocks: Sequence[ResidualBlock]) -> list[str]:
-    """Return which residual blocks are shown to be invertible."""
+    """Return which residual blocks are shown to have full rank."""
     if not blocks:
         return []
-    other = [block.name for block in blocks if block.smallest_singular_value <= 0]
+    other = [block.name for block in blocks if not block.smallest_singular_value]
     noun = "residual block" if len(blocks) == 1 else "residual blocks"
     if not other:
-        return [
-            f"{'The' if len(blocks) == 1 else 'All'} {len(blocks)} {noun} {'is' if len(blocks) == 1 else 'are'} "
-            "proved to be invertible at every input."
-        ]
+        of_them = f"The {noun} is" if len(blocks) == 1 else f"All {len(blocks)} {noun} are"
+        return [f"{of_them} proved to have full rank at every input: invertible, if input and output have one size."]
     named = other[:MOST_BLOCKS] + ([f"{len(other) - MOST_BLOCKS} more"] if len(other) > MOST_BLOCKS else [])
+    verb = "is" if len(other) == 1 else "are"
     return [
-        f"{len(other)} of {len(blocks)} {noun} {'is' if len(other) == 1 else 'are'} not shown to be invertible, "
-        f"because the bound of the branch is not below 1: {_listed(named)}."
+        f"{len(other)} of {len(blocks)} {noun} {verb} not shown to be invertible, because no positive bound of the "
+        f"singular values is known: {_listed(named)}."
     ]
 
 
@@ -179,7 +181,7 @@ def plot_constant(found: Lipschitz, figure: Any = None, title: str = "") -> Plot
     axes.set(
         xlabel="number of the node, in the order of execution",
         ylabel="decimal logarithm of the bound",
-        title=f"{title or default_title(found)}\n{SUBTITLE}",
+        title=f"{title or default_title(found)}\n{subtitle_of(found)}",
         xlim=(0.2, len(found.nodes) + 0.8),
     )
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from convsv_core.reports import texts
-from convsv_core.reports.charts import COLOURS, Chart, Spec, chosen, interactive, number, pairs_chart
+from convsv_core.reports.charts import COLOURS, Chart, Spec, chosen, interactive, number, pairs_chart, row_target
 from convsv_core.reports.curves import better_scale
 from convsv_core.reports.report import DifferenceReport
 
@@ -85,12 +85,18 @@ def _shares_spec(points: Sequence[Spec], scale: str) -> Spec:
     mark = (
         {"type": "bar", "height": {"band": 0.7}} if scale == "linear" else {"type": "point", "filled": True, "size": 80}
     )
+    told = [
+        {"field": "layer"},
+        {"field": "share", "title": "share, at most"},
+        {"field": "difference", "title": "difference, at most"},
+        {"field": "norm", "title": "norm, at most"},
+    ]
     return interactive(
         {"values": list(points)},
         [],
         [
             {
-                "mark": {**mark, "color": COLOURS[0], "cursor": "pointer"},
+                "mark": {**mark, "color": COLOURS[0]},
                 "encoding": {
                     "y": layer,
                     "x": {
@@ -100,14 +106,9 @@ def _shares_spec(points: Sequence[Spec], scale: str) -> Spec:
                         "axis": {"title": "share of the layer's norm, in percent", "tickCount": 6, "format": ".3~g"},
                     },
                     "opacity": chosen(1, 0.3),
-                    "tooltip": [
-                        {"field": "layer"},
-                        {"field": "share", "title": "share, at most"},
-                        {"field": "difference", "title": "difference, at most"},
-                        {"field": "norm", "title": "norm, at most"},
-                    ],
                 },
-            }
+            },
+            row_target(layer, told),
         ],
         BAR_HEIGHT * len(points) + AROUND_BARS,
     )

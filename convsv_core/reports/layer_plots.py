@@ -76,7 +76,7 @@ def plot_shares(rows: Sequence[Any], figure: Any = None, scale: Literal["linear"
     axes.barh(places, [100 * row.share for row in shown], color="C0")
     axes.set_yticks(places, labels=[short_label(row.place + 1, row.name) for row in shown], fontsize="small")
     axes.invert_yaxis()
-    axes.set(xlabel="certified share of the layer's norm, in percent", ylabel="layer, from the input on", xscale=scale)
+    axes.set(xlabel="certified share of the layer's norm, in percent", ylabel="layer", xscale=scale)
     axes.grid(alpha=0.3, axis="x")
     if not shown:
         axes.text(0.5, 0.5, "no layer with a share has other weights", ha="center", transform=axes.transAxes)

@@ -146,7 +146,7 @@ class Report(list[R]):
         -----
         Source: Sedghi, Gupta and Long, *The Singular Values of Convolutional Layers*, ICLR 2019, figure 1.
         """
-        return self.view.plot(self, figure, scale)
+        return self.view.draw(self, figure, scale)
 
     # ---- for programs --------------------------------------------------------------------------------------------
 

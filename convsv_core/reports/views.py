@@ -109,7 +109,7 @@ class View:
         The key of the rows in the JSON.
     sentences : callable, optional
         Makes the sentences at the top of a page about all rows. Without it they are the line of `summary`.
-    plot : callable
+    draw : callable
         Draws the rows in a figure of matplotlib with an axis: see `Report.plot`.
     """
 
@@ -121,7 +121,7 @@ class View:
     summary: Callable[[Sequence[Any]], str]
     rows_key: str = field(default="layers", kw_only=True)
     sentences: Callable[[Sequence[Any]], list[str]] | None = field(default=None, kw_only=True)
-    plot: Callable[[Sequence[Any], Any, Any], Plot] = field(default=plot_curves, kw_only=True)
+    draw: Callable[[Sequence[Any], Any, Any], Plot] = field(default=plot_curves, kw_only=True)
 
     def fitting(self, rows: Sequence[Any]) -> View:
         """Return the view without the columns of `FACTS_OF_SOME` that are empty in every row."""
@@ -315,7 +315,7 @@ NORM = View(
     _FACTOR_SORT_KEYS,
     _off_by,
     sentences=sentences.of_bounds,
-    plot=plot_bounds,
+    draw=plot_bounds,
 )
 """The report of `convsv norm`, whose rows are a `BoundsReport` each."""
 
@@ -380,6 +380,6 @@ DIFFERENCE = View(
     {"share": by_share, "depth": by_place, "name": by_name, "norm": by_norm},
     _changed,
     sentences=sentences.of_differences,
-    plot=plot_shares,
+    draw=plot_shares,
 )
 """The report of `convsv compare`, whose rows are a `DifferenceReport` each."""

@@ -141,7 +141,8 @@ def test_what_a_newcomer_reads_fits_80_columns(run):
         result = run(*arguments, COLUMNS="80")
         assert result.exit_code == 0, result.output
         assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "..." not in run("--help", COLUMNS="80").stdout  # a line about a command is shown whole
+    commands = run("--help", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert "..." not in commands  # a line about a command is shown whole
 
 
 @pytest.mark.parametrize("command", ["norm", "lipschitz", "project", "compare"])

@@ -6,16 +6,13 @@ a folder, pictures of the page are left there.
 
 from __future__ import annotations
 
-import base64
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser_pages import CONTRAST, Page, open_browser, why_no_browser
 
 from convsv_core import Conv
 from convsv_core.layers import Layer
@@ -24,140 +21,16 @@ from convsv_core.reports import NORM, LayerReport, Report, bounds_reports, layer
 
 for library in ("vl_convert", "itables"):
     pytest.importorskip(library)
-webdriver = pytest.importorskip("selenium.webdriver")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-if not (BROWSER and DRIVER):
-    pytest.skip("no Chromium with chromedriver is installed", allow_module_level=True)
-
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
-CONTRAST = 4.5
-"""The least contrast of text that people can read, of the Web Content Accessibility Guidelines."""
-
-PATIENCE = 10.0
-"""Seconds to wait for what a page shows some frames later; a machine may be busy."""
+if reason := why_no_browser():
+    pytest.skip(reason, allow_module_level=True)
 
 NAMES = ("conv1", "<script>document.title = 'lost'</script>", "block.deep", "block.up")
 
 
-class Page:
-    """A page that is open in a browser."""
-
-    def __init__(self, browser: Any) -> None:
-        self.browser = browser
-
-    def open(self, path: Path, *, width: int = 1200, theme: str = "light", media: str = "screen") -> None:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.emulate(theme, media)
-        self.browser.get(path.as_uri())
-        failure = self.browser.execute_async_script(
-            "const done = arguments[0]; window.ready.then(() => done(null), (error) => done(String(error)))"
-        )
-        assert failure is None
-
-    def emulate(self, theme: str, media: str = "screen") -> None:
-        features = [{"name": "prefers-color-scheme", "value": theme}]
-        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.browser.execute_script(script, *arguments)
-
-    def messages(self) -> list[dict[str, Any]]:
-        return list(self.browser.get_log("browser"))
-
-    def on_curve(self, depth: int) -> tuple[float, float]:
-        """Return the place of a point of a layer's curve in the window."""
-        x, y = self.run(
-            """
-            document.querySelector("#curves").scrollIntoView({ block: "center" });
-            const wide = [...document.querySelectorAll("#curves path")].filter(
-              (path) => path.__data__ && path.__data__.datum && path.getAttribute("stroke-width") === "9");
-            const path = wide.find((path) => path.__data__.datum.depth === arguments[0]);
-            const point = path.getPointAtLength(path.getTotalLength() * 0.6).matrixTransform(path.getScreenCTM());
-            return [point.x, point.y];
-            """,
-            depth,
-        )
-        return float(x), float(y)
-
-    def pointer(self, x: float, y: float, *events: str) -> None:
-        for event in events or ("mouseMoved",):
-            button = {} if event == "mouseMoved" else {"button": "left", "clickCount": 1}
-            self.browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": event, "x": x, "y": y, **button})
-        self.browser.execute_async_script("const done = arguments[0]; setTimeout(done, 150)")
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds, which a page may need some frames for."""
-        end = time.monotonic() + PATIENCE
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.05)
-        assert condition()
-
-    def picked(self) -> list[str]:
-        return list(self.run("return [...document.querySelectorAll('.on')].map((one) => one.dataset.depth)"))
-
-    def names(self) -> list[str]:
-        return list(
-            self.run("return [...document.querySelectorAll('#layers-table tbody tr')].map(r => r.cells[1].innerText)")
-        )
-
-    def contrasts(self) -> dict[str, float]:
-        """Return the contrast of every kind of text with what is behind it."""
-        return dict(
-            self.run(
-                """
-            const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-            const light = ([r, g, b]) => {
-              const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-              return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-            };
-            const behind = (element) => {
-              for (let one = element; one; one = one.parentElement) {
-                const colour = parse(getComputedStyle(one).backgroundColor);
-                if (colour.length === 3 || colour[3] === 1) return colour;
-              }
-              return [255, 255, 255];
-            };
-            const found = {};
-            const kinds = ["h1", "header p", ".summary p", ".choice button", "#curves svg text", "#norms svg text",
-              ".chip", ".hint", "#layers-table th", "#layers-table td", ".facts", ".facts b", ".frequency svg text",
-              ".strip figcaption", ".plain td", "footer"];
-            for (const kind of kinds) for (const element of document.querySelectorAll(kind)) {
-              const style = getComputedStyle(element);
-              const colour = parse(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
-              const [a, b] = [light(colour), light(behind(element))].sort((one, two) => two - one);
-              found[kind] = Math.min(found[kind] || 99, (a + 0.05) / (b + 0.05));
-            }
-            return found;
-            """
-            )
-        )
-
-    def picture(self, name: str, height: int = 2600) -> None:
-        """Leave a picture of the page where the environment asks for it."""
-        folder = os.environ.get("CONVSV_SCREENSHOTS")
-        if not folder:
-            return
-        width, whole = self.run("return [innerWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": width, "height": min(height, whole), "scale": 1}
-        taken = self.browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-        (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield Page(browser)
-    browser.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield Page(browser)
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +90,9 @@ def test_paper_is_white_and_has_every_column(page: Page, path: Path) -> None:
 def test_hovering_over_a_curve_names_the_layer(page: Page, path: Path, report: Report[LayerReport]) -> None:
     page.open(path)
     page.pointer(*page.on_curve(3))
-    page.until(lambda: "visible" in page.run("return document.querySelector('#vg-tooltip-element')?.className || ''"))
-    shown = page.browser.find_element("id", "vg-tooltip-element")
-    assert "block.deep" in shown.text
-    assert f"{report[2].operator_norm:.4g}" in shown.text
+    shown = page.told()
+    assert "block.deep" in shown
+    assert f"{report[2].operator_norm:.4g}" in shown
     lines = "[...document.querySelectorAll('#curves path[opacity]')].filter((p) => p.__data__?.datum?.depth"
     opacities = (
         f"return {lines} && p.getAttribute('stroke-width') !== '9')"
@@ -243,7 +115,7 @@ def test_a_click_picks_a_layer_everywhere(page: Page, path: Path) -> None:
     assert set(page.picked()) == {"4"}
     page.run("document.querySelector('#layers-table tr[data-depth=\"2\"] td').click()")
     assert set(page.picked()) == {"2"}
-    page.browser.find_element("tag name", "body").send_keys(webdriver.Keys.ESCAPE)
+    page.browser.find_element("tag name", "body").send_keys("\ue00c")
     assert page.picked() == []
     assert not bar.is_displayed()
     assert page.messages() == []
@@ -282,3 +154,29 @@ def test_a_report_of_bounds_has_a_chart_of_norms(page: Page, tmp_path: Path) -> 
     assert page.messages() == []
     assert page.run("return document.querySelectorAll('#norms .mark-symbol path').length") >= 2
     assert page.run("return document.querySelector('#curves')") is None
+
+
+def test_hovering_over_a_frequency_tells_its_angles_and_its_value(page: Page, path: Path, report: Any) -> None:
+    page.open(path)
+    picture = "#layer-1 .frequency"
+    before = page.run(f"return document.querySelector('{picture} svg').getBoundingClientRect().height")
+    page.pointer(*page.over(picture))
+    page.until(
+        lambda: page.run(f"return document.querySelectorAll('{picture} .mark-rect.role-mark path').length") == 13 * 13
+    )
+    after = page.run(f"return document.querySelector('{picture} svg').getBoundingClientRect().height")
+    assert abs(before - after) <= 4  # the page does not jump where the chart takes the picture's place
+    # The rectangle in the middle is that of frequency 0, and its neighbour has one step of 2 pi / 12.
+    for place, (row, column) in ((84, (6, 6)), (85, (6, 7))):
+        x, y = page.run(
+            f"""
+            const one = document.querySelectorAll("{picture} .mark-rect.role-mark path")[arguments[0]];
+            const {{ x, y, width, height }} = one.getBoundingClientRect();
+            return [x + width / 2, y + height / 2];
+            """,
+            place,
+        )
+        page.pointer(x, y)
+        page.until(lambda: ("0.524 rad (0.167π)" in page.told()) == (column == 7))  # noqa: B023
+        assert f"{report[0].by_frequency[row, column]:.4g}" in page.told()
+    assert page.messages() == []

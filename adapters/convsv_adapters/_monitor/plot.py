@@ -40,7 +40,9 @@ def draw_measurements(measurements: Sequence[Measurement]) -> Figure:
     if not measurements:
         raise ValueError("nothing was measured yet: wanted a monitor after a step that was due, or after measure()")
     names = list(dict.fromkeys(one.name for measurement in measurements for one in measurement.layers))
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, max(len(names), 2)))
+    few = len(names) <= MOST_IN_LEGEND
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, max(len(names), 2)))
+    colours = [f"C{number}" for number in range(len(names))] if few else list(shades)
     figure = Figure(figsize=(9, 6.2), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     for panel, figure_name in zip(panels.flat, FIGURES, strict=True):
@@ -60,17 +62,19 @@ def draw_measurements(measurements: Sequence[Measurement]) -> Figure:
         known = [value for value in everything if math.isfinite(value)]
         if known and 0 < min(known) * LOG_RATIO <= max(known):
             panel.set_yscale("log")
+        elif known:
+            panel.set_ylim(bottom=min(0.0, *known))
         panel.set_title(TITLES[figure_name], fontsize=10)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in panels[-1]:
-        panel.set_xlabel("step")
+        panel.set_xlabel("training step")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    if len(names) <= MOST_IN_LEGEND:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    if few:
+        figure.legend(handles, labels, title="layer", loc="outside right upper", fontsize=8, frameon=False)
     else:
-        scale = ScalarMappable(Normalize(1, len(names)), matplotlib.colors.ListedColormap(colours))
+        scale = ScalarMappable(Normalize(1, len(names)), matplotlib.colors.ListedColormap(shades))
         bar = figure.colorbar(scale, ax=list(panels.flat), shrink=0.8)
         bar.set_label("layer, in the order of the network")
         bar.locator = MaxNLocator(integer=True)

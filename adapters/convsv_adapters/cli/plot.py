@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from convsv_adapters.cli.options import Scale
@@ -35,13 +34,16 @@ MOST_IN_LEGEND = 10
 TICKS = 8
 """The number of layers that are named at a colour bar (a guess)."""
 
+MOST_STEPS = 6
+"""The largest number of intervals between the steps at an axis (a guess: numbers of six digits must not meet)."""
+
 COLUMNS = 2
 """The largest number of panels side by side (a guess: a page's width)."""
 
 MOST_PANELS = 60
 """The largest number of panels in a figure (a guess). A png file has at most 65536 pixels a side."""
 
-PANEL_SIZE = (6.6, 3.8)
+PANEL_SIZE = (7.4, 3.8)
 """The width and the height of a panel with its legend, in inches (a guess)."""
 
 DOTS_PER_INCH = 150
@@ -103,13 +105,13 @@ def make_norms_figure(norms: Iterable[Norm], title: str, scale: Scale | None = N
     figure = Figure(figsize=(PANEL_SIZE[0] * columns, PANEL_SIZE[1] * rows + 0.6), layout="constrained")
     more = f"\n{left_out} more runs are not drawn" if left_out > 0 else ""
     figure.suptitle(f"{title}\nnorm of the circular convolution at each layer's extents{more}", fontsize="medium")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[max(1, len(panels)) :]:
-        axes.remove()
-    for axes, (name, found) in zip(grid.flat, panels.items(), strict=False):
-        _draw_run(figure, axes, name, found, scale)
+    # Each panel has a part of the figure of its own, so that a long legend takes room of its panel alone.
+    grid = figure.subfigures(rows, columns, squeeze=False)
+    for part, (name, found) in zip(grid.flat, panels.items(), strict=False):
+        _draw_run(part, name, found, scale)
     if not panels:
-        grid[0, 0].text(0.5, 0.5, "no layer has figures", ha="center", transform=grid[0, 0].transAxes)
+        axes = grid[0, 0].subplots()
+        axes.text(0.5, 0.5, "no layer has figures", ha="center", transform=axes.transAxes)
     return figure
 
 
@@ -147,20 +149,27 @@ def _run(norm: Norm) -> str:
 
 def _without_numbers(norm: Norm) -> str:
     """Return the run, and the model's name without its numbers, which are steps, epochs and the like."""
-    return f"{norm.run}: {re.sub(NUMBER, '#', _name(norm))}"
+    return _panel(norm, re.sub(NUMBER, "#", _name(norm)))
 
 
 def _without_step(norm: Norm) -> str:
     """Return the run, and the model's name without the step alone, as for resnet18 and resnet50."""
-    return f"{norm.run}: {re.sub(NUMBER, lambda found: '#' if int(found[0]) == norm.step else found[0], _name(norm))}"
+    name = re.sub(NUMBER, lambda found: "#" if int(found[0]) == norm.step else found[0], _name(norm))
+    return _panel(norm, name)
+
+
+def _panel(norm: Norm, name: str) -> str:
+    """Return the name of a panel of some models of a run; the folder of the table itself has no name."""
+    return name if norm.run == os.curdir else f"{norm.run}: {name}"
 
 
 def _name(norm: Norm) -> str:
     return norm.model.removeprefix(norm.run).lstrip(os.sep)
 
 
-def _draw_run(figure: Figure, axes: Axes, name: str, norms: Sequence[Norm], scale: Scale | None) -> None:
+def _draw_run(part: SubFigure, name: str, norms: Sequence[Norm], scale: Scale | None) -> None:
     """Draw the norms of one network over its steps."""
+    axes = part.subplots()
     curves: dict[tuple[int, str], list[tuple[int, float]]] = {}
     for norm in norms:
         curve = curves.setdefault((norm.depth, norm.layer), [])
@@ -177,13 +186,14 @@ def _draw_run(figure: Figure, axes: Axes, name: str, norms: Sequence[Norm], scal
     axes.set(xlabel="model, in the order of names" if stepless else "training step", ylabel="operator norm")
     axes.set_title(name, fontsize="medium", loc="left")
     axes.grid(alpha=0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(MOST_STEPS, integer=True))
     positive = [norm.norm for norm in norms if norm.norm > 0]
     set_scale(axes, scale or better_scale(positive), min(positive, default=math.inf))
     if few:
         name_beside(axes)
         return
-    bar = figure.colorbar(by_depth, ax=axes, label="layer, from the input on")
+    bar = part.colorbar(by_depth, ax=axes)
+    bar.ax.set_title("layer, from the input on", fontsize="small", loc="left")
     ticks = np.unique(np.linspace(1, len(in_order), TICKS).round().astype(int))
     bar.set_ticks(list(ticks), labels=[short_label(*in_order[tick - 1]) for tick in ticks])
     bar.ax.tick_params(labelsize="x-small")
