@@ -41,8 +41,16 @@ def _input_range(ctx: click.Context, param: click.Parameter, value: str | None) 
     help="The least and the largest value of the input's elements. Products of activations then have a bound.",
 )
 @click.option(
-    "--lower/--no-lower", default=True, show_default=True, help="Whether to measure a lower bound at a random input."
+    "--lower/--no-lower", default=True, show_default=True, help="Whether to measure a lower bound at random inputs."
 )
+@click.option(
+    "--search",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Largest number of inputs at which the lower bound is measured. Large networks get fewer.",
+)
+@click.option("--seed", default=0, show_default=True, help="The seed of the search for a lower bound.")
 @click.option(
     "--json",
     "json_path",
@@ -56,6 +64,8 @@ def command(
     output: str | None,
     input_range: tuple[float, float] | None,
     lower: bool,
+    search: int,
+    seed: int,
     json_path: Path | None,
 ) -> None:
     """Certify the Lipschitz constant of a whole network.
@@ -74,7 +84,7 @@ def command(
             graph.find(output)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--output") from None
-    found = network_lipschitz(graph, output=output, input_range=input_range, lower=lower)
+    found = network_lipschitz(graph, output=output, input_range=input_range, lower=lower, search=search, seed=seed)
     document = {"model": str(model) if model is not None else BUNDLED, **found.to_dict()}
     write_results(document, json_path, lambda: click.echo(f"{label_of(model)}, output {found.output}\n{found}"))
     for missing in found.missing:
