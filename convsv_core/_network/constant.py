@@ -23,7 +23,7 @@ from convsv_core.conv import as_float, as_int
 from convsv_core.layers import ModelError, ReadOptions
 from convsv_core.plugins import plugins
 
-__all__ = ["lipschitz", "network_graph", "network_lipschitz"]
+__all__ = ["checked_range", "lipschitz", "network_graph", "network_lipschitz"]
 
 
 def lipschitz(
@@ -101,13 +101,19 @@ def lipschitz(
     >>> round(found.upper, 6), round(found.blocks[0].branch_upper, 6)
     (1.5, 0.5)
     """
-    if input_range is not None:
-        low, high = (as_float("input_range", end) for end in input_range)
-        if not -math.inf < low <= high < math.inf:
-            raise ValueError(f"input_range={input_range}: wanted a least and a largest finite value")
-        input_range = low, high
+    input_range = checked_range(input_range)
     graph = network_graph(model, example_input)
     return network_lipschitz(graph, output=output, input_range=input_range, lower=lower, search=search, seed=seed)
+
+
+def checked_range(input_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the range of the input's elements as floats; raise ValueError if it is empty or infinite."""
+    if input_range is None:
+        return None
+    low, high = (as_float("input_range", end) for end in input_range)
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"input_range={input_range}: wanted a least and a largest finite value")
+    return low, high
 
 
 def network_graph(model: object, example_input: object = None, options: ReadOptions | None = None) -> Graph:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from convsv_adapters.cli.options import MODEL, input_shape_option, output_file, shapes_by_input
+from convsv_adapters.cli.options import MODEL, input_range_option, input_shape_option, output_file, shapes_by_input
 from convsv_adapters.cli.output import one_line_errors, write_results
 from convsv_adapters.cli.request import BUNDLED, file_of, label_of
 from convsv_core.layers import ReadOptions
@@ -17,29 +17,11 @@ from convsv_core.networks import network_graph, network_lipschitz
 __all__ = ["command"]
 
 
-def _input_range(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, float] | None:
-    """Read ``0,1``: the least and the largest value of the input's elements."""
-    if value is None:
-        return None
-    try:
-        low, high = map(float, value.split(","))
-    except ValueError:
-        low, high = math.nan, math.nan
-    if not -math.inf < low <= high < math.inf:
-        raise click.BadParameter(f"{value!r}: wanted the least and the largest value, as in 0,1")
-    return low, high
-
-
 @click.command("lipschitz")
 @click.argument("model", required=False, type=MODEL)
 @input_shape_option
 @click.option("--output", metavar="NAME", help="Stop at this tensor, such as the logits before a softmax.")
-@click.option(
-    "--input-range",
-    metavar="LOW,HIGH",
-    callback=_input_range,
-    help="The least and the largest value of the input's elements. Products of activations then have a bound.",
-)
+@input_range_option("Products of activations then have a bound.")
 @click.option(
     "--lower/--no-lower", default=True, show_default=True, help="Whether to measure a lower bound at random inputs."
 )
