@@ -58,7 +58,7 @@ def lipschitz(
     search : int, default 32
         Largest number of inputs at which the lower bound is measured: the example, random ones of several sizes or
         from the `input_range`, and steps from the best of them. Large networks get fewer, so that the search takes
-        about two processor seconds. With 1 it is measured at the example alone.
+        some five processor seconds at most. With 1 it is measured at the example alone.
     seed : int, default 0
         The seed of the search, which decides its result.
 
