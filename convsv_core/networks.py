@@ -8,6 +8,7 @@ shapes and numbers are meant. `convsv_core.lipschitz` takes a `Graph` too.
 from __future__ import annotations
 
 from convsv_core._network.constant import network_graph, network_lipschitz
+from convsv_core._network.difference import output_difference
 from convsv_core._network.graph import Graph, Node, Shape
 from convsv_core._network.kinds import (
     AveragePool,
@@ -86,4 +87,5 @@ __all__ = [
     "Unsupported",
     "network_graph",
     "network_lipschitz",
+    "output_difference",
 ]

@@ -1,18 +1,40 @@
-"""A lower bound of a network's Lipschitz constant: the norm of its Jacobian at some inputs."""
+"""A lower bound of a network's Lipschitz constant: the largest norm of its Jacobian at some inputs.
+
+The search goes by turns through new random inputs and through steps from the best input so far. A step along the
+direction that the network stretches most is worth a try: the network's change along it is the mean of the stretching
+on the way, so where the change is larger than expected, the Jacobian is larger on the way.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
 import numpy as np
 
+from convsv_core._network.dense import node_work
 from convsv_core._network.graph import Graph
 from convsv_core._network.jacobian import Linearized, linearize
 from convsv_core._network.kinds import Input
+from convsv_core._network.linear_maps import is_linear
 from convsv_core._network.rule_types import Float64Array, NoRule
 
-__all__ = ["attained_norm", "inputs_of", "jacobian_norm"]
+__all__ = ["Attained", "attained_norm", "inputs_of", "jacobian_norm"]
 
 STEPS = 8
 """Number of power iterations with the Jacobian. A guess: each takes one product with the Jacobian and one back."""
+
+EXPLORING_STEPS = 3
+"""Number of power iterations at an input that the search tries, from the best vector so far. A guess."""
+
+POLISHING_STEPS = 40
+"""Largest number of power iterations at the best input. A guess."""
+
+MOST_WORK = 1 << 36
+"""Largest number of multiplications that the search takes besides `STEPS` iterations at the first input.
+
+Measured on ResNet-18 at 224 x 224: three processor seconds. Networks of more work get fewer inputs.
+"""
 
 ROUNDING = 1e-9
 """Relative amount by which a quotient is lowered for rounding. A guess: it is far above the eps of float64."""
@@ -20,36 +42,136 @@ ROUNDING = 1e-9
 SPREAD = 0.1
 """Standard deviation of the inputs without an example, in units of the tensors' elements. A guess."""
 
+SIZES = (1.0, 3.0, 10.0, 0.3, 30.0)
+"""Sizes of random inputs in turn, as multiples of the size of the first input. A guess."""
 
-MARGIN = 1e-6
-"""Distance of the examples' elements from the ends of an input range, in units of its length. A guess.
+REACHES = (0.3, -0.3, 1.0, -1.0, 0.1, -0.1)
+"""Lengths of steps in turn, as multiples of the norm of the best input. A guess."""
 
-At an end, the derivative may be that of the other side of a kink.
+INSIDE = 1e-3
+"""Distance that inputs keep from the ends of the input's range, as a share of it.
+
+At an end, the derivative on the other side of a kink could be taken. A guess.
 """
 
+Point = Mapping[str, Float64Array]
 
-def attained_norm(graph: Graph, box: tuple[float, float] | None = None, steps: int = STEPS) -> float | None:
-    """Return a lower bound of the norm of the Jacobian at the example or a random input, by power iteration.
 
-    The Lipschitz constant is at least that. None for a network with a node that has no value or derivative, and where
-    the network's values are not finite.
+class Attained(NamedTuple):
+    """The largest norm of the Jacobian that a search has found, rounded downward, and the number of inputs tried."""
+
+    norm: float
+    inputs: int
+
+
+class _Reached(NamedTuple):
+    """The norm of a Jacobian from below, and the input direction that has it."""
+
+    norm: float
+    direction: Float64Array
+
+
+def attained_norm(
+    graph: Graph, box: tuple[float, float] | None = None, *, search: int = 1, seed: int = 0
+) -> Attained | None:
+    """Return a lower bound of the Lipschitz constant: the largest norm of the Jacobian at some inputs.
+
+    Parameters
+    ----------
+    graph : Graph
+    box : tuple of float, optional
+        The range of the elements of all inputs, in which the inputs lie.
+    search : int, default 1
+        Largest number of inputs. The first is the graph's example, or a random one. Large networks get fewer, and a
+        linear one gets one.
+    seed : int, default 0
+        The seed of the random numbers, which decide the result together with the other arguments.
+
+    Returns
+    -------
+    Attained or None
+        None for a network with a node that has no value or derivative, and where values are not finite.
     """
+    rng = np.random.default_rng(seed)
+    work = sum(node_work(node, [graph[name].shape for name in node.inputs]) for node in graph)
+    if all(isinstance(node.kind, Input) or is_linear(node.kind) for node in graph):
+        search = 1
+    at: Point = {name: _inside(value, box) for name, value in inputs_of(graph, box, seed).items()}
+    points = _Points(graph, at, box, rng)
+    # Half of the work is for more iterations at the best input, which often gain more than another input.
+    left, inputs, cost = MOST_WORK, 1, (2 * EXPLORING_STEPS + 1) * work
     try:
         with np.errstate(all="ignore"):
-            return jacobian_norm(linearize(graph, inputs_of(graph, box)), steps)
+            network = linearize(graph, at)
+            best = _power(network, rng.standard_normal(network.input_size), STEPS)
+            while best is not None and inputs < search and left - cost >= MOST_WORK // 2:
+                point = points.next(at, best.direction)
+                # A little noise keeps the best vector of one input from being a fixed point at another.
+                start = best.direction + 0.1 * rng.standard_normal(best.direction.size) / np.sqrt(best.direction.size)
+                found = _power(linearize(graph, point), start, EXPLORING_STEPS)
+                if found is not None and found.norm > best.norm:
+                    best, at = found, point
+                left, inputs = left - cost, inputs + 1
+            if best is not None and search > 1 and (steps := min(POLISHING_STEPS, left // max(2 * work, 1))) > 0:
+                polished = _power(linearize(graph, at), best.direction, steps)
+                best = best if polished is None or polished.norm < best.norm else polished
     except NoRule:
         return None
+    return None if best is None else Attained(best.norm * (1 - ROUNDING), inputs)
+
+
+class _Points:
+    """The inputs that a search tries after the first one."""
+
+    def __init__(self, graph: Graph, first: Point, box: tuple[float, float] | None, rng: np.random.Generator) -> None:
+        self._shapes = {node.name: node.shape for node in graph.inputs}
+        self._box, self._rng, self._count = box, rng, 0
+        sizes = {name: float(np.sqrt(np.mean(value**2))) if value.size else 0.0 for name, value in first.items()}
+        self._sizes = {name: size or SPREAD for name, size in sizes.items()}
+
+    def next(self, best: Point, direction: Float64Array) -> dict[str, Float64Array]:
+        """Return a new random input, or one in some distance from the best one, along a direction or at random."""
+        turn, kind = divmod(self._count, 3)
+        self._count += 1
+        point = {}
+        if kind == 0:
+            for name, shape in self._shapes.items():
+                size = self._sizes[name] * SIZES[turn % len(SIZES)]
+                drawn = self._rng.standard_normal(shape) * size
+                point[name] = self._rng.uniform(*self._box, size=shape) if self._box is not None else drawn
+        else:
+            length = float(np.sqrt(sum(np.sum(value**2) for value in best.values())))
+            length = length or SPREAD * np.sqrt(direction.size)
+            step = direction if kind == 1 else self._rng.standard_normal(direction.size) / np.sqrt(direction.size)
+            step = step * (REACHES[turn % len(REACHES)] * length)
+            for name, part in _split(step, self._shapes):
+                point[name] = best[name] + part
+        return {name: _inside(value, self._box) for name, value in point.items()}
+
+
+def _split(vector: Float64Array, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Float64Array]]:
+    start = 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        yield name, vector[start : start + size].reshape(shape)
+        start += size
+
+
+def _inside(value: Float64Array, box: tuple[float, float] | None) -> Float64Array:
+    if box is None:
+        return value
+    margin = INSIDE * (box[1] - box[0])
+    return np.clip(value, box[0] + margin, box[1] - margin)
 
 
 def inputs_of(graph: Graph, box: tuple[float, float] | None = None, seed: int = 0) -> dict[str, Float64Array]:
-    """Return the example of each input, moved into the box, or random numbers: uniform in the box, or normal ones."""
+    """Return the example of each input, or random numbers: uniform in the box, or else normal ones."""
     rng = np.random.default_rng(seed)
     found = {}
     for node in graph.inputs:
         assert isinstance(node.kind, Input)
         if node.kind.example is not None:
-            example = np.asarray(node.kind.example, np.float64)
-            found[node.name] = example if box is None else _inside(example, *box)
+            found[node.name] = np.asarray(node.kind.example, np.float64)
         elif box is not None:
             found[node.name] = rng.uniform(*box, size=node.shape)
         else:
@@ -57,24 +179,25 @@ def inputs_of(graph: Graph, box: tuple[float, float] | None = None, seed: int = 
     return found
 
 
-def _inside(example: Float64Array, low: float, high: float) -> Float64Array:
-    """Return an example whose elements are inside of a range, where derivatives are those of the range."""
-    margin = MARGIN * (high - low)
-    return np.clip(example, low + margin, high - margin)
-
-
 def jacobian_norm(network: Linearized, steps: int = STEPS) -> float | None:
     """Return the norm of a Jacobian from below, by power iteration from a fixed random vector."""
-    vector = np.random.default_rng(0).standard_normal(network.input_size)
-    best = 0.0
+    found = _power(network, np.random.default_rng(0).standard_normal(network.input_size), steps)
+    return None if found is None else found.norm * (1 - ROUNDING)
+
+
+def _power(network: Linearized, vector: Float64Array, steps: int) -> _Reached | None:
+    """Return the largest stretching that power iteration meets; None where it is not finite."""
+    best = _Reached(0.0, vector / max(float(np.linalg.norm(vector)), np.finfo(np.float64).tiny))
     for _ in range(steps):
         length = float(np.linalg.norm(vector))
         if not 0 < length < np.inf:
             break
-        image = network.apply(vector / length)
+        direction = vector / length
+        image = network.apply(direction)
         reached = float(np.linalg.norm(image))
         if not np.isfinite(reached):
             return None
-        best = max(best, reached)
+        if reached >= best.norm:
+            best = _Reached(reached, direction)
         vector = network.adjoint(image)
-    return best * (1 - ROUNDING)
+    return best

@@ -51,14 +51,13 @@ def residual_blocks(graph: Graph, bounds: Bounds) -> Iterator[ResidualBlock]:
         first, second = (_behind_identities(graph, name) for name in node.inputs)
         if first == second:
             continue
-        found = []
-        for names, factors in (((first, second), weights), ((second, first), weights[::-1])):
-            block = _block(graph, bounds, node.name, names, factors)
-            if block is not None:
-                found.append(block)
+        orders = [((first, second), weights), ((second, first), weights[::-1])]
+        plain = [order for order in orders if _depends_only_on(graph, order[0][1], order[0][0])]
+        blocks = (_block(graph, bounds, node.name, paths, factors) for paths, factors in plain or orders)
+        found = [block for block in blocks if block is not None]
         if found:
             # Where both paths are linear, each of them may count as the shortcut, and both intervals hold.
-            yield max(found, key=lambda block: (block.shortcut_upper == 1, block.smallest_singular_value or 0.0))
+            yield max(found, key=lambda block: block.smallest_singular_value or 0.0)
 
 
 def _behind_identities(graph: Graph, name: str) -> str:

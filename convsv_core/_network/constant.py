@@ -19,11 +19,11 @@ from convsv_core._network.kinds import NumberArray
 from convsv_core._network.logarithms import log_of, log_root, power_of_ten
 from convsv_core._network.patterns import simplify
 from convsv_core._network.result import Lipschitz, LipschitzNode
-from convsv_core.conv import as_float
+from convsv_core.conv import as_float, as_int
 from convsv_core.layers import ModelError, ReadOptions
 from convsv_core.plugins import plugins
 
-__all__ = ["lipschitz", "network_graph", "network_lipschitz"]
+__all__ = ["checked_range", "lipschitz", "network_graph", "network_lipschitz"]
 
 
 def lipschitz(
@@ -33,6 +33,8 @@ def lipschitz(
     output: str | None = None,
     input_range: tuple[float, float] | None = None,
     lower: bool = True,
+    search: int = 32,
+    seed: int = 0,
 ) -> Lipschitz:
     r"""Certify the Lipschitz constant of a network at inference, in Euclidean norms of whole tensors.
 
@@ -53,6 +55,12 @@ def lipschitz(
         and products of activations have a bound. The constant holds between inputs in that range.
     lower : bool, default True
         Whether to measure a lower bound too.
+    search : int, default 32
+        Largest number of inputs at which the lower bound is measured: the example, random ones of several sizes or
+        from the `input_range`, and steps from the best of them. Large networks get fewer, so that the search takes
+        some five processor seconds at most. With 1 it is measured at the example alone.
+    seed : int, default 0
+        The seed of the search, which decides its result.
 
     Returns
     -------
@@ -66,8 +74,8 @@ def lipschitz(
     TypeError
         `model` is of no framework that an installed plugin knows.
     ValueError
-        There is no such `output`, the `input_range` is empty, or the front end refuses the call, such as for a model in
-        training mode.
+        There is no such `output`, the `input_range` is empty, `search` is below 1, or the front end refuses the call,
+        such as for a model in training mode.
     ModelError
         The file cannot be read.
 
@@ -93,13 +101,19 @@ def lipschitz(
     >>> round(found.upper, 6), round(found.blocks[0].branch_upper, 6)
     (1.5, 0.5)
     """
-    if input_range is not None:
-        low, high = (as_float("input_range", end) for end in input_range)
-        if not -math.inf < low <= high < math.inf:
-            raise ValueError(f"input_range={input_range}: wanted a least and a largest finite value")
-        input_range = low, high
+    input_range = checked_range(input_range)
     graph = network_graph(model, example_input)
-    return network_lipschitz(graph, output=output, input_range=input_range, lower=lower)
+    return network_lipschitz(graph, output=output, input_range=input_range, lower=lower, search=search, seed=seed)
+
+
+def checked_range(input_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the range of the input's elements as floats; raise ValueError if it is empty or infinite."""
+    if input_range is None:
+        return None
+    low, high = (as_float("input_range", end) for end in input_range)
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"input_range={input_range}: wanted a least and a largest finite value")
+    return low, high
 
 
 def network_graph(model: object, example_input: object = None, options: ReadOptions | None = None) -> Graph:
@@ -180,13 +194,15 @@ def network_lipschitz(
     output: str | None = None,
     input_range: tuple[float, float] | None = None,
     lower: bool = True,
+    search: int = 32,
+    seed: int = 0,
 ) -> Lipschitz:
     """Certify the Lipschitz constant of a graph.
 
     Parameters
     ----------
     graph : Graph
-    output, input_range, lower
+    output, input_range, lower, search, seed
         As for `lipschitz`, which checks the range.
 
     Returns
@@ -206,20 +222,23 @@ def network_lipschitz(
     >>> round(network_lipschitz(graph).upper, 6)
     2.0
     """
+    search = as_int("search", search, least=1)
     outputs = graph.outputs if output is None else (graph.find(output),)
     graph = simplify(graph.until(outputs))
     bounds = Bounds(graph, input_range)
     logs, plain = bounds.from_inputs(), bounds.plain()
     log10_upper = log_root([logs[name] for name in outputs])
+    attained = attained_norm(graph, input_range, search=search, seed=seed) if lower else None
     return Lipschitz(
         upper=power_of_ten(log10_upper),
         log10_upper=log10_upper,
         log10_product=log_root([plain[name] for name in outputs]),
-        lower=attained_norm(graph, input_range) if lower else None,
+        lower=None if attained is None else attained.norm,
         nodes=tuple(_node(node, bounds, logs[node.name]) for node in graph),
         blocks=tuple(residual_blocks(graph, bounds)),
         missing=tuple(bounds.missing_before(logs)),
         output=", ".join(outputs),
+        lower_inputs=0 if attained is None else attained.inputs,
     )
 
 

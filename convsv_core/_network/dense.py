@@ -15,7 +15,7 @@ from convsv_core._network.linear_maps import is_linear, linear_map
 from convsv_core._network.norms import EPS, matrix_norm
 from convsv_core._network.rule_types import Float64Array, LinearMap
 
-__all__ = ["LinearPart", "linear_part"]
+__all__ = ["LinearPart", "linear_part", "node_work"]
 
 MOST_SIDE = 1024
 """Largest number of inputs, or of outputs if they are fewer, of a part that is made a matrix. A guess."""
@@ -129,7 +129,7 @@ def linear_part(graph: Graph, name: str, stops: Iterable[str]) -> LinearPart | N
     nodes = [Node(root, kinds.Input(), (), graph[root].shape)]
     nodes += [node for node in graph if node.name in (needed | constants) - {root}]
     side = min(graph[root].size, graph[name].size)
-    work = sum(_work(node, [graph[source].shape for source in node.inputs]) for node in nodes)
+    work = sum(node_work(node, [graph[source].shape for source in node.inputs]) for node in nodes)
     calls = side * len(nodes)
     large = side > MOST_SIDE or graph[root].size * graph[name].size > MOST_ENTRIES
     if large or calls > MOST_CALLS or side * work > MOST_WORK or any(node.name in constants for node in nodes):
@@ -160,7 +160,7 @@ def _terms(node: Node, shapes: list[Shape]) -> int:
     return max([node.size, *(math.prod(shape) for shape in shapes)])
 
 
-def _work(node: Node, shapes: list[Shape]) -> int:
+def node_work(node: Node, shapes: list[Shape]) -> int:
     """Return about how many multiplications a linear map takes."""
     kind = node.kind
     if isinstance(kind, kinds.Convolution):

@@ -27,7 +27,7 @@ takes 10.5.
 """
 
 LARGE_RTOL = 0.03
-"""Relative gap of the norm of large symbols. Measured at side 512: it takes about 2 processor seconds."""
+"""Relative gap of the norm of large symbols. Measured at side 512: it takes 1.3 processor seconds."""
 
 CLOSE_RTOL, CLOSE_EVALUATIONS = 1e-7, 4000
 """Relative gap of a second search, for norms that the first one leaves on both sides of 1, and its largest cost.
@@ -73,7 +73,7 @@ def supremum_norm(kernel: Float64Array, conv: Conv, rtol: float) -> float:
         return _matrix_norm_of_one_tap(kernel, conv)
     channels = resolve_channels(kernel.shape, conv)
     if min(channels.rows, channels.columns) > LARGE_SIDE:
-        upper = float(norm_upper_bound(kernel, conv, rtol=max(rtol, LARGE_RTOL)))
+        upper = _narrow_upper_bound(kernel, conv, max(rtol, LARGE_RTOL))
         if not 1 < upper <= 1 + LARGE_RTOL:
             return upper
     found = norm_bounds(kernel, conv, rtol=rtol)
@@ -81,6 +81,20 @@ def supremum_norm(kernel: Float64Array, conv: Conv, rtol: float) -> float:
         # Networks are kept at a norm of 1, so it matters whether this norm is above 1.
         found = norm_bounds(kernel, conv, rtol=CLOSE_RTOL, max_evaluations=CLOSE_EVALUATIONS)
     return float(found.upper)
+
+
+def _narrow_upper_bound(kernel: Float64Array, conv: Conv, rtol: float) -> float:
+    """Return an upper bound of the norm over all frequencies, computed in float32.
+
+    Measured at side 512: 1.3 processor seconds, and 2.4 in float64; the rounding makes the bound 0.1 % larger. The
+    rounding of the kernel adds at most the root of the number of taps times its Frobenius norm.
+    """
+    narrow = kernel.astype(np.float32)
+    lost = float(np.linalg.norm((kernel - narrow).ravel()))
+    if not math.isfinite(lost):
+        return float(norm_upper_bound(kernel, conv, rtol=rtol))
+    taps = math.prod(kernel.shape[axis] for axis, letter in enumerate(conv.layout) if letter not in "OI")
+    return (float(norm_upper_bound(narrow, conv, rtol=rtol)) + math.sqrt(taps) * lost * (1 + 1e-9)) * (1 + 4 * EPS)
 
 
 def _matrix_norm_of_one_tap(kernel: Float64Array, conv: Conv) -> float:

@@ -91,8 +91,8 @@ class Lipschitz(Shown):
     log10_product : float
         The logarithm of the plain product: one factor a node, nothing folded.
     lower : float or None
-        The norm of the Jacobian at the example or a random input: the Lipschitz constant is at least that. None where
-        it was not asked for, or a node's value is not known.
+        The largest norm of the Jacobian at some inputs: the Lipschitz constant is at least that. None where it was not
+        asked for, or a node's value is not known.
     nodes : tuple of LipschitzNode
         In the order of execution.
     blocks : tuple of ResidualBlock
@@ -100,6 +100,8 @@ class Lipschitz(Shown):
         The nodes without a bound, with the reason and the bound up to them.
     output : str
         The name of the output; of several, all names.
+    lower_inputs : int
+        The number of inputs at which the Jacobian was measured.
     """
 
     upper: float
@@ -110,6 +112,7 @@ class Lipschitz(Shown):
     blocks: tuple[ResidualBlock, ...] = field(repr=False)
     missing: tuple[Missing, ...] = ()
     output: str = ""
+    lower_inputs: int = 0
 
     @property
     def upper_text(self) -> str:
@@ -128,7 +131,7 @@ class Lipschitz(Shown):
         lines += [line for missing in self.missing for line in [self._missing_line(missing)]]
         lines.append(f"upper: {self.upper_text}")
         lines.append(f"product of all factors: {self._number(self.log10_product, None)}")
-        lines.append(f"lower: {'unknown' if self.lower is None else format(self.lower, '.6g')}")
+        lines.append(f"lower: {'unknown' if self.lower is None else self._lower_text(self.lower)}")
         return "\n".join(line.rstrip() for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +155,6 @@ class Lipschitz(Shown):
             "blocks": [
                 {
                     "name": block.name,
-                    "shortcut_upper": finite(block.shortcut_upper),
                     "branch_upper": finite(block.branch_upper),
                     "smallest_singular_value": block.smallest_singular_value,
                     "largest_singular_value": finite(block.largest_singular_value),
@@ -160,6 +162,10 @@ class Lipschitz(Shown):
                 for block in self.blocks
             ],
         }
+
+    def _lower_text(self, lower: float) -> str:
+        where = "at one input" if self.lower_inputs == 1 else f"the largest at {self.lower_inputs} inputs"
+        return f"{lower:.6g}, {where}"
 
     @staticmethod
     def _missing_line(missing: Missing) -> str:

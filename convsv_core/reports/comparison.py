@@ -13,7 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from convsv_core._network.constant import checked_range, network_graph
 from convsv_core._network.constant import lipschitz as network_constant
+from convsv_core._network.difference import output_difference
 from convsv_core._network.result import Lipschitz, finite
 from convsv_core.backend import Backend
 from convsv_core.layers import Layer, Operator, ReadOptions, UnknownExtents, lattice
@@ -96,6 +98,8 @@ class Comparison(Report[DifferenceReport]):
         The layers that were not compared, each with the reason.
     lipschitz : sequence of Lipschitz
         The certified Lipschitz constants of the two networks, or nothing.
+    output_difference : float, optional
+        Upper bound of the distance between the two networks' outputs, for all inputs in a range.
     """
 
     def __init__(
@@ -107,12 +111,18 @@ class Comparison(Report[DifferenceReport]):
         about: Mapping[str, Any] | None = None,
         unmatched: Iterable[Unmatched] = (),
         lipschitz: Sequence[Lipschitz] = (),
+        output_difference: float | None = None,
     ) -> None:
         self.unmatched, self.lipschitz = tuple(unmatched), tuple(lipschitz)
+        self.output_difference = output_difference
         facts = {**(about or {}), "unmatched": [dataclasses.asdict(one) for one in self.unmatched]}
         if self.lipschitz:
             facts["log10_lipschitz"] = [finite(one.log10_upper) for one in self.lipschitz]
-        summary = functools.partial(_summary, unmatched=self.unmatched, lipschitz=self.lipschitz)
+        if output_difference is not None:
+            facts["output_difference"] = finite(output_difference)
+        summary = functools.partial(
+            _summary, unmatched=self.unmatched, lipschitz=self.lipschitz, output_difference=output_difference
+        )
         super().__init__(rows, view=replace(view, summary=summary), title=title, about=facts)
 
     def of(self, rows: Iterable[DifferenceReport]) -> Self:
@@ -124,11 +134,17 @@ class Comparison(Report[DifferenceReport]):
             about=self.about,
             unmatched=self.unmatched,
             lipschitz=self.lipschitz,
+            output_difference=self.output_difference,
         )
 
 
-def _summary(rows: Sequence[DifferenceReport], unmatched: Sequence[Unmatched], lipschitz: Sequence[Lipschitz]) -> str:
-    """Return a paragraph: how many layers differ, which were not compared by reason, and the networks' constants."""
+def _summary(
+    rows: Sequence[DifferenceReport],
+    unmatched: Sequence[Unmatched],
+    lipschitz: Sequence[Lipschitz],
+    output_difference: float | None,
+) -> str:
+    """Return a paragraph: how many layers differ, which were not compared and why, and figures of the networks."""
     reasons: dict[str, list[str]] = {}
     for one in unmatched:
         reasons.setdefault(one.reason, []).append(one.name)
@@ -138,7 +154,16 @@ def _summary(rows: Sequence[DifferenceReport], unmatched: Sequence[Unmatched], l
         DIFFERENCE.summary(rows)
         + (f" Not compared: {lacking}." if lacking else "")
         + (f" Lipschitz constants of the networks, at most: {constants}." if constants else "")
+        + _distance(output_difference)
     )
+
+
+def _distance(output_difference: float | None) -> str:
+    if output_difference is None:
+        return ""
+    if math.isinf(output_difference):
+        return " The distance between the outputs has no bound over the range of the input."
+    return f" For inputs in the range the outputs are at most {output_difference:.4g} apart."
 
 
 def compare(
@@ -148,6 +173,7 @@ def compare(
     *,
     linear: bool = False,
     lipschitz: bool = False,
+    input_range: tuple[float, float] | None = None,
     backend: str = "numpy",
     dtype: str | None = None,
     device: str | None = None,
@@ -170,6 +196,10 @@ def compare(
     lipschitz : bool, default False
         Whether to certify the Lipschitz constant of each whole network too, as `convsv_core.lipschitz` does. Both
         models must have a graph, which a file of weights alone has not.
+    input_range : tuple of float, optional
+        The least and the largest value of every element of the input. Then `output_difference` bounds the Euclidean
+        distance between the outputs of the two networks, for all inputs in this range. The networks must have graphs of
+        one structure, and the bound is useful for networks of moderate Lipschitz constants alone.
     backend : str, default "numpy"
         Name of the library to compute with.
     dtype, device : str, optional
@@ -180,7 +210,8 @@ def compare(
     Comparison
         A list of `DifferenceReport`, the largest share of the norm first. `unmatched` names the layers that were not
         compared, because one model alone has them, or because shape or geometry differ. `lipschitz` holds the
-        constants of the two networks, if asked for. Printed, it is the table of `convsv compare`.
+        constants of the two networks, and `output_difference` the bound of the distance between their outputs, if asked
+        for. Printed, it is the table of `convsv compare`.
 
     Raises
     ------
@@ -189,7 +220,8 @@ def compare(
     convsv_core.layers.ModelError
         A file cannot be read.
     ValueError
-        There is no such backend, or with `lipschitz` a model has no graph.
+        There is no such backend, or with `lipschitz` or `input_range` a model has no graph, or with `input_range` the
+        graphs differ in more than weights.
 
     Notes
     -----
@@ -207,6 +239,7 @@ def compare(
     [('2', True)]
     """
     computing = get_backend(backend)
+    input_range = checked_range(input_range)
     layers = [_layers(model, example_input, linear) for model in (model_a, model_b)]
     names = [
         str(model) if isinstance(model, str | os.PathLike) else type(model).__name__ for model in (model_a, model_b)
@@ -221,6 +254,11 @@ def compare(
         lipschitz=[network_constant(one, example_input, lower=False) for one in (model_a, model_b)]
         if lipschitz
         else (),
+        output_difference=None
+        if input_range is None
+        else output_difference(
+            network_graph(model_a, example_input), network_graph(model_b, example_input), input_range
+        ),
     ).ordered("share")
 
 

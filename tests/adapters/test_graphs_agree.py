@@ -149,8 +149,8 @@ def test_one_figure_for_one_network(network: Network, tmp_path: Path) -> None:
     (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(network(x).numpy(), found, atol=1e-5)
-    of_torch = convsv.lipschitz(network, x)
-    of_jax = convsv.lipschitz(function, jnp.asarray(x.numpy()))
+    of_torch = convsv.lipschitz(network, x, search=1)
+    of_jax = convsv.lipschitz(function, jnp.asarray(x.numpy()), search=1)
     of_onnx = convsv.lipschitz(path, lower=False)
     assert not of_torch.missing
     assert of_torch.lower is not None
@@ -219,8 +219,8 @@ def test_keras_gives_the_figure_of_the_same_network() -> None:
     with torch.no_grad():
         value = keras.ops.convert_to_numpy(model(image, training=False))
         np.testing.assert_allclose(value, same(first).numpy(), atol=1e-5)
-    wanted = convsv.lipschitz(same, first)
-    found = convsv.lipschitz(model, image)
+    wanted = convsv.lipschitz(same, first, search=1)
+    found = convsv.lipschitz(model, image, search=1)
     assert not found.missing
     assert found.upper == pytest.approx(wanted.upper, rel=RTOL)
     assert found.lower == pytest.approx(wanted.lower, rel=1e-3)

@@ -226,7 +226,7 @@ class Shared(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jax.checkpoint(lambda x: self.conv(x))(x)
-        return self.norm(y) + self.other(y) + y + self.norm(x)
+        return self.norm(x=y) + self.other(y, use_running_average=True) + y + self.norm(x)
 
 
 def test_each_use_of_an_output_counts() -> None:

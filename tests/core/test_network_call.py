@@ -292,3 +292,39 @@ def test_normalisations_in_parts_are_recognised(centred):
     inputs = inputs_of(graph)
     np.testing.assert_allclose(linearize(found, inputs).values["y"], linearize(graph, inputs).values["y"], atol=1e-12)
     assert lipschitz(graph).upper == pytest.approx(10)
+
+
+# ---- the search for a lower bound ----------------------------------------------------
+
+
+def test_the_lower_bound_is_the_largest_at_several_inputs():
+    shape = (1, 6)
+    weights = np.random.default_rng(3).normal(size=(2, 6, 6))
+    graph = network(
+        shape,
+        Node("a", Matmul(weights[0]), ("x",), shape),
+        Node("s", Elementwise("silu"), ("a",), shape),
+        Node("b", Matmul(weights[1]), ("s",), shape),
+        Node("y", Elementwise("gelu"), ("b",), shape),
+    )
+    one = lipschitz(graph, search=1)
+    many = lipschitz(graph)
+    assert (one.lower_inputs, many.lower_inputs) == (1, 32)
+    assert many.lower > 1.2 * one.lower
+    assert many.lower <= many.upper
+    assert lipschitz(graph, seed=0).lower == many.lower != lipschitz(graph, seed=1).lower
+    assert "the largest at 32 inputs" in str(many)
+    assert "at one input" in str(one)
+    # A linear network has one Jacobian, and a large one gets few inputs.
+    assert lipschitz(graph, output="a").lower_inputs == 1
+    with pytest.raises(ValueError, match="search=0"):
+        lipschitz(graph, search=0)
+
+
+def test_the_search_stays_in_the_range_of_the_input():
+    shape = (1, 3)
+    cube = Node("y", Elementwise("power", {"exponent": 3.0}), ("x",), shape)
+    for example in (None, np.full(shape, 9.0)):
+        graph = Graph((Node("x", Input(example), (), shape), cube), ("y",))
+        found = lipschitz(graph, input_range=(0, 2))
+        assert 10 < found.lower <= 12 <= found.upper  # the slope at 2

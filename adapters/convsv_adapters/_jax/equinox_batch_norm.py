@@ -49,14 +49,14 @@ def equinox_normalisations(
         own = type(module)
         if isinstance(module, eqx.nn.BatchNorm):
 
-            def taking(self: Any, x: jax.Array, *args: Any, **kwargs: Any) -> Any:
-                return own.__call__(self, watch.taken(name, x, 0), *args, **kwargs)
+            def taking(self: Any, x: jax.Array, state: Any, **kwargs: Any) -> Any:
+                return own.__call__(self, watch.taken(name, x, 0), state, **kwargs)
 
             return with_forward(module, taking)
         if isinstance(module, kinds):
 
-            def making(self: Any, x: jax.Array, *args: Any, **kwargs: Any) -> Any:
-                return watch.made(name, own.__call__(self, x, *args, **kwargs), 0)
+            def making(self: Any, x: jax.Array, **kwargs: Any) -> Any:
+                return watch.made(name, own.__call__(self, x, **kwargs), 0)
 
             return with_forward(module, making)
         return module

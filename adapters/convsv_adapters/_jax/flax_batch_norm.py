@@ -63,8 +63,8 @@ def _changed(module: nnx.Module, change: Callable[[Method], Method]) -> None:
     """Give a copy of a user's module another forward pass, made from its own."""
     own = type(module)
 
-    def forward(self: Any, inputs: jax.Array, *args: object, **kwargs: object) -> Any:
-        return change(lambda *given, **named: own.__call__(self, *given, **named))(inputs, *args, **kwargs)
+    def forward(self: Any, *args: object, **kwargs: object) -> Any:
+        return change(lambda *given, **named: own.__call__(self, *given, **named))(*args, **kwargs)
 
     object.__setattr__(module, "__class__", type(own.__name__, (own,), {"__call__": forward}))
 
@@ -79,7 +79,11 @@ def _taking(watch: FollowingWatch, name: str, module: Any) -> Callable[[Method],
     axis = module.axis if isinstance(module.axis, int) else module.axis[0] if len(module.axis) == 1 else None
 
     def change(forward: Method) -> Method:
-        return lambda x, *args, **kwargs: forward(watch.taken(name, x, axis), *args, **kwargs)
+        def taking(*args: Any, **kwargs: Any) -> Any:
+            image, *rest = args or (kwargs.pop("x"),)
+            return forward(watch.taken(name, image, axis), *rest, **kwargs)
+
+        return taking
 
     return change
 
@@ -97,12 +101,12 @@ def _linen_normalisations(model: linen.Module, example_input: object, kinds: Kin
         name = "/".join(module.path) or "."
         if not is_norm:
             return _making(watch, name)(following)(*args, **kwargs)
-        image = args[0] if args else kwargs.pop("x")
+        image = args[0] if args else kwargs["x"]
         axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
         shape = tuple(image.shape[axis] for axis in sorted(axis % image.ndim for axis in axes))
         scale = "/".join([*module.path, "scale"]) if module.use_scale else ""
         norms[name] = _batch_norm(name, module, scale, "/".join([*module.path, "var"]), shape)
-        return _taking(watch, name, module)(following)(image, *args[1:], **kwargs)
+        return _taking(watch, name, module)(following)(*args, **kwargs)
 
     def call(variables: Any, *args: object, **kwargs: object) -> object:
         with linen.intercept_methods(note):

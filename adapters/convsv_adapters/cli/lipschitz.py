@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from convsv_adapters.cli.options import MODEL, OneCall, html_option, input_shape_option, output_file, shapes_by_input
+from convsv_adapters.cli.options import (
+    MODEL,
+    OneCall,
+    html_option,
+    input_range_option,
+    input_shape_option,
+    output_file,
+    shapes_by_input,
+)
 from convsv_adapters.cli.output import one_line_errors, write_results
 from convsv_adapters.cli.request import BUNDLED, file_of, label_of
 from convsv_core.layers import ReadOptions
@@ -17,32 +25,22 @@ from convsv_core.networks import network_graph, network_lipschitz
 __all__ = ["command"]
 
 
-def _input_range(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, float] | None:
-    """Read ``0,1``: the least and the largest value of the input's elements."""
-    if value is None:
-        return None
-    try:
-        low, high = map(float, value.split(","))
-    except ValueError:
-        low, high = math.nan, math.nan
-    if not -math.inf < low <= high < math.inf:
-        raise click.BadParameter(f"{value!r}: wanted the least and the largest value, as in 0,1")
-    return low, high
-
-
 @click.command("lipschitz", cls=OneCall)
 @click.argument("model", required=False, type=MODEL)
 @input_shape_option
 @click.option("--output", metavar="NAME", help="Stop at this tensor, such as the logits before a softmax.")
+@input_range_option("Products of activations then have a bound.")
 @click.option(
-    "--input-range",
-    metavar="LOW,HIGH",
-    callback=_input_range,
-    help="The least and the largest value of the input's elements. Products of activations then have a bound.",
+    "--lower/--no-lower", default=True, show_default=True, help="Whether to measure a lower bound at random inputs."
 )
 @click.option(
-    "--lower/--no-lower", default=True, show_default=True, help="Whether to measure a lower bound at a random input."
+    "--search",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Largest number of inputs at which the lower bound is measured. Large networks get fewer.",
 )
+@click.option("--seed", default=0, show_default=True, help="The seed of the search for a lower bound.")
 @click.option(
     "--json",
     "json_path",
@@ -57,6 +55,8 @@ def command(
     output: str | None,
     input_range: tuple[float, float] | None,
     lower: bool,
+    search: int,
+    seed: int,
     json_path: Path | None,
     html: Path | None,
 ) -> None:
@@ -76,7 +76,7 @@ def command(
             graph.find(output)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--output") from None
-    found = network_lipschitz(graph, output=output, input_range=input_range, lower=lower)
+    found = network_lipschitz(graph, output=output, input_range=input_range, lower=lower, search=search, seed=seed)
     document = {"model": str(model) if model is not None else BUNDLED, **found.to_dict()}
     title = f"{label_of(model)}, output {found.output}"
     files = {html: lambda: found.page(title).encode()} if html is not None else {}

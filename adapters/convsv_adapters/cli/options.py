@@ -30,6 +30,7 @@ __all__ = [
     "Scale",
     "add_options",
     "html_option",
+    "input_range_option",
     "input_shape_option",
     "model_options",
     "number",
@@ -266,6 +267,29 @@ def _check_layout(ctx: click.Context, param: click.Parameter, value: str | None)
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
     return value
+
+
+def _input_range(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, float] | None:
+    """Read ``0,1``: the least and the largest value of the input's elements."""
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not -math.inf < low <= high < math.inf:
+        raise click.BadParameter(f"{value!r}: wanted the least and the largest value, as in 0,1")
+    return low, high
+
+
+def input_range_option(use: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option for the range of an input's elements; `use` says in the help what it serves."""
+    return click.option(
+        "--input-range",
+        metavar="LOW,HIGH",
+        callback=_input_range,
+        help=f"The least and the largest value of the input's elements. {use}",
+    )
 
 
 input_shape_option = click.option(
