@@ -29,14 +29,14 @@ class _Shortcut(NamedTuple):
     ----------
     start : str
         The tensor from which the path begins.
-    smallest : float or None
-        Lower bound of the path's smallest singular value; None where it is not known.
+    smallest : float
+        Lower bound of the path's smallest singular value; 0 where none is known.
     largest : float
         Upper bound of the path's norm.
     """
 
     start: str
-    smallest: float | None
+    smallest: float
     largest: float
 
 
@@ -57,7 +57,7 @@ def residual_blocks(graph: Graph, bounds: Bounds) -> Iterator[ResidualBlock]:
         found = [block for block in blocks if block is not None]
         if found:
             # Where both paths are linear, each of them may count as the shortcut, and both intervals hold.
-            yield max(found, key=lambda block: block.smallest_singular_value or 0.0)
+            yield max(found, key=lambda block: block.smallest_singular_value)
 
 
 def _behind_identities(graph: Graph, name: str) -> str:
@@ -77,10 +77,10 @@ def _block(
     shortcut = _shortcut(graph, bounds, start, path)
     branch_upper = _product(power_of_ten(bounds.from_tensor(start, branch)), factors[1])
     largest = _product(shortcut.largest, factors[0])
-    smallest = None if shortcut.smallest is None else _product(shortcut.smallest, factors[0], down=True)
+    smallest = _product(shortcut.smallest, factors[0], down=True)
     if branch_upper:
         largest = math.nextafter(largest + branch_upper, math.inf)
-        smallest = None if smallest is None else max(0.0, math.nextafter(smallest - branch_upper, -math.inf))
+        smallest = max(0.0, math.nextafter(smallest - branch_upper, -math.inf))
     upper = _product(shortcut.largest, factors[0])
     return ResidualBlock(name, start, branch_upper, smallest, largest, upper)
 
@@ -128,8 +128,9 @@ def _shortcut(graph: Graph, bounds: Bounds, start: str, path: str) -> _Shortcut:
     smallest = _smallest_of_form(graph, start, nodes)
     if smallest is None:
         part = linear_part(graph, path, {start})
-        smallest = None if part is None or part.graph.inputs[0].name != start else part.smallest_singular_value()
-    return _Shortcut(start, smallest, largest)
+        if part is not None and part.graph.inputs[0].name == start:
+            smallest = part.smallest_singular_value()
+    return _Shortcut(start, smallest or 0.0, largest)
 
 
 def _between(graph: Graph, start: str, path: str) -> list[Node]:

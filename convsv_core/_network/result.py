@@ -48,11 +48,11 @@ class ResidualBlock:
         The name of x.
     branch_upper : float
         Upper bound of the Lipschitz constant of f.
-    smallest_singular_value : float or None
+    smallest_singular_value : float
         Lower bound of all singular values of the block's Jacobian, at every input: the smallest singular value of S
         less `branch_upper`, at least 0. A Jacobian with m rows and n columns has ``min(m, n)`` singular values. If the
-        bound is positive, the Jacobian has full rank, and ``x + f(x)`` is invertible. None where the smallest singular
-        value of S is not known: of a shortcut that is no small map and whose windows overlap.
+        bound is positive, the Jacobian has full rank, and ``x + f(x)`` is invertible. It is 0 too where no
+        positive bound for S is known: of a shortcut that is no small map and whose windows overlap.
     largest_singular_value : float
         Upper bound of all singular values: ``shortcut_upper + branch_upper``, rounded upward.
     shortcut_upper : float
@@ -62,17 +62,13 @@ class ResidualBlock:
     name: str
     start: str
     branch_upper: float
-    smallest_singular_value: float | None
+    smallest_singular_value: float
     largest_singular_value: float
     shortcut_upper: float = 1.0
 
     def __str__(self) -> str:
         shortcut = "" if self.shortcut_upper == 1 else f"shortcut {self.shortcut_upper:.4g}, "
-        values = (
-            f"at most {self.largest_singular_value:.4g}"
-            if self.smallest_singular_value is None
-            else f"in [{self.smallest_singular_value:.4g}, {self.largest_singular_value:.4g}]"
-        )
+        values = f"in [{self.smallest_singular_value:.4g}, {self.largest_singular_value:.4g}]"
         return f"block {self.name}: {shortcut}branch {self.branch_upper:.4g}, singular values {values}"
 
 

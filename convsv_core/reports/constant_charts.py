@@ -160,7 +160,7 @@ def blocks_chart(found: Lipschitz) -> Chart | None:
         {
             "depth": numbers.get(block.name, 0),
             "block": block.name,
-            "low": number(block.smallest_singular_value or 0.0),
+            "low": number(block.smallest_singular_value),
             "high": number(block.largest_singular_value),
             "at least": texts.rounded_down(block.smallest_singular_value),
             "at most": texts.rounded_up(block.largest_singular_value),
