@@ -71,7 +71,7 @@ seconds: 0.05 took 4.5, 0.1 took 4.6, 0.2 took 5.6, 0.4 took 6.1.
 NARROW_RTOL, NARROW_NORM = 1e-3, 1.1
 """Smallest gap, and smallest norm over the bound, for which iterations have the dtype of the answer. Guesses.
 
-In float32 the value of the dual of the layers of facenet-pytorch's onet is precise to 1e-6.
+The value of the dual that ends a projection is computed again in the wider dtype.
 """
 
 COARSE_POINTS = 4
