@@ -48,7 +48,7 @@ SIZES = (1.0, 3.0, 10.0, 0.3, 30.0)
 REACHES = (0.3, -0.3, 1.0, -1.0, 0.1, -0.1)
 """Lengths of steps in turn, as multiples of the norm of the best input. A guess."""
 
-INSIDE = 1e-3
+INSIDE = 1e-6
 """Distance that inputs keep from the ends of the input's range, as a share of it.
 
 At an end, the derivative on the other side of a kink could be taken. A guess.

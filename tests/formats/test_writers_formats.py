@@ -134,7 +134,7 @@ def test_normalised_weights_are_refused_and_nothing_is_written(tmp_path):
     torch.save(state, tmp_path / "m.pt")
     result = run("project", tmp_path / "m.pt", "--bound", BOUND, "-o", tmp_path / "out.pt", "--method", "rescale")
     assert result.exit_code == 1
-    assert "computed from others" in " ".join(result.stdout.split())
+    assert "computed from other tensors" in " ".join(result.stdout.split())
     assert "was not written: no norm of at most 0.7 for weight;" in " ".join(result.stderr.split())
     assert os.listdir(tmp_path) == ["m.pt"]
     project(tmp_path / "m.pt", tmp_path / "out.pt", "--only", "plain.*")

@@ -75,7 +75,7 @@ def test_what_cannot_be_projected_has_failed_and_says_why():
         Layer("d", kernel / 100, Conv("OIHW"), None),
     )
     assert [report.failed for report in (computed, damaged, unknown, small)] == [True, True, True, False]
-    assert "computed from others" in computed.note
+    assert "computed from other tensors" in computed.note
     assert "NaN" in damaged.note
     assert unknown.note == "no weights"
     assert computed.norm_after == computed.norm_before == pytest.approx(3, rel=2e-3)
