@@ -12,9 +12,11 @@ because <G, D> = mean <Z, A(D)>.
 The Douglas-Rachford iteration holds matrices V. Their excess U over 1 makes ``rho U`` tend to the best Z, and V - U,
 whose norm is at most 1, tends to the matrices of the best D:
 
-    D = cut(V - 2 U) + G / rho,        V <- V + relaxation (A(D) - (V - U)).
+    V <- S + relaxation A(G / rho),      D = cut(V - U),      S <- V + relaxation (A(cut(V - 2 U)) - (V - U)).
 
-V has no unit, so the V of one gradient is a start for the next gradient, whatever its size.
+Each iteration gives the taps D nearest to matrices of norm at most 1, for the G of this iteration. In training, where
+G changes before each iteration, this order led to larger inner products than the order that ends with V. S has no
+unit, so the S of one gradient is a start for the next gradient, whatever its size.
 
 The groups of a convolution have problems of their own, with a norm and a weight rho each.
 """
@@ -98,9 +100,9 @@ class Split(NamedTuple):
     Attributes
     ----------
     matrices : array, shape (visited, groups, rows, columns), complex
-        The matrices V.
+        The matrices S.
     kernel : array
-        The taps nearest to V.
+        The taps nearest to S.
     direction : array
         The kernel D of the last iteration, whose norm tends to 1.
     """
@@ -140,7 +142,7 @@ def begin(operand: Operand) -> Split:
     polar = polar_and_cut(operand, operand.kernel)
     norms = norms_of_groups(dataclasses.replace(operand, kernel=polar))
     polar = by_group(operand, polar, 1 / operand.xp.where(norms > 0, norms, operand.xp.ones_like(norms)))
-    kernel = polar + operand.kernel
+    kernel = polar + (1 - RELAXATION) * operand.kernel
     symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
     matrices = _map(symbol, Samples.at(operand), lambda phases, _: symbol.matrices(phases))
     return Split(matrices, kernel, polar)
@@ -158,17 +160,16 @@ def resume(operand: Operand, matrices: Array) -> Split:
 def advance(operand: Operand, *arrays: Array) -> Split:
     """Return the state after one iteration; the operand's kernel is the kernel of a `Pull`."""
     xp, split, samples = operand.xp, Split(*arrays), Samples.at(operand)
-    excess_kernel, excess = _excess(operand, split.matrices)
-    inside = split.kernel - excess_kernel
-    direction = inside - excess_kernel + operand.kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=direction))
+    found = _excess(operand, split.matrices)
+    kernel = split.kernel + RELAXATION * operand.kernel
+    direction = kernel - found.kernel
+    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=direction - found.kernel))
 
     def moved(phases: Array, chosen: Array) -> Array:
-        ahead = symbol.matrices(phases) + xp.take(excess, chosen, axis=0)
-        return (1 - RELAXATION) * xp.take(split.matrices, chosen, axis=0) + RELAXATION * ahead
+        ahead = symbol.matrices(phases) + xp.take(found.excess, chosen, axis=0)
+        return (1 - RELAXATION) * xp.take(found.matrices, chosen, axis=0) + RELAXATION * ahead
 
-    matrices = _map(symbol, samples, moved)
-    return Split(matrices, split.kernel + RELAXATION * (direction - inside), direction)
+    return Split(_map(symbol, samples, moved), kernel - RELAXATION * found.kernel, direction)
 
 
 def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
@@ -179,7 +180,7 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
     operand : Operand
         Its kernel is the kernel of a `Pull`.
     matrices : array or None
-        The matrices V of a `Split`. Without them, the bound is the mean nuclear norm of the kernel's own matrices.
+        The matrices S of a `Split`. Without them, the bound is the mean nuclear norm of the kernel's own matrices.
 
     Notes
     -----
@@ -191,8 +192,8 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
     xp, plan, samples = operand.xp, operand.plan, Samples.at(operand)
     kernel, excess = operand.kernel, None
     if matrices is not None:
-        excess_kernel, excess = _excess(operand, matrices)
-        kernel = kernel - excess_kernel
+        found = _excess(operand, matrices)
+        kernel, excess = kernel - found.kernel, found.excess
     symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
 
     def nuclear(phases: Array, chosen: Array) -> Array:
@@ -224,20 +225,29 @@ def _taps(operand: Operand, kernel: Array) -> Array:
     return dataclasses.replace(operand, kernel=kernel).taps()
 
 
-def _excess(operand: Operand, matrices: Array) -> tuple[Array, Array]:
-    """Return the excess of matrices over 1: the taps nearest to it, and the excess at each frequency."""
+class _Excess(NamedTuple):
+    """Hold the taps nearest to the excess U, the matrices V, and U."""
+
+    kernel: Array
+    matrices: Array
+    excess: Array
+
+
+def _excess(operand: Operand, matrices: Array) -> _Excess:
+    """Return the excess over 1 of the matrices V that follow on the matrices S of a `Split`."""
     xp, backend = operand.xp, operand.backend
     one = xp.ones_like(operand.scale)
     # Decompositions of many small matrices are slow on accelerators. Compilers have no products that are faster.
     by_pairs = backend.compiles or backend.has_fast_float64(operand.kernel)
     excess_of = excess_by_eigenvectors if by_pairs else excess_by_products
+    symbol = symbol_polynomial(operand)
 
-    def of_block(_: Array, chosen: Array) -> tuple[Array, ...]:
-        found, _ = excess_of(backend, xp.take(matrices, chosen, axis=0), one)
-        return found, found
+    def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
+        pulled = xp.take(matrices, chosen, axis=0) + RELAXATION * symbol.matrices(phases)
+        found, _ = excess_of(backend, pulled, one)
+        return found, pulled, found
 
-    kernel, excess = nearest_taps(symbol_polynomial(operand), Samples.at(operand), of_block)
-    return kernel, excess
+    return _Excess(*nearest_taps(symbol, Samples.at(operand), of_block))
 
 
 def _map(symbol: TrigonometricPolynomial, samples: Samples, function: Callable[[Array, Array], Array]) -> Array:
