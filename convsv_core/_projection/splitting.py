@@ -211,8 +211,12 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
 
 def by_group(operand: Operand, kernel: Array, factors: Array) -> Array:
     """Return a kernel with the taps of each group multiplied by a real factor, shape (groups,)."""
-    taps = _taps(operand, kernel)
-    return operand.from_taps(taps * operand.xp.astype(factors, taps.dtype)[None, :, None, None])
+    xp, conv = operand.xp, operand.plan.conv
+    axis = conv.layout.index("I" if conv.transposed else "O")
+    shape = [1] * kernel.ndim
+    shape[axis] = operand.plan.groups
+    factors = xp.astype(xp.reshape(factors, tuple(shape)), kernel.dtype)
+    return kernel * xp.repeat(factors, kernel.shape[axis] // operand.plan.groups, axis=axis)
 
 
 def inner_products(operand: Operand, one: Array, other: Array) -> Array:
