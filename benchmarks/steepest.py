@@ -25,15 +25,16 @@ __all__ = ["draw", "steepest"]
 DIRECTION_COLUMNS = (
     words("convolution", lambda row: row.label),
     integers("x", "count"),
+    figures("change", lambda row: f"{row.change:.2f}"),
     words("method"),
     figures("share", lambda row: f"{row.share:.3f}"),
     figures("least", lambda row: f"{row.least:.3f}"),
     figures("time", lambda row: duration(row.seconds)),
 )
 DIRECTION_EXPLANATION = (
-    "share: inner product with the momentum over a proved upper bound of the optimum, on circular images; mean and "
-    "least of the layers; time: processor time of a call, with its certificate and its bounds; warm: from the "
-    "directions of the step before."
+    "change: of the momentum since the step before, as a share of its length; share: inner product with the momentum "
+    "over a proved upper bound of the optimum, on circular images; mean and least of the layers; time: processor time "
+    "of a call, with its certificate and its bounds; warm: from the directions of the step before."
 )
 STEP_COLUMNS = (
     words("optimizer"),

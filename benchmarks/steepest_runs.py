@@ -61,6 +61,8 @@ class DirectionRow:
     label : str
     count : int
         Layers that were measured.
+    change : float
+        Length of the momentum's change from the step before, in units of the momentum's length: mean over the layers.
     method : str
     share, least : float
         Inner product with the momentum over a proved upper bound of the optimum: the mean over the layers, and the
@@ -71,6 +73,7 @@ class DirectionRow:
 
     label: str
     count: int
+    change: float
     method: str
     share: float
     least: float
@@ -136,10 +139,11 @@ def direction_rows(recorded: list[Recorded], setup: SteepestSetup) -> list[Direc
         for one in chosen:
             for method, pair in _measure(one, setup).items():
                 found.setdefault(method, []).append(pair)
+        change = statistics.mean(float((one.after - one.before).norm() / one.after.norm()) for one in chosen)
         for method, pairs in found.items():
             shares = [share for share, _ in pairs]
             seconds = statistics.mean(seconds for _, seconds in pairs)
-            rows.append(DirectionRow(label, len(chosen), method, statistics.mean(shares), min(shares), seconds))
+            rows.append(DirectionRow(label, len(chosen), change, method, statistics.mean(shares), min(shares), seconds))
     return rows
 
 
@@ -157,9 +161,10 @@ def _measure(one: Recorded, setup: SteepestSetup) -> dict[str, tuple[float, floa
         results[f"exact, {count} iterations"] = search(one.after, rtol=1e-9, max_iterations=count)
     results["exact, to 0.99"] = search(one.after)
     before, _ = search(one.before)
-    results[f"exact, warm, {setup.warm} iterations"] = search(
-        one.after, rtol=1e-9, max_iterations=setup.warm, state=before.state
-    )
+    for count in setup.warm:
+        results[f"exact, warm, {count} iterations"] = search(
+            one.after, rtol=1e-9, max_iterations=count, state=before.state
+        )
     upper = min(float(found.upper) for found, _ in results.values())
     return {name: (float(found.alignment) / upper, seconds) for name, (found, seconds) in results.items()}
 

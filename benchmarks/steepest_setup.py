@@ -25,8 +25,8 @@ class SteepestSetup:
         Extent of the outputs of each layer's circular convolution, on whose frequencies the shares are measured.
     counts : tuple of int
         Numbers of iterations from a cold start.
-    warm : int
-        Iterations that follow on the directions of the step before.
+    warm : tuple of int
+        Numbers of iterations that follow on the directions of the step before.
     turns : int
         Measured steps of each optimizer.
     settle : int
@@ -39,14 +39,14 @@ class SteepestSetup:
     recorded: int
     extent: int
     counts: tuple[int, ...]
-    warm: int
+    warm: tuple[int, ...]
     turns: int
     settle: int
     layers: int | None
 
 
 SETUPS = {
-    Size.FULL: SteepestSetup(TRAININGS[Size.FULL], 20, 8, (1, 3, 10, 30, 100), 3, 12, 2, None),
-    Size.QUICK: SteepestSetup(TRAININGS[Size.QUICK], 4, 4, (1, 10), 3, 4, 1, 1),
-    Size.TINY: SteepestSetup(TRAININGS[Size.TINY], 2, 4, (1, 3), 3, 2, 1, 1),
+    Size.FULL: SteepestSetup(TRAININGS[Size.FULL], 20, 8, (1, 3, 10, 30, 100), (1, 3, 10, 30), 12, 2, None),
+    Size.QUICK: SteepestSetup(TRAININGS[Size.QUICK], 4, 4, (1, 10), (1, 3), 4, 1, 1),
+    Size.TINY: SteepestSetup(TRAININGS[Size.TINY], 2, 4, (1, 3), (3,), 2, 1, 1),
 }

@@ -163,11 +163,11 @@ def advance(operand: Operand, *arrays: Array) -> Split:
     found = _excess(operand, split.matrices)
     kernel = split.kernel + RELAXATION * operand.kernel
     direction = kernel - found.kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=direction - found.kernel))
+    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=RELAXATION * (direction - found.kernel)))
 
     def moved(phases: Array, chosen: Array) -> Array:
-        ahead = symbol.matrices(phases) + xp.take(found.excess, chosen, axis=0)
-        return (1 - RELAXATION) * xp.take(found.matrices, chosen, axis=0) + RELAXATION * ahead
+        matrices, excess = (xp.take(one, chosen, axis=0) for one in (found.matrices, found.excess))
+        return symbol.matrices(phases) + (1 - RELAXATION) * matrices + RELAXATION * excess
 
     return Split(_map(symbol, samples, moved), kernel - RELAXATION * found.kernel, direction)
 
@@ -244,10 +244,10 @@ def _excess(operand: Operand, matrices: Array) -> _Excess:
     # Decompositions of many small matrices are slow on accelerators. Compilers have no products that are faster.
     by_pairs = backend.compiles or backend.has_fast_float64(operand.kernel)
     excess_of = excess_by_eigenvectors if by_pairs else excess_by_products
-    symbol = symbol_polynomial(operand)
+    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=RELAXATION * operand.kernel))
 
     def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
-        pulled = xp.take(matrices, chosen, axis=0) + RELAXATION * symbol.matrices(phases)
+        pulled = xp.take(matrices, chosen, axis=0) + symbol.matrices(phases)
         found, _ = excess_of(backend, pulled, one)
         return found, pulled, found
 

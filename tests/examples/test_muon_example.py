@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,26 @@ def test_every_optimizer_is_searched_and_run(monkeypatch: pytest.MonkeyPatch, tm
     for kind, count in (("search", 2), ("runs", 2)):
         assert [one["optimizer"] for one in content[kind]] == [name for name in module.OPTIMIZERS for _ in range(count)]
     assert all(0 <= one["accuracy"] <= 1 for one in content["runs"])
+
+
+def test_it_trains_on_a_folder_of_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    threads = torch.get_num_threads()
+    module, data = (importlib.import_module(name) for name in ("examples.muon", "examples.paper.data"))
+    rng = np.random.default_rng(0)
+    for name in (*data.TRAIN_FILES, data.TEST_FILE):
+        records = rng.integers(0, 256, (4, data.RECORD), np.uint8)
+        records[:, 0] = range(4)
+        (tmp_path / name).write_bytes(records.tobytes())
+    options = ["--quick", "--seeds", "1", "--cifar10", str(tmp_path), "--output", str(tmp_path / "results")]
+    result = CliRunner().invoke(module.muon, options)
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "results" / "muon.json").read_text())
+    assert [one["optimizer"] for one in content["runs"]] == list(module.OPTIMIZERS)
+    assert all(np.isfinite(one["losses"]).all() for one in content["runs"])
 
 
 def test_the_flattened_muon_moves_the_weights_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
