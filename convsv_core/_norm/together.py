@@ -16,6 +16,7 @@ from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.transform import is_long
 from convsv_core.conv import Conv, check_positive
 from convsv_core.dtypes import REAL_OF, answer_dtype
+from convsv_core.plugins import backend_of
 
 __all__ = ["Norms", "norms_together"]
 
@@ -92,6 +93,15 @@ def norms_together(
     [(1, 1, 3, 3), (1, 1, 3, 3)]
     """
     check_positive("rtol", rtol)
+    with backend_of(kernels[0]).computation_context(
+        kernels[0]
+    ):  # It depends on the size of one kernel, not on that of them all.
+        return _norms(kernels, input_shape, conv, rtol, derivatives)
+
+
+def _norms(
+    kernels: Sequence[HostArray], input_shape: tuple[int, ...] | None, conv: Conv, rtol: float, derivatives: bool
+) -> Norms:
     exact, count = input_shape is not None, len(kernels)
     grid = grid_for(shape_of(kernels[0], conv), input_shape, conv, rtol)
     together = dataclasses.replace(grid.conv, groups=grid.conv.groups * count)
@@ -104,11 +114,10 @@ def norms_together(
         arrays = [array / answered_in.type(scale) for array, scale in zip(arrays, scales, strict=True)]
     operand = make_operand(np.concatenate(arrays, axis=axis), grid.input_shape, together)
     if is_long(operand) and count > 1:  # Transforms make such polynomials, one after another.
-        parts = [norms_together([one], input_shape, conv, rtol=rtol, derivatives=derivatives) for one in kernels]
+        parts = [_norms([one], input_shape, conv, rtol, derivatives) for one in kernels]
         slopes = [part.slopes[0] for part in parts if part.slopes]
         return Norms(np.concatenate([part.values for part in parts]), slopes if derivatives else None)
-    with operand.backend.computation_context(operand.kernel):
-        found = largest_of_kernels(operand, count, exact=exact)
+    found = largest_of_kernels(operand, count, exact=exact)
     norms = np.sqrt(np.maximum([one.value for one in found], 0.0))
     factors = np.ones(count)
     if not exact:
