@@ -274,8 +274,23 @@ def test_a_subclass_that_does_something_else_is_warned_of() -> None:
             return super()._conv_forward(image, weight / weight.std(), bias)
 
     layer = Standardised(2, 2, 3)
-    with pytest.warns(UserWarning, match="subclass"):
-        project_after_step(torch.optim.SGD(layer.parameters()), layer, 1.0)
+    model = nn.Sequential(layer, nn.Conv2d(2, 2, 3))
+    with pytest.warns(UserWarning, match=r"'0' is a subclass .* leaves the layer out"):
+        projection = project_after_step(torch.optim.SGD(model.parameters()), model, 1.0)
+    assert set(projection.project()) == {"1"}  # the norm of the stored kernel is not that of the layer
+
+
+def test_a_subclass_that_convolves_with_its_weight_is_certified(recwarn: pytest.WarningsRecorder) -> None:
+    class Activated(nn.Conv2d):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(image).relu()
+
+    layer = Activated(2, 2, 3, padding=1)
+    norms = project_after_step(torch.optim.SGD(layer.parameters()), layer, 0.1).project()
+    assert not recwarn.list
+    (norm,) = norms.values()
+    truth = convsv.operator_norm(layer.weight.detach(), (8, 8), convsv.Conv("OIHW", padding_mode="zeros"))
+    assert truth <= norm <= 0.1 * (1 + 1e-6)
 
 
 def test_each_option_is_in_the_signature_and_no_other_is_taken() -> None:

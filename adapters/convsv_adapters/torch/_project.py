@@ -20,6 +20,7 @@ from convsv_adapters.torch._step_hook import OptimizerHook, check_optimizer
 from convsv_adapters.torch._targets import (
     ProjectedWeight,
     Target,
+    has_known_norm,
     is_simple,
     make_targets,
     projected,
@@ -87,7 +88,7 @@ class StepProjection(OptimizerHook):
         """Make the targets of a model's layers, and share them out over the ranks."""
         refuse_flat_parameters(model)
         self._model, self._modules = model, listed_modules(model, **self._kinds)
-        self.layers = layers
+        self.layers, self._unknown = layers, {layer.name for layer in layers if not has_known_norm(layer)}
         if self._graph is None:
             self._bounds = [self.bound or 0.0] * len(layers)
         pairs = list(zip(layers, self._bounds, strict=True))
@@ -115,6 +116,9 @@ class StepProjection(OptimizerHook):
         The norm is of the operator that was bounded: the layer with its own padding, or the circular convolution. Where
         a normalisation follows the layer, it is the norm of both in evaluation mode, with the running variance at that
         time. The next forward pass in training mode moves this variance: call `project` for a new certificate.
+
+        A layer of a user's class that may change the kernel in its forward pass is left out: its kernel is bounded, and
+        the norm of what it computes is not known.
         """
         return dict(self._norms)
 
@@ -159,7 +163,7 @@ class StepProjection(OptimizerHook):
             norms = self._project_kernels()
             for name, norm in self._bound_parts().items():
                 norms[name] = max(norms.get(name, 0.0), norm)
-        names = dict.fromkeys(layer.name for layer in self.layers)
+        names = dict.fromkeys(layer.name for layer in self.layers if layer.name not in self._unknown)
         self._norms = {name: norms[name] for name in names}
         return self.norms
 

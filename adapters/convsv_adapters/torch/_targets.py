@@ -14,6 +14,7 @@ from torch import nn
 from convsv_adapters._layers import ConvLayer, operators_of
 from convsv_adapters.torch._exchange import is_sharded, write_shard
 from convsv_adapters.torch._layers import COMPUTED_IN_FORWARD
+from convsv_adapters.torch._own_forward import uses_its_weight
 from convsv_core import ProjectionState, project
 from convsv_core.layers import Operator
 from convsv_core.plugins import one_line
@@ -24,6 +25,7 @@ __all__ = [
     "ProjectedWeight",
     "Target",
     "gathered",
+    "has_known_norm",
     "is_simple",
     "make_targets",
     "projected",
@@ -215,8 +217,14 @@ def refuse_layer(layer: ConvLayer) -> None:
             f"the layer {layer.name!r} cannot be projected: {COMPUTED_IN_FORWARD}; wanted a weight that is a "
             f"parameter or parametrised, as by torch.nn.utils.parametrizations.weight_norm, or layers without it"
         )
-    if layer.unknown_forward:
-        warnings.warn(f"the layer {layer.name!r} is {layer.note}", stacklevel=5)
+    if not has_known_norm(layer):
+        text = f"the layer {layer.name!r} is {layer.note}. Its kernel is bounded, and `norms` leaves the layer out"
+        warnings.warn(text, stacklevel=5)
+
+
+def has_known_norm(layer: ConvLayer) -> bool:
+    """Return whether the norm of a layer's kernel is that of the layer: no user's class may change the kernel."""
+    return not layer.unknown_forward or (layer.normalisation is None and uses_its_weight(layer))
 
 
 def gathered(weight: torch.Tensor) -> torch.Tensor:
