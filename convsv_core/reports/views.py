@@ -142,10 +142,11 @@ def _off_by(rows: Sequence[Row]) -> str:
     if not known:
         return ""
     largest = max(known, key=lambda row: row.norm or 0.0)
-    factors = [row.factor or 0.0 for row in known]
+    least, most = (f"{find(row.factor or 0.0 for row in known):.2f}" for find in (min, max))
+    factors = f"a factor of {least}" if least == most else f"factors of {least} to {most}"
     return (
         f"{texts.layers(rows)}. Largest norm: {texts.figure(largest.norm)}, {largest.name}. "
-        f"The reshaped norm is off by factors of {min(factors):.2f} to {max(factors):.2f}."
+        f"The reshaped norm is off by {factors}."
     )
 
 
