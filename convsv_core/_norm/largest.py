@@ -42,6 +42,9 @@ DOUBLE_EPS = 1e-15
 In single precision the margin of a test for its own rounding, up to 1e-4 of the square, would hide larger norms.
 """
 
+SEARCHED_SIDE = 8
+"""Smallest side of matrices for which the norms of groups are searched for. Smaller ones decompose as fast. A guess."""
+
 TIED_EPS = 8
 """Values that differ by at most this many eps, relative, are equal to the largest one in a derivative. A guess."""
 
@@ -142,8 +145,13 @@ def _norm_of_all(operand: Operand) -> GridNorm:
 
 def norms_of_groups(operand: Operand) -> Array:
     """Return an upper bound of each group's norm at the visited frequencies, rounding included: shape (groups,)."""
-    xp = operand.xp
-    uppers = xp.max(xp.sum(_squares_of_all(operand), axis=-1), axis=0)
+    xp, backend = operand.xp, operand.backend
+    if min(operand.plan.block) >= SEARCHED_SIDE and backend.has_values(operand.kernel) and not backend.compiles:
+        found = largest_of_kernels(operand, operand.plan.groups, exact=False)
+        uppers = backend.asarray_like(np.asarray([one.upper for one in found]), operand.kernel)
+        uppers = xp.astype(uppers, operand.real_dtype)
+    else:
+        uppers = xp.max(xp.sum(_squares_of_all(operand), axis=-1), axis=0)
     return safe_sqrt(xp, uppers) * (1 + 4 * operand.eps)
 
 

@@ -126,7 +126,7 @@ def steepest_together(
         together = lattice(together)
     axis = conv.layout.index("I" if conv.transposed else "O")
     joined = backend.stop_gradient(gradients[0] if len(gradients) == 1 else xp.concat(list(gradients), axis=axis))
-    with backend.computation_context(joined):
+    with backend.computation_context(gradients[0]):  # BLAS's threads would spin beside those of the caller's library
         operand = make_operand(joined, grid.input_shape, together, name="gradient")
         known = () if matrices is None else (matrices[0] if len(matrices) == 1 else xp.concat(list(matrices), axis=1),)
         direction, *reached = operand.run(_directions, method, count, grid.factor, arrays=known)
