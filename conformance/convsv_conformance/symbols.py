@@ -49,6 +49,13 @@ def frequency_grid(points: int, ndim: int) -> Array:
     return np.indices((points,) * ndim).reshape(ndim, -1).T * (2 * math.pi / points)
 
 
+CLIMB_EPS = 8
+"""Smallest relative gain, in eps of float64, for which a search moves. A guess: rounding on a plateau gains less.
+
+Without it, a search on a plateau walks to ever larger angles, whose rounding errors are larger.
+"""
+
+
 def climb(norms_at: Callable[[Array], Array], places: Array, step: float) -> float:
     """Return the highest local maximum that a pattern search finds from `places`, whose first steps are `step` wide."""
     norms = norms_at(places)
@@ -56,7 +63,7 @@ def climb(norms_at: Callable[[Array], Array], places: Array, step: float) -> flo
     while step > 1e-9:
         tried = places[:, None] + step * moves
         found = norms_at(tried.reshape(-1, places.shape[1])).reshape(tried.shape[:2])
-        better = found.max(axis=1) > norms
+        better = found.max(axis=1) > norms * (1 + CLIMB_EPS * np.finfo(float).eps)
         places = np.where(better[:, None], tried[np.arange(len(tried)), found.argmax(axis=1)], places)
         norms = np.maximum(norms, found.max(axis=1))
         step = step if better.any() else step / 3
