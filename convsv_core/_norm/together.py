@@ -12,6 +12,7 @@ from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.fixed_grid import grid_for
 from convsv_core._norm.largest import largest_of_kernels
 from convsv_core._norm.slopes import slopes_at
+from convsv_core._symbol.joined import group_axis, join_kernels
 from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.transform import is_long
 from convsv_core.conv import Conv, check_positive
@@ -105,14 +106,13 @@ def _norms(
     exact, count = input_shape is not None, len(kernels)
     grid = grid_for(shape_of(kernels[0], conv), input_shape, conv, rtol)
     together = dataclasses.replace(grid.conv, groups=grid.conv.groups * count)
-    axis = conv.layout.index("I" if conv.transposed else "O")
     dtype = answer_dtype(kernels[0])
     answered_in = np.dtype(REAL_OF.get(dtype, dtype))
     arrays = [np.asarray(kernel, dtype) for kernel in kernels]
     scales = _scales(arrays, answered_in)
     if not np.all(scales == 1):
         arrays = [array / answered_in.type(scale) for array, scale in zip(arrays, scales, strict=True)]
-    operand = make_operand(np.concatenate(arrays, axis=axis), grid.input_shape, together)
+    operand = make_operand(join_kernels(arrays, conv), grid.input_shape, together)
     if is_long(operand) and count > 1:  # Transforms make such polynomials, one after another.
         parts = [_norms([one], input_shape, conv, rtol, derivatives) for one in kernels]
         slopes = [part.slopes[0] for part in parts if part.slopes]
@@ -128,7 +128,7 @@ def _norms(
         return Norms(values, None)
     places = [one.place or 0 for one in found]
     side_by_side = slopes_at(operand.widen() if exact else operand, places)
-    apart = np.split(side_by_side, count, axis=axis)
+    apart = np.split(side_by_side, count, axis=group_axis(conv))
     if not exact:
         apart = [slope * factor for slope, factor in zip(apart, factors.tolist(), strict=True)]
     return Norms(values, [np.asarray(slope, dtype) for slope in apart])

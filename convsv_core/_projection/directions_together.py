@@ -19,6 +19,7 @@ from convsv_core._projection.candidates import (
     within_the_ball,
 )
 from convsv_core._projection.splitting import by_group, pull_of
+from convsv_core._symbol.joined import group_axis, join_kernels
 from convsv_core._symbol.operand import Operand, make_operand, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int
@@ -124,8 +125,8 @@ def steepest_together(
     together = dataclasses.replace(grid.conv, groups=conv.groups * len(gradients))
     if input_shape is None:
         together = lattice(together)
-    axis = conv.layout.index("I" if conv.transposed else "O")
-    joined = backend.stop_gradient(gradients[0] if len(gradients) == 1 else xp.concat(list(gradients), axis=axis))
+    axis = group_axis(conv)
+    joined = backend.stop_gradient(join_kernels(gradients, conv))
     with backend.computation_context(gradients[0]):  # BLAS's threads would spin beside those of the caller's library
         operand = make_operand(joined, grid.input_shape, together, name="gradient")
         known = () if matrices is None else (matrices[0] if len(matrices) == 1 else xp.concat(list(matrices), axis=1),)

@@ -19,6 +19,7 @@ from convsv_core._norm.cover import Cover, covered_grid, grid_cover
 from convsv_core._norm.search import largest_of_each, moments_of, parts_of
 from convsv_core._norm.tap_bounds import sums_of_norms
 from convsv_core._symbol.gram import useful_polynomial
+from convsv_core._symbol.joined import join_kernels
 from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import PolynomialRows, ProductRows
@@ -142,7 +143,6 @@ def _factors(
     """Return what `rescaling_factors` does, computed by the library of the kernels."""
     backend = backend_of(kernels[0])
     xp = backend.namespace(kernels[0])
-    axis = conv.layout.index("I" if conv.transposed else "O")
     together = dataclasses.replace(conv, groups=conv.groups * len(kernels))
     factor, cover, every_size = 1.0, None, input_shape is None
     if input_shape is None:
@@ -150,7 +150,7 @@ def _factors(
         grid, cover = covered_grid(shape_of(kernels[0], conv), conv, rtol, real)
         input_shape, factor, together = grid.input_shape, grid.factor, lattice(together)
     with backend.computation_context(kernels[0]):
-        operand = make_operand(xp.concat(list(kernels), axis=axis), input_shape, together)
+        operand = make_operand(join_kernels(kernels, conv), input_shape, together)
         limit = bound / factor / float(operand.scale)
         symbol = symbol_polynomial(operand)
         if not every_size:

@@ -40,6 +40,7 @@ from convsv_core._projection.excess import (
     sharing,
 )
 from convsv_core._projection.orthogonal import polar_and_cut
+from convsv_core._symbol.joined import group_axis
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
@@ -213,7 +214,7 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
 def by_group(operand: Operand, kernel: Array, factors: Array) -> Array:
     """Return a kernel with the taps of each group multiplied by a real factor, shape (groups,)."""
     xp, conv = operand.xp, operand.plan.conv
-    axis = conv.layout.index("I" if conv.transposed else "O")
+    axis = group_axis(conv)
     shape = [1] * kernel.ndim
     shape[axis] = operand.plan.groups
     factors = xp.astype(xp.reshape(factors, tuple(shape)), kernel.dtype)

@@ -1,0 +1,23 @@
+"""Several kernels of one shape side by side, as the groups of one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from convsv_core.backend import Array
+from convsv_core.conv import Conv
+from convsv_core.plugins import backend_of
+
+__all__ = ["group_axis", "join_kernels"]
+
+
+def group_axis(conv: Conv) -> int:
+    """Return the axis of a kernel along which its groups lie side by side."""
+    return conv.layout.index("I" if conv.transposed else "O")
+
+
+def join_kernels(kernels: Sequence[Array], conv: Conv) -> Array:
+    """Return one kernel whose groups are those of one kernel after another."""
+    if len(kernels) == 1:
+        return kernels[0]
+    return backend_of(kernels[0]).namespace(kernels[0]).concat(list(kernels), axis=group_axis(conv))
