@@ -42,8 +42,13 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
 
 
 def uses_its_weight(layer: ConvLayer) -> bool:
-    """Return whether a layer surely convolves with its weight as it is stored, which PyTorch's own classes do."""
-    return not layer.unknown_forward or (not layer.linear and _convolves_with_its_weight(layer.module))
+    """Return whether a layer surely convolves with its weight as it is stored, which PyTorch's own classes do.
+
+    False if it is not the layer's but its normalisation's forward pass that is not known: both count together.
+    """
+    if not layer.unknown_forward:
+        return True
+    return not layer.linear and layer.normalisation is None and _convolves_with_its_weight(layer.module)
 
 
 def _convolves_with_its_weight(module: nn.Module) -> bool:

@@ -14,13 +14,13 @@ from convsv_adapters._layers import ConvLayer
 from convsv_adapters.torch._exchange import make_exchange, refuse_flat_parameters
 from convsv_adapters.torch._layers import listed_modules, renewed_layers, without_autocast
 from convsv_adapters.torch._options import StepOptions
+from convsv_adapters.torch._own_forward import uses_its_weight
 from convsv_adapters.torch._scales import PartFactor, make_parts, multiply, part_factors
 from convsv_adapters.torch._share import bounded_graph, share_weights, shared_bounds
 from convsv_adapters.torch._step_hook import OptimizerHook, check_optimizer
 from convsv_adapters.torch._targets import (
     ProjectedWeight,
     Target,
-    has_known_norm,
     is_simple,
     make_targets,
     projected,
@@ -88,7 +88,7 @@ class StepProjection(OptimizerHook):
         """Make the targets of a model's layers, and share them out over the ranks."""
         refuse_flat_parameters(model)
         self._model, self._modules = model, listed_modules(model, **self._kinds)
-        self.layers, self._unknown = layers, {layer.name for layer in layers if not has_known_norm(layer)}
+        self.layers, self._unknown = layers, {layer.name for layer in layers if not uses_its_weight(layer)}
         if self._graph is None:
             self._bounds = [self.bound or 0.0] * len(layers)
         pairs = list(zip(layers, self._bounds, strict=True))

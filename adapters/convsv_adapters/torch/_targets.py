@@ -25,7 +25,6 @@ __all__ = [
     "ProjectedWeight",
     "Target",
     "gathered",
-    "has_known_norm",
     "is_simple",
     "make_targets",
     "projected",
@@ -217,14 +216,9 @@ def refuse_layer(layer: ConvLayer) -> None:
             f"the layer {layer.name!r} cannot be projected: {COMPUTED_IN_FORWARD}; wanted a weight that is a "
             f"parameter or parametrised, as by torch.nn.utils.parametrizations.weight_norm, or layers without it"
         )
-    if not has_known_norm(layer):
+    if not uses_its_weight(layer):
         text = f"the layer {layer.name!r} is {layer.note}. Its kernel is bounded, and `norms` leaves the layer out"
         warnings.warn(text, stacklevel=5)
-
-
-def has_known_norm(layer: ConvLayer) -> bool:
-    """Return whether the norm of a layer's kernel is that of the layer: no user's class may change the kernel."""
-    return not layer.unknown_forward or (layer.normalisation is None and uses_its_weight(layer))
 
 
 def gathered(weight: torch.Tensor) -> torch.Tensor:
