@@ -36,6 +36,8 @@ __all__ = [
     "needs_extents",
     "one_tap_conv",
     "operators_of",
+    "own_padding",
+    "squared_excess",
     "step_factor",
     "with_normalisation",
 ]
@@ -291,6 +293,18 @@ def check_penalty(kind: object) -> None:
         raise ValueError(f"kind={kind!r}: wanted one of {', '.join(penalties.__all__)}")
 
 
+def own_padding(layer: ConvLayer) -> tuple[Conv, float]:
+    """Return the convolution that bounds a layer with its own padding, and the logarithm of the padding's norm."""
+    operators = operators_of(layer, circular=False)  # They differ in the norm of the padding alone.
+    return operators[0].conv, math.log(max(operator.padding_norm for operator in operators))
+
+
+def squared_excess(norm: Any, bound: float) -> Any:
+    """Return the penalty "norm_hinge" of norms in an array of any library; NaN stays NaN."""
+    excess = norm - bound
+    return (excess * (excess > 0)) ** 2
+
+
 def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str, Any]) -> Any:
     """Return a penalty on the singular values of one layer.
 
@@ -318,10 +332,8 @@ def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str
     """
     conv = geometry_of(layer)
     if kind == "log_lipschitz":
-        # Operators of a layer with its own padding differ in the norm of the padding alone.
-        operators = operators_of(layer, circular=False)
-        padding = math.log(max(operator.padding_norm for operator in operators))
-        return penalties.log_lipschitz(kernel, None, operators[0].conv, **options) + padding
+        own, padding = own_padding(layer)
+        return penalties.log_lipschitz(kernel, None, own, **options) + padding
     if (largest := layer.largest_input_shape) is not None:
         extents, circular = circular_geometry(conv, largest)
         return getattr(penalties, kind)(kernel, extents, circular, **options)
@@ -333,6 +345,5 @@ def layer_penalty(layer: ConvLayer, kernel: Any, kind: str, options: Mapping[str
     if kind == "norm_hinge":
         if set(options) != {"bound"}:
             raise TypeError(f"options={dict(options)}: norm_hinge takes a bound")
-        excess = norm_upper_bound(kernel, conv) - options["bound"]
-        return (excess * (excess > 0)) ** 2
+        return squared_excess(norm_upper_bound(kernel, conv), options["bound"])
     raise ValueError(needs_extents(layer.name, f"kind={kind!r} is of one input size"))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from convsv_adapters._layers import ConvLayer, operators_of
+from convsv_adapters._layers import ConvLayer, own_padding, squared_excess
 from convsv_adapters.torch._norms import NormOf
 from convsv_core.layers import circular_geometry, lattice
 
@@ -38,8 +38,7 @@ class NormTerm(NamedTuple):
         if self.kind == "squared_norm":
             return norms**2
         if self.kind == "norm_hinge":
-            excess = norms - self.number
-            return (excess * (excess > 0)) ** 2
+            return squared_excess(norms, self.number)
         least = torch.full_like(norms, torch.finfo(norms.dtype).smallest_normal)
         return torch.log(torch.where(norms <= least, least, norms)) + self.number
 
@@ -52,9 +51,8 @@ def norm_term(layer: ConvLayer, kind: str, options: Mapping[str, Any]) -> NormTe
     if layer.conv is None or not all(_is_plain(value) for value in options.values()):
         return None
     if kind == "log_lipschitz" and set(options) <= {"rtol"}:
-        operators = operators_of(layer, circular=False)
-        padding = math.log(max(operator.padding_norm for operator in operators))
-        return NormTerm(kind, NormOf(operators[0].conv, None, options.get("rtol", RTOL)), padding)
+        own, padding = own_padding(layer)
+        return NormTerm(kind, NormOf(own, None, options.get("rtol", RTOL)), padding)
     largest = layer.largest_input_shape
     if kind == "norm_hinge" and set(options) == {"bound"}:
         return NormTerm(kind, _norm(layer, largest, RTOL), options["bound"])
