@@ -112,7 +112,7 @@ class Row:
 
 
 class Timed(Protocol):
-    """What is known of a method that has taken its steps: the seconds of each, and of what came before them."""
+    """Hold the seconds of a method's steps, and of what came before them."""
 
     compile_seconds: float
     first_seconds: float

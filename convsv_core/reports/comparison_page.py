@@ -20,7 +20,7 @@ CONSTANT_MEANING = (
     "An upper bound of the factor by which the whole network stretches the difference of two inputs, in Euclidean "
     "norms. The difference of two constants is not a bound of how far the outputs of the networks are apart."
 )
-"""What the constant of a network is."""
+"""The page says with this what the constant of a network is."""
 
 
 def content_of(report: Comparison) -> Content:

@@ -41,7 +41,7 @@ Origins = Iterable[tuple[str, str, str]]
 
 
 class Content(NamedTuple):
-    """What a page shows.
+    """Hold what a page shows.
 
     Attributes
     ----------

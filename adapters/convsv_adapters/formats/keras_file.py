@@ -36,10 +36,10 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 """The members of a `.keras` archive with the configuration and with the arrays."""
 
 QUANTISED = re.compile(r"int8|int4|float8|Quantized")
-"""What a policy of dtypes holds that computes with other numbers than the kernel's, from Keras's own policies."""
+"""Words of policies of dtypes that compute with other numbers than the kernel's, from Keras's own policies."""
 
 EPSILON = 1e-3
-"""What Keras adds to the variance in a batch normalisation whose configuration does not say, from its documentation."""
+"""Keras adds this to the variance in a batch normalisation whose configuration does not say, by its documentation."""
 
 KERAS_LAYER = re.compile(r"(Depthwise|Separable)?Conv(\d)D(Transpose)?")
 """The names of Keras's classes of convolutions."""

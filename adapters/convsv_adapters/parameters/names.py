@@ -1,4 +1,4 @@
-"""What the name, the shape and the dtype of an array say, and the order of names."""
+"""Tell from the name, the shape and the dtype of an array whether it may be a kernel, and order names."""
 
 from __future__ import annotations
 
