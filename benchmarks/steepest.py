@@ -34,7 +34,8 @@ DIRECTION_COLUMNS = (
 DIRECTION_EXPLANATION = (
     "change: of the momentum since the step before, as a share of its length; share: inner product with the momentum "
     "over a proved upper bound of the optimum, on circular images; mean and least of the layers; time: processor time "
-    "of a call, with its certificate and its bounds; warm: from the directions of the step before."
+    "of a call, with its certificate and its bounds; warm: from the maximiser of the step before; every step: from the "
+    "iterations of the step before, in all recorded steps."
 )
 STEP_COLUMNS = (
     words("optimizer"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from convsv_adapters._layers import COLD_ITERATIONS
 from convsv_adapters.torch import ConvMuon, conv_layers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,12 +45,21 @@ FLATTENED = "Muon, flattened"
 
 
 class Recorded(NamedTuple):
-    """Hold a layer's name and geometry, and its momentum of two steps that follow each other."""
+    """Hold a layer's name and geometry, and its momenta of steps that follow each other."""
 
     name: str
     conv: convsv.Conv
-    before: Tensor
-    after: Tensor
+    momenta: tuple[Tensor, ...]
+
+    @property
+    def before(self) -> Tensor:
+        """The momentum of the last step but one."""
+        return self.momenta[-2]
+
+    @property
+    def after(self) -> Tensor:
+        """The momentum of the last step."""
+        return self.momenta[-1]
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class StepRow:
 
 
 def record(setup: SteepestSetup) -> list[Recorded]:
-    """Train with stochastic gradient descent, and return Nesterov's momenta of the last two steps."""
+    """Train with stochastic gradient descent, and return Nesterov's momenta of the recorded steps."""
     model, batches = start(setup.training)
     layers = conv_layers(model)
     weights = [layer.module.weight for layer in layers]
@@ -118,12 +128,11 @@ def record(setup: SteepestSetup) -> list[Recorded]:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         for buffer, gradient in zip(buffers, gradients, strict=True):
             buffer.lerp_(gradient, 1 - MOMENTUM)
-        if step >= setup.recorded - 2:
-            found.append([gradient.lerp(buffer, MOMENTUM) for buffer, gradient in zip(buffers, gradients, strict=True)])
+        found.append([gradient.lerp(buffer, MOMENTUM) for buffer, gradient in zip(buffers, gradients, strict=True)])
         optimizer.step()
     return [
-        Recorded(layer.name, lattice(geometry(layer)), before, after)
-        for layer, before, after in zip(layers, *found, strict=True)
+        Recorded(layer.name, lattice(geometry(layer)), tuple(momenta))
+        for layer, *momenta in zip(layers, *found, strict=True)
     ]
 
 
@@ -165,6 +174,11 @@ def _measure(one: Recorded, setup: SteepestSetup) -> dict[str, tuple[float, floa
         results[f"exact, warm, {count} iterations"] = search(
             one.after, rtol=1e-9, max_iterations=count, state=before.state
         )
+    for count in setup.chained:
+        found, _ = search(one.momenta[0], max_iterations=COLD_ITERATIONS)
+        for momentum in one.momenta[1:]:
+            found, seconds = search(momentum, rtol=1e-9, max_iterations=count, state=found.state)
+        results[f"exact, every step, {count} iterations"] = found, seconds
     upper = min(float(found.upper) for found, _ in results.values())
     return {name: (float(found.alignment) / upper, seconds) for name, (found, seconds) in results.items()}
 

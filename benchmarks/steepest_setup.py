@@ -20,13 +20,15 @@ class SteepestSetup:
     training : Setup
         The network, its batches, and the plain steps before the recording.
     recorded : int
-        Steps whose momenta are recorded. The last two are measured.
+        Steps whose momenta are recorded. The directions of the last one are measured.
     extent : int
         Extent of the outputs of each layer's circular convolution, on whose frequencies the shares are measured.
     counts : tuple of int
         Numbers of iterations from a cold start.
     warm : tuple of int
-        Numbers of iterations that follow on the directions of the step before.
+        Numbers of iterations that follow on the maximiser of the step before.
+    chained : tuple of int
+        Numbers of iterations for each recorded step, from the iterations of the step before, as in `ConvMuon`.
     turns : int
         Measured steps of each optimizer.
     settle : int
@@ -40,13 +42,14 @@ class SteepestSetup:
     extent: int
     counts: tuple[int, ...]
     warm: tuple[int, ...]
+    chained: tuple[int, ...]
     turns: int
     settle: int
     layers: int | None
 
 
 SETUPS = {
-    Size.FULL: SteepestSetup(TRAININGS[Size.FULL], 20, 8, (1, 3, 10, 30, 100), (1, 3, 10, 30), 12, 2, None),
-    Size.QUICK: SteepestSetup(TRAININGS[Size.QUICK], 4, 4, (1, 10), (1, 3), 4, 1, 1),
-    Size.TINY: SteepestSetup(TRAININGS[Size.TINY], 2, 4, (1, 3), (3,), 2, 1, 1),
+    Size.FULL: SteepestSetup(TRAININGS[Size.FULL], 20, 8, (1, 3, 10, 30, 100), (1, 3, 10, 30), (1, 3), 12, 2, None),
+    Size.QUICK: SteepestSetup(TRAININGS[Size.QUICK], 4, 4, (1, 10), (1, 3), (1, 3), 4, 1, 1),
+    Size.TINY: SteepestSetup(TRAININGS[Size.TINY], 2, 4, (1, 3), (3,), (1,), 2, 1, 1),
 }

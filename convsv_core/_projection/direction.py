@@ -13,8 +13,8 @@ from convsv_core._projection.candidates import (
     DirectionMethod,
     candidate,
     check_direction_method,
+    longest_in_the_ball,
     take_iterations,
-    within_the_ball,
 )
 from convsv_core._projection.certificate import Problem, certify
 from convsv_core._projection.final_rescaling import rescaled
@@ -24,6 +24,7 @@ from convsv_core._projection.splitting import (
     advance,
     begin,
     by_group,
+    choose_by_group,
     dual_uppers,
     inner_products,
     pull_of,
@@ -238,7 +239,9 @@ def _search(
     if method == "exact" and not operand.plan.is_full and bool(xp.any(pull.nonzero)):
         gap = rtol * GRID_SHARE if every_size else rtol
         split = Split(*(pulled.run(begin) if matrices is None else pulled.run(resume, arrays=(matrices,))))
-        best = lowers = uppers = None
+        # After few iterations the flattened polar factor may still be the better direction.
+        best, lowers = pulled.run(_aligned, arrays=(pulled.run(candidate, "flat"),))
+        uppers = xp.full_like(lowers, math.inf)
         while True:
             split = Split(*pulled.run(advance, arrays=split))
             iterations += 1
@@ -294,20 +297,20 @@ class _Bounds(NamedTuple):
 
 def _bounds(operand: Operand, direction: Array, matrices: Array) -> _Bounds:
     """Return a direction scaled to norm 1 in each group, with the bounds of the optimum."""
+    return _Bounds(*_aligned(operand, direction), dual_uppers(operand, matrices))
+
+
+def _aligned(operand: Operand, direction: Array) -> tuple[Array, Array]:
+    """Return a direction scaled to norm 1 in each group, and the inner products of the groups with the pull."""
     norms = _norms(operand, direction)
     direction = by_group(operand, direction, 1 / operand.xp.where(norms > 0, norms, operand.xp.ones_like(norms)))
-    return _Bounds(direction, inner_products(operand, operand.kernel, direction), dual_uppers(operand, matrices))
+    return direction, inner_products(operand, operand.kernel, direction)
 
 
-def _better(
-    operand: Operand, found: _Bounds, best: Array | None, lowers: Array | None, uppers: Array | None
-) -> tuple[Array, Array, Array]:
+def _better(operand: Operand, found: _Bounds, best: Array, lowers: Array, uppers: Array) -> tuple[Array, Array, Array]:
     """Return for each group the direction with the larger inner product, and the closer bounds."""
     xp = operand.xp
-    if best is None or lowers is None or uppers is None:
-        return found.direction, found.lowers, found.uppers
-    kept = xp.astype(lowers > found.lowers, lowers.dtype)
-    best = by_group(operand, best, kept) + by_group(operand, found.direction, 1 - kept)
+    best = choose_by_group(operand, lowers > found.lowers, best, found.direction)
     return best, xp.maximum(lowers, found.lowers), xp.minimum(uppers, found.uppers)
 
 
@@ -331,9 +334,7 @@ def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     xp = operand.xp
     pull = pull_of(operand)
     found = take_iterations(operand, pull, method, count, arrays[0] if arrays else None)
-    direction = within_the_ball(
-        operand, by_group(operand, found.kernel, xp.astype(pull.nonzero, pull.weights.dtype)), factor
-    )
+    direction = longest_in_the_ball(operand, pull, found.kernels, factor)
     uppers = dual_uppers(dataclasses.replace(operand, kernel=pull.kernel), found.matrices)
     upper = xp.sum(pull.weights * uppers * xp.astype(pull.nonzero, uppers.dtype)) * (1 + 4 * operand.eps)
     alignment = _alignment(operand, direction)

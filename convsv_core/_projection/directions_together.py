@@ -15,10 +15,10 @@ from convsv_core._norm.fixed_grid import grid_for
 from convsv_core._projection.candidates import (
     DirectionMethod,
     check_direction_method,
+    longest_in_the_ball,
     take_iterations,
-    within_the_ball,
 )
-from convsv_core._projection.splitting import by_group, pull_of
+from convsv_core._projection.splitting import pull_of
 from convsv_core._symbol.joined import group_axis, join_kernels
 from convsv_core._symbol.operand import Operand, make_operand, shape_of
 from convsv_core.backend import Array
@@ -148,6 +148,5 @@ def _directions(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     *arrays, method, count, factor = arguments
     pull = pull_of(operand)
     found = take_iterations(operand, pull, method, count, arrays[0] if arrays else None)
-    direction = by_group(operand, found.kernel, operand.xp.astype(pull.nonzero, pull.weights.dtype))
-    direction = operand.answer(within_the_ball(operand, direction, factor), scaled=False)
+    direction = operand.answer(longest_in_the_ball(operand, pull, found.kernels, factor), scaled=False)
     return (direction,) if found.matrices is None else (direction, found.matrices)

@@ -52,6 +52,7 @@ __all__ = [
     "advance",
     "begin",
     "by_group",
+    "choose_by_group",
     "dual_uppers",
     "inner_products",
     "pull_of",
@@ -219,6 +220,12 @@ def by_group(operand: Operand, kernel: Array, factors: Array) -> Array:
     shape[axis] = operand.plan.groups
     factors = xp.astype(xp.reshape(factors, tuple(shape)), kernel.dtype)
     return kernel * xp.repeat(factors, kernel.shape[axis] // operand.plan.groups, axis=axis)
+
+
+def choose_by_group(operand: Operand, chosen: Array, one: Array, other: Array) -> Array:
+    """Return the taps of one kernel in the groups where `chosen`, shape (groups,), is True, and else of another."""
+    share = operand.xp.astype(chosen, operand.real_dtype)
+    return by_group(operand, one, share) + by_group(operand, other, 1 - share)
 
 
 def inner_products(operand: Operand, one: Array, other: Array) -> Array:
