@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from convsv_core._norm.largest import norms_of_groups
 from convsv_core._projection.orthogonal import polar_and_cut
-from convsv_core._projection.polar import polar_factors
+from convsv_core._projection.polar import polar_by_products, polar_factors, prefers_products
 from convsv_core._projection.splitting import (
     Pull,
     Split,
@@ -132,5 +132,6 @@ def _flattened(operand: Operand) -> Array:
     xp, taps = operand.xp, operand.taps()
     offsets, groups, rows, columns = taps.shape
     flat = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, rows, offsets * columns))
-    polar = xp.reshape(polar_factors(operand.backend, flat), (groups, rows, offsets, columns))
+    polar_of = polar_by_products if prefers_products(operand.backend, operand.kernel) else polar_factors
+    polar = xp.reshape(polar_of(operand.backend, flat), (groups, rows, offsets, columns))
     return operand.from_taps(xp.permute_dims(polar, (2, 0, 1, 3)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
 from convsv_core.backend import Array, Backend
 
-__all__ = ["polar_by_products", "polar_factors"]
+__all__ = ["polar_by_products", "polar_factors", "prefers_products"]
 
 FAST_STEPS, LAST_STEPS = 10, 4
 """Steps of the polar iteration that raise small singular values, and then steps that converge to 1. Guesses."""
@@ -16,6 +16,14 @@ FAST, LAST = (3.4445, -4.775, 2.0315), (15 / 8, -10 / 8, 3 / 8)
 The first polynomial has slope 3.4 at 0. It maps [0, 1.2] into itself, and values that have been raised into [0.68,
 1.14]. It is known from Muon, an optimiser. The second polynomial is Newton and Schulz's step, of third order at 1.
 """
+
+
+def prefers_products(backend: Backend, like: Array) -> bool:
+    """Tell whether matrix products are faster than decompositions of many small matrices.
+
+    They are on accelerators, but a compiler makes no faster program of them.
+    """
+    return not backend.compiles and not backend.has_fast_float64(like)
 
 
 def polar_factors(backend: Backend, matrices: Array) -> Array:

@@ -40,6 +40,7 @@ from convsv_core._projection.excess import (
     sharing,
 )
 from convsv_core._projection.orthogonal import polar_and_cut
+from convsv_core._projection.polar import prefers_products
 from convsv_core._symbol.joined import group_axis
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
@@ -250,9 +251,7 @@ def _excess(operand: Operand, matrices: Array) -> _Excess:
     """Return the excess over 1 of the matrices V that follow on the matrices S of a `Split`."""
     xp, backend = operand.xp, operand.backend
     one = xp.ones_like(operand.scale)
-    # Decompositions of many small matrices are slow on accelerators. Compilers have no products that are faster.
-    by_pairs = backend.compiles or backend.has_fast_float64(operand.kernel)
-    excess_of = excess_by_eigenvectors if by_pairs else excess_by_products
+    excess_of = excess_by_products if prefers_products(backend, operand.kernel) else excess_by_eigenvectors
     symbol = symbol_polynomial(dataclasses.replace(operand, kernel=RELAXATION * operand.kernel))
 
     def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
