@@ -36,6 +36,12 @@ def test_named_parameters_take_the_steps_of_unnamed_ones() -> None:
     assert algorithms(ConvMuon(model, params=[{"params": list(model.named_parameters())}])) == wanted
 
 
+def test_a_set_of_parameters_is_refused() -> None:
+    model = network()
+    with pytest.raises(TypeError, match="params is a set"):
+        ConvMuon(model, params=[{"params": set(model.parameters())}])
+
+
 def test_the_rate_of_a_group_of_adamw_is_its_own() -> None:
     model = network()
     group = {"params": list(model.parameters()), "algorithm": "adamw", "lr": 0.5, "weight_decay": 0.1}
@@ -88,6 +94,16 @@ def test_a_first_gradient_of_zero_leaves_later_steps_as_good() -> None:
     optimizer.step()
     assert torch.equal(layer.weight.detach(), before)
     assert share(optimizer) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_state_of_another_geometry_is_refused() -> None:
+    layer, other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, stride=2)
+    optimizer, another = ConvMuon(layer), ConvMuon(other)
+    layer.weight.grad, other.weight.grad = torch.ones_like(layer.weight), torch.ones_like(other.weight)
+    optimizer.step()
+    another.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"state has matrices of shape .* is it of another layer\?"):
+        another.step()
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:

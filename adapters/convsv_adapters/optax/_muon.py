@@ -85,9 +85,10 @@ def scale_by_steepest_direction(
     Notes
     -----
     Use it within `jax.jit`. The parameters may be sharded; with an explicit mesh, every device computes whole kernels.
-    The norm is certified on a grid for every input size, so the true norm is at least 0.84 of the certified one. NaN
-    or infinity in a gradient gives NaN. The first update of "exact" takes 20 iterations. The state then holds complex
-    matrices at 34 frequencies for 3 x 3 taps. Updates have 32 bits or more. `optax.inject_hyperparams` needs
+    The norm is certified on a grid for every input size, so the true norm is at least 0.84 of the certified one. It is
+    the norm with zero or circular padding, and padding that repeats pixels can raise it. NaN or infinity in a gradient
+    gives NaN. The first update of "exact" takes 20 iterations. The state then holds complex matrices at 34 frequencies
+    for 3 x 3 taps. Updates have 32 bits or more. `optax.inject_hyperparams` needs
     ``static_args=("iterations",)``.
 
     The decompositions run one after the other on most accelerators.

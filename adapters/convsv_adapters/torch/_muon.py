@@ -70,7 +70,8 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
     gradient that takes steepest steps is a ValueError of `step`, which then changes nothing.
 
     The norm of a step is certified on a grid, so the true norm is at most ``lr`` times the factor, and at least 0.84
-    times as much. For weights of 16 bits, rounding the step adds to its norm.
+    times as much. It is the norm with zero or circular padding, and padding that repeats pixels can raise it. For
+    weights of 16 bits, rounding the step adds to its norm. A subclass of a layer counts as the layer.
 
     "exact" keeps complex matrices at 34 frequencies for 3 x 3 taps: in bytes 7.6 times a real kernel of 32 bits. With
     several ranks, only the rank that computes a layer has them, and a checkpoint of another rank begins anew. Weights
@@ -141,6 +142,10 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
         options = {**self.defaults, **param_group}
         _check(options)
         params = param_group["params"]
+        if isinstance(params, set):
+            raise TypeError(
+                "params is a set, whose order changes from run to run: wanted a list, so that checkpoints fit"
+            )
         params = [params] if isinstance(params, torch.Tensor) else list(params)
         known = [(one[1] if isinstance(one, tuple) else one) in self._geometries for one in params]
         wanted = param_group.get("algorithm")
