@@ -275,7 +275,7 @@ def _train_alike(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int)
 
 
 def _muon_of_alike_layers(rank: int, folder: Path) -> Any:
-    """Return weights after steps of an optimizer, and after steps of its copy."""
+    """Return weights before and after steps of an optimizer's copies, and how many layers have matrices in the end."""
     model = DistributedDataParallel(alike_layers())
     optimizer = ConvMuon(model, lr=0.05)
     _train_alike(model, optimizer, 3)
@@ -283,7 +283,12 @@ def _muon_of_alike_layers(rank: int, folder: Path) -> Any:
     copy.deepcopy(optimizer).step()
     _, loaded = pickle.loads(pickle.dumps((model.module, optimizer)))
     loaded.step()
-    return before, model.module.state_dict()
+    after = copy.deepcopy(model.module.state_dict())
+    saved = [optimizer.state_dict()]
+    distributed.broadcast_object_list(saved)
+    optimizer.load_state_dict(saved[0])
+    _train_alike(model, optimizer, 2)
+    return before, after, sum("matrices" in state for state in optimizer.state.values())
 
 
 @pytest.mark.thorough
@@ -291,7 +296,8 @@ def test_three_ranks_share_layers_of_one_shape_as_one_process_steps_them() -> No
     found = run_on_ranks(_muon_of_alike_layers, ranks=3)
     model = alike_layers()
     _train_alike(model, ConvMuon(model, lr=0.05), 3)
-    for before, after in found:
+    assert sum(own for *_, own in found) == 3
+    for before, after, _ in found:
         for name, value in model.state_dict().items():
             torch.testing.assert_close(before[name], value, rtol=0, atol=1e-3)
             assert torch.equal(before[name], after[name])

@@ -174,7 +174,7 @@ def conv_muon(
     adam_eps: float = 1e-8,
     adam_weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Muon with the operator norm of each convolution and linear layer of `layers`, and AdamW for other parameters.
+    """Return Muon with the operator norms of convolutions and linear layers, and AdamW for all other parameters.
 
     Parameters
     ----------

@@ -201,6 +201,9 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
         calls = self._calls(params, gathered, groups)
         costs = [one.numel() * min(one.shape[0], one[0].numel()) for one in gathered]
         owners = exchange.share_out(costs, calls)
+        for one, owner in zip(params, owners, strict=True):
+            if owner != exchange.rank:
+                self.state[one].pop("matrices", None)  # from a checkpoint of another rank, or soon out of date
         directions: list[torch.Tensor | None] = [None] * len(params)
         failure: Exception | None = None
         # The owners may not depend on the matrices: each rank has those of its own layers alone.
