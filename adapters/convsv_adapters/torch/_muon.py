@@ -207,12 +207,13 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
         directions: list[torch.Tensor | None] = [None] * len(params)
         failure: Exception | None = None
         # The owners may not depend on the matrices: each rank has those of its own layers alone.
-        mine = [
+        parts = (
             [i for i in call if owners[i] == exchange.rank and ("matrices" in self.state[params[i]]) == warm]
             for call in calls
             for warm in (True, False)
-        ]
-        for part in filter(None, mine):
+        )
+        mine = [part for part in parts if part]
+        for part in mine:
             try:
                 found = self._directions([params[i] for i in part], [gathered[i] for i in part], groups[part[0]])
                 for index, direction in zip(part, found, strict=True):
