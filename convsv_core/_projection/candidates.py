@@ -30,6 +30,7 @@ __all__ = [
     "Unscaled",
     "candidate",
     "check_direction_method",
+    "check_matrices",
     "longest_in_the_ball",
     "take_iterations",
     "within_the_ball",
@@ -53,6 +54,14 @@ def check_direction_method(method: object) -> None:
     """Raise ValueError unless `method` is one of `DIRECTION_METHODS`."""
     if method not in DIRECTION_METHODS:
         raise ValueError(f"method={method!r}: wanted one of {', '.join(DIRECTION_METHODS)}")
+
+
+def check_matrices(operand: Operand, matrices: Array) -> None:
+    """Raise ValueError unless matrices of an earlier search fit an operand's geometry."""
+    plan, found = operand.plan, tuple(matrices.shape)
+    wanted = (len(plan.frequencies), plan.groups, *plan.block)
+    if found != wanted:
+        raise ValueError(f"state has matrices of shape {found}: wanted {wanted}; is it of another layer?")
 
 
 def take_iterations(

@@ -13,6 +13,7 @@ from convsv_core._projection.candidates import (
     DirectionMethod,
     candidate,
     check_direction_method,
+    check_matrices,
     longest_in_the_ball,
     take_iterations,
 )
@@ -208,12 +209,7 @@ def _checked(operand: Operand, state: DirectionState) -> Array:
     """Return the matrices of a state in the dtype of the computation, after a check of their shape."""
     if not isinstance(state, DirectionState):
         raise TypeError(f"state is a {type(state).__qualname__}: wanted the state of an earlier result, or None")
-    plan = operand.plan
-    wanted = (len(plan.frequencies), plan.groups, *plan.block)
-    if tuple(state.matrices.shape) != wanted:
-        raise ValueError(
-            f"state has matrices of shape {tuple(state.matrices.shape)}: wanted {wanted}; is it of another layer?"
-        )
+    check_matrices(operand, state.matrices)
     return operand.xp.astype(state.matrices, operand.complex_dtype, copy=False)
 
 

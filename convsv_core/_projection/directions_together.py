@@ -15,6 +15,7 @@ from convsv_core._norm.fixed_grid import grid_for
 from convsv_core._projection.candidates import (
     DirectionMethod,
     check_direction_method,
+    check_matrices,
     longest_in_the_ball,
     take_iterations,
 )
@@ -102,7 +103,7 @@ def steepest_together(
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As for `convsv_core.steepest_direction`.
+        As for `convsv_core.steepest_direction`; `matrices` are its `state`.
 
     Notes
     -----
@@ -146,6 +147,8 @@ def steepest_together(
 def _directions(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     """Return the directions of all groups, each within the ball, and the last matrices if there are any."""
     *arrays, method, count, factor = arguments
+    for known in arrays:
+        check_matrices(operand, known)
     pull = pull_of(operand)
     found = take_iterations(operand, pull, method, count, arrays[0] if arrays else None)
     direction = operand.answer(longest_in_the_ball(operand, pull, found.kernels, factor), scaled=False)

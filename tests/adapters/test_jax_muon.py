@@ -15,7 +15,8 @@ jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 
 import jax.numpy as jnp  # noqa: E402
-from convsv_adapters.optax import conv_muon, scale_by_steepest_direction  # noqa: E402
+from convsv_adapters._layers import make_layer  # noqa: E402
+from convsv_adapters.optax import conv_muon, operator_norm_bound, scale_by_steepest_direction  # noqa: E402
 
 import convsv_core as convsv  # noqa: E402
 from convsv_core import Conv  # noqa: E402
@@ -97,6 +98,55 @@ def test_a_gradient_of_nan_gives_nan_and_other_leaves_pass() -> None:
     updates, _ = jax.jit(transform.update)(gradients, transform.init(gradients))
     assert bool(jnp.isnan(updates["kernel"]).all())
     assert updates["bias"].tolist() == [0.0, 1.0]
+
+
+def test_linear_layers_take_the_polar_factor() -> None:
+    optimizer = conv_muon(0.1, {"dense": Conv("WIO"), "one/kernel": LAYERS["one/kernel"]})
+    before, after = steps(optimizer, 1)
+    u, _, vh = np.linalg.svd(np.asarray(tree(1)["dense"]), full_matrices=False)
+    change = np.asarray(after["dense"] - before["dense"])
+    np.testing.assert_allclose(change, -0.1 * (2 / 6) ** 0.5 * (u @ vh), atol=1e-5)
+
+
+def test_a_first_gradient_of_zero_leaves_later_updates_as_good() -> None:
+    transform = scale_by_steepest_direction(LAYERS)
+    update = jax.jit(transform.update)
+    zero = jax.tree.map(jnp.zeros_like, tree())
+    wanted, _ = update(tree(), transform.init(tree()))
+    updates, state = update(zero, transform.init(tree()))
+    assert not any(np.any(one) for one in jax.tree.leaves(updates))
+    assert not any(np.any(one) for one in jax.tree.leaves(state.matrices))
+    updates, _ = update(tree(), state)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-4), updates, wanted)
+
+
+def test_rates_and_momentum_may_be_injected() -> None:
+    nnx = pytest.importorskip("flax.nnx")
+    from convsv_adapters.flax import conv_layers
+
+    model = nnx.Sequential(nnx.Conv(2, 3, (3,), rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1)))
+    layers = conv_layers(model, jnp.zeros((1, 8, 2)), linear=True)
+    injected = optax.inject_hyperparams(conv_muon, static_args=("iterations",))
+    optimizer = nnx.Optimizer(model, injected(0.1, layers), wrt=nnx.Param)
+    before = np.asarray(model.layers[1].kernel[...])
+    optimizer.opt_state.hyperparams["learning_rate"][...] = jnp.asarray(0.3)
+    optimizer.update(model, nnx.grad(lambda model: (model(jnp.ones((1, 8, 2))) ** 2).sum())(model))
+    change = np.asarray(model.layers[1].kernel[...]) - before
+    assert np.linalg.norm(change, 2) == pytest.approx(0.3 * (2 / 3) ** 0.5, rel=1e-5)
+    with pytest.raises(TypeError, match=r"static_args=\('iterations',\)"):
+        optax.inject_hyperparams(conv_muon)(0.1, LAYERS).init(tree())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda layers: conv_muon(0.1, layers), lambda layers: operator_norm_bound(1.0, layers)]
+)
+def test_layers_may_be_an_iterator(make: Any) -> None:
+    kernel = jnp.ones((3, 2, 2))
+    layer = make_layer(name="one", path="one", kernel_shape=(3, 2, 2), conv=Conv("WIO", padding_mode="zeros"))
+    transform = make(iter([layer]))
+    params = {"one": kernel}
+    updates, _ = transform.update(params, transform.init(params), params)
+    assert updates["one"].shape == kernel.shape
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""Tests of a projection that two processes share."""
+"""Tests of a projection, and of steps of `ConvMuon`, that processes share."""
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,19 +52,19 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: 
         optimizer.step()
 
 
-def run_on_ranks(function: Callable[[int, Path], None]) -> list[Any]:
-    """Return the result of each rank, from `RANKS` processes that run `function`."""
+def run_on_ranks(function: Callable[[int, Path], None], ranks: int = RANKS) -> list[Any]:
+    """Return the result of each rank, from processes that run `function`."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (function, Path(folder)), nprocs=RANKS)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+        torch.multiprocessing.spawn(_rank, (function, Path(folder), ranks), nprocs=ranks)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-def _rank(rank: int, function: Callable[[int, Path], None], folder: Path) -> None:
+def _rank(rank: int, function: Callable[[int, Path], None], folder: Path, ranks: int) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = distributed.FileStore(str(folder / "store"), RANKS)
+    store = distributed.FileStore(str(folder / "store"), ranks)
     timeout = datetime.timedelta(seconds=120)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timeout)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
     torch.save(function(rank, folder), folder / f"{rank}.pt")
     distributed.barrier()
     os._exit(0)  # a process that ends in the usual way is aborted at times by a thread of gloo's that is still there
@@ -257,3 +259,45 @@ def test_muon_steps_sharded_tensors_as_whole_ones() -> None:
     train(model, ConvMuon(model, lr=0.05), 3, seed=0)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-3)
+
+
+def alike_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)))
+
+
+def _train_alike(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(2, 4, 8, 8, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+def _muon_of_alike_layers(rank: int, folder: Path) -> Any:
+    """Return weights before and after steps of an optimizer's copies, and how many layers have matrices in the end."""
+    model = DistributedDataParallel(alike_layers())
+    optimizer = ConvMuon(model, lr=0.05)
+    _train_alike(model, optimizer, 3)
+    before = copy.deepcopy(model.module.state_dict())
+    copy.deepcopy(optimizer).step()
+    _, loaded = pickle.loads(pickle.dumps((model.module, optimizer)))
+    loaded.step()
+    after = copy.deepcopy(model.module.state_dict())
+    saved = [optimizer.state_dict()]
+    distributed.broadcast_object_list(saved)
+    optimizer.load_state_dict(saved[0])
+    _train_alike(model, optimizer, 2)
+    return before, after, sum("matrices" in state for state in optimizer.state.values())
+
+
+@pytest.mark.thorough
+def test_three_ranks_share_layers_of_one_shape_as_one_process_steps_them() -> None:
+    found = run_on_ranks(_muon_of_alike_layers, ranks=3)
+    model = alike_layers()
+    _train_alike(model, ConvMuon(model, lr=0.05), 3)
+    assert sum(own for *_, own in found) == 3
+    for before, after, _ in found:
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(before[name], value, rtol=0, atol=1e-3)
+            assert torch.equal(before[name], after[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from convsv_adapters._layers import ConvLayer, geometry_of, make_layer
 from convsv_core import Conv
 
-__all__ = ["Layers", "Leaf", "Tree", "as_kernel", "as_leaf", "check_layers", "is_alone", "named_leaves"]
+__all__ = ["Layers", "Leaf", "Tree", "as_kernel", "as_leaf", "check_layers", "is_alone", "kept", "named_leaves"]
 
 WRAPPERS = ("value", "raw_value")
 """The names that an array's path ends with if a box holds the array, as flax's variables do."""
@@ -59,6 +59,11 @@ def as_leaf(layer: ConvLayer, kernel: jax.Array) -> jax.Array:
 def is_alone(layer: ConvLayer) -> bool:
     """Return whether a layer is a normalisation that follows no layer."""
     return layer.normalisation is not None and layer.normalisation.scale == layer.path
+
+
+def kept(layers: Layers) -> Layers:
+    """Return `layers` for more than one use: an iterator's items, and anything else as it is."""
+    return tuple(layers) if isinstance(layers, Iterator) else layers
 
 
 def check_layers(layers: Layers | None, tree: object, *, normalised: bool = False) -> tuple[ConvLayer, ...]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from convsv_adapters._jax.trees import Layers, Tree, check_layers, named_leaves
+from convsv_adapters._jax.trees import Layers, Tree, as_kernel, as_leaf, check_layers, kept, named_leaves
 from convsv_adapters._layers import COLD_ITERATIONS, ConvLayer, check_scaling, geometry_of, step_factor
 from convsv_adapters.optax._kernels import explicit_sharding, on_every_device
 from convsv_core import Conv
@@ -30,7 +30,7 @@ class SteepestDirectionState(NamedTuple):
     momentum : tuple of array
         For each layer, the mean of its gradients.
     matrices : tuple of array or None
-        For each layer, the matrices from which the next search begins.
+        For each layer, the matrices from which the next search begins, or zeros.
     """
 
     count: jax.Array
@@ -55,14 +55,14 @@ def scale_by_steepest_direction(
     iterations: int = 1,
     scaling: str = "rms",
 ) -> optax.GradientTransformation:
-    """Replace the gradients of convolution kernels by directions of steepest descent in the layers' operator norms.
+    """Replace the gradients of kernels by directions of steepest descent in the operator norms of their layers.
 
     Updates of other leaves pass unchanged. `conv_muon` is the whole optimizer.
 
     Parameters
     ----------
     layers : iterable of ConvLayer, or mapping from str
-        The geometry of the kernels, as for `projection_operator_norm`.
+        The geometry of the kernels, as for `projection_operator_norm`, linear layers among them.
     momentum : float, default 0.95
     nesterov : bool, default True
     method : {"exact", "polar", "flat"}, default "exact"
@@ -85,9 +85,11 @@ def scale_by_steepest_direction(
     Notes
     -----
     Use it within `jax.jit`. The parameters may be sharded; with an explicit mesh, every device computes whole kernels.
-    The norm is certified on a grid for every input size, so the true norm is at least 0.84 of the certified one. NaN
-    or infinity in a gradient gives NaN. The first update of "exact" takes 20 iterations. The state then holds complex
-    matrices at 34 frequencies for 3 x 3 taps. Updates have 32 bits or more.
+    The norm is certified on a grid for every input size, so the true norm is at least 0.84 of the certified one. It is
+    the norm with zero or circular padding, and padding that repeats pixels can raise it. NaN or infinity in a gradient
+    gives NaN. The first update of "exact" takes 20 iterations. The state then holds complex matrices at 34 frequencies
+    for 3 x 3 taps. Updates have 32 bits or more. `optax.inject_hyperparams` needs
+    ``static_args=("iterations",)``.
 
     The decompositions run one after the other on most accelerators.
 
@@ -101,8 +103,14 @@ def scale_by_steepest_direction(
     """
     check_direction_method(method)
     check_scaling(scaling)
+    layers = kept(layers)
+    if isinstance(iterations, jax.Array):
+        raise TypeError(
+            "iterations is an array: wanted an int; with optax.inject_hyperparams, static_args=('iterations',)"
+        )
     count = as_int("iterations", iterations, least=1)
-    if not 0 <= as_float("momentum", momentum) < 1:
+    # An array comes from `optax.inject_hyperparams`, and may have no value yet.
+    if not isinstance(momentum, jax.Array) and not 0 <= as_float("momentum", momentum) < 1:
         raise ValueError(f"momentum={momentum!r}: wanted a number from 0 to less than 1")
 
     def settings_of(layer: ConvLayer) -> _Settings:
@@ -114,7 +122,8 @@ def scale_by_steepest_direction(
         buffers = tuple(jnp.zeros_like(kernel, dtype=_wide(kernel)) for kernel in kernels)
         matrices = []
         for layer, buffer in zip(chosen, buffers, strict=True):
-            shape = jax.eval_shape(functools.partial(_cold, settings=settings_of(layer)), [buffer])[1]
+            cold = functools.partial(_cold, settings=settings_of(layer))
+            shape = jax.eval_shape(cold, [as_kernel(layer, buffer)])[1]
             matrices.append(None if shape is None else jnp.zeros(shape[0].shape, shape[0].dtype))
         return SteepestDirectionState(jnp.zeros((), jnp.int32), buffers, tuple(matrices))
 
@@ -133,14 +142,15 @@ def scale_by_steepest_direction(
         pulls = buffers
         if nesterov:
             pulls = [momentum * b + (1 - momentum) * g for b, g in zip(buffers, gradients, strict=True)]
+        pulls = [as_kernel(layer, pull) for layer, pull in zip(chosen, pulls, strict=True)]
         matrices = list(state.matrices)
         for members in _alike(pulls, [settings_of(layer) for layer in chosen]):
             settings = settings_of(chosen[members[0]])
-            found = _directions(state.count, [pulls[i] for i in members], [matrices[i] for i in members], settings)
+            found = _directions([pulls[i] for i in members], [matrices[i] for i in members], settings)
             for index, direction, own in zip(members, *found, strict=True):
                 layer = chosen[index]
                 factor = step_factor(layer.kernel_shape, geometry_of(layer), scaling)
-                leaves[places[layer.path].place] = direction * factor
+                leaves[places[layer.path].place] = as_leaf(layer, direction) * factor
                 matrices[index] = own
         new = SteepestDirectionState(optax.safe_increment(state.count), tuple(buffers), tuple(matrices))
         return jax.tree.unflatten(structure, leaves), new
@@ -164,7 +174,7 @@ def conv_muon(
     adam_eps: float = 1e-8,
     adam_weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Muon with the operator norm of each convolution, and AdamW for all other parameters.
+    """Return Muon with the operator norms of convolutions and linear layers, and AdamW for all other parameters.
 
     Parameters
     ----------
@@ -173,9 +183,9 @@ def conv_muon(
     layers, momentum, nesterov, method, iterations, scaling
         As for `scale_by_steepest_direction`.
     weight_decay : float, default 0.0
-        Decoupled, for the convolution kernels.
+        Decoupled, for the kernels of `layers`: each step subtracts ``learning_rate * weight_decay`` times the kernel.
     adam_learning_rate : float or schedule, optional
-        `learning_rate` if not given.
+        `learning_rate` if not given, as for `optax.contrib.muon`. Here it is a norm, so AdamW often needs less.
     adam_b1, adam_b2, adam_eps, adam_weight_decay : float, default 0.9, 0.95, 1e-8, 0.0
         The options of AdamW.
 
@@ -196,6 +206,7 @@ def conv_muon(
     >>> bool(-0.1 <= updates["kernel"].sum() <= -0.084)
     True
     """
+    layers = kept(layers)
     steepest = optax.chain(
         scale_by_steepest_direction(
             layers, momentum=momentum, nesterov=nesterov, method=method, iterations=iterations, scaling=scaling
@@ -247,11 +258,14 @@ def _cold(pulls: list[jax.Array], settings: _Settings) -> Any:
 
 
 # This function stands alone, so that layers of one shape and geometry are compiled once.
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=2)
 def _directions(
-    count: jax.Array, pulls: list[jax.Array], matrices: list[jax.Array | None], settings: _Settings
+    pulls: list[jax.Array], matrices: list[jax.Array | None], settings: _Settings
 ) -> tuple[list[jax.Array], list[jax.Array | None]]:
-    """Return the directions of kernels of one shape and geometry, and the matrices for the next update."""
+    """Return the directions of kernels of one shape and geometry, and the matrices for the next update.
+
+    Matrices are zero until there is a gradient. If one kernel has its first gradient, all of them start anew.
+    """
     sharding = explicit_sharding(pulls[0])
     pulls = [on_every_device(pull, sharding) for pull in pulls]
     if matrices[0] is None:
@@ -266,7 +280,12 @@ def _directions(
             )
             return [one.direction for one in steps], [one.matrices for one in steps]
 
-        directions, found = jax.lax.cond(count == 0, lambda pulls: _cold(pulls, settings), warm, pulls)
+        alive = [jnp.any(pull != 0) for pull in pulls]
+        first = [own & ~jnp.any(one != 0) for own, one in zip(alive, known, strict=True)]
+        cold = functools.reduce(jnp.logical_or, first)
+        directions, reached = jax.lax.cond(cold, lambda pulls: _cold(pulls, settings), warm, pulls)
+        # The search for a gradient of zero finds nothing that a later search could start from.
+        found = [jnp.where(own, one, 0) for own, one in zip(alive, reached, strict=True)]
     if sharding is not None:
         directions = [jax.sharding.reshard(one, sharding) for one in directions]
     return directions, found

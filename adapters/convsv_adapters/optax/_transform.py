@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from convsv_adapters._jax.batch_norm import running_statistics
-from convsv_adapters._jax.trees import Layers, Tree, as_kernel, as_leaf, check_layers, named_leaves
+from convsv_adapters._jax.trees import Layers, Tree, as_kernel, as_leaf, check_layers, kept, named_leaves
 from convsv_adapters._layers import ConvLayer, operators_of
 from convsv_adapters.optax._kernels import bounded_change, empty_dual, make_settings
 from convsv_adapters.optax._scales import ScaleBound, scaled_changes
@@ -109,6 +109,7 @@ def operator_norm_bound(
     True
     """
     settings = make_settings(bound, method, steps)
+    layers = kept(layers)
     period = as_int("every", every, least=1)
 
     def init(params: Tree) -> OperatorNormBoundState:

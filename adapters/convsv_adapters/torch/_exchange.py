@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +54,8 @@ class Exchange:
             heapq.heappush(loads, (load + cost, owner))
         return owners
 
-    def raise_together(self, failure: Exception | None, device: torch.device) -> None:
-        """Raise an error on every rank if one rank has failed."""
+    def raise_together(self, failure: Exception | None, device: torch.device, task: str = "projection") -> None:
+        """Raise an error on every rank if one rank has failed at a task, which the error names."""
         if failure is not None:
             raise failure
 
@@ -82,14 +82,22 @@ class GroupExchange(Exchange):
         self.rank = distributed.get_rank(group)
         self.size = distributed.get_world_size(group)
 
-    def raise_together(self, failure: Exception | None, device: torch.device) -> None:
-        """Raise an error on every rank if one rank has failed."""
+    def __deepcopy__(self, memo: Any) -> GroupExchange:
+        """Return an exchange of the same group, which cannot be copied."""
+        return GroupExchange(self.group)
+
+    def __reduce__(self) -> tuple[Callable[[], Exchange], tuple[()]]:
+        """Return what a pickle holds: the group of all processes that load it, as `DistributedDataParallel` has it."""
+        return _whole_exchange, ()
+
+    def raise_together(self, failure: Exception | None, device: torch.device, task: str = "projection") -> None:
+        """Raise an error on every rank if one rank has failed at a task, which the error names."""
         failed = torch.tensor(0 if failure is None else self.rank + 1, device=device)
         distributed.all_reduce(failed, distributed.ReduceOp.MAX, group=self.group)
         if failure is not None:
             raise failure
         if int(failed):
-            raise RuntimeError(f"the projection failed on rank {int(failed) - 1}, which says why")
+            raise RuntimeError(f"the {task} failed on rank {int(failed) - 1}, which says why")
 
     def collect(self, values: dict[str, float], names: list[str], device: torch.device) -> dict[str, float]:
         """Return the values of all ranks, in the order of `names`; each value is known to one rank."""
@@ -153,6 +161,11 @@ def make_exchange(model: nn.Module, group: Any, modules: Sequence[nn.Module]) ->
     if group is None or distributed.get_world_size(group) == 1:
         return Exchange()
     return GroupExchange(group)
+
+
+def _whole_exchange() -> Exchange:
+    """Return the exchange of all processes."""
+    return GroupExchange(None) if _is_distributed() and distributed.get_world_size() > 1 else Exchange()
 
 
 def process_rank() -> int:

@@ -49,8 +49,9 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
     adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay : float, default 3e-4, (0.9, 0.95), 1e-8, 0.0
         The options of AdamW.
     params : iterable, optional
-        Parameters or parameter groups to train, in place of all parameters of the model. A group may have options of
-        its own, by the names above, and ``"algorithm"``: "steepest" or "adamw" for all of its parameters.
+        Parameters or parameter groups to train, in place of all parameters of the model, with their names or without.
+        A group may have options of its own, by the names above, and ``"algorithm"``: "steepest" or "adamw" for all of
+        its parameters. Beside "adamw", ``"lr"`` and ``"weight_decay"`` are AdamW's.
     process_group : torch.distributed.ProcessGroup, optional
         As for `project_after_step`: ranks that hold the same weights share the layers out.
 
@@ -59,16 +60,18 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
     TypeError
         `model` is not a module, or holds flat parameters of FSDP1.
     ValueError
-        An option is impossible, or a group wants steepest steps for another kind of parameter.
+        An option is impossible, a group wants steepest steps for another kind of parameter, or a lazy layer has no
+        weight yet.
 
     Notes
     -----
     Each group of `param_groups` holds either steepest or AdamW's parameters, and has its own ``lr``. So learning rate
-    schedulers, `torch.amp.GradScaler` and accumulated gradients work as with any optimizer. A gradient with NaN or
-    infinity is an error.
+    schedulers, `torch.amp.GradScaler` and accumulated gradients work as with any optimizer. NaN or infinity in a
+    gradient that takes steepest steps is a ValueError of `step`, which then changes nothing.
 
     The norm of a step is certified on a grid, so the true norm is at most ``lr`` times the factor, and at least 0.84
-    times as much. For weights of 16 bits, rounding the step adds to its norm.
+    times as much. It is the norm with zero or circular padding, and padding that repeats pixels can raise it. For
+    weights of 16 bits, rounding the step adds to its norm. A subclass of a layer counts as the layer.
 
     "exact" keeps complex matrices at 34 frequencies for 3 x 3 taps: in bytes 7.6 times a real kernel of 32 bits. With
     several ranks, only the rank that computes a layer has them, and a checkpoint of another rank begins anew. Weights
@@ -127,7 +130,7 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
         }
         _check(defaults)
         chosen = model.parameters() if params is None else params
-        super().__init__([one for one in chosen if not isinstance(one, nn.Parameter) or one.requires_grad], defaults)
+        super().__init__(list(chosen), defaults)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: also the geometry of the layers."""
@@ -139,8 +142,12 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
         options = {**self.defaults, **param_group}
         _check(options)
         params = param_group["params"]
+        if isinstance(params, set):
+            raise TypeError(
+                "params is a set, whose order changes from run to run: wanted a list, so that checkpoints fit"
+            )
         params = [params] if isinstance(params, torch.Tensor) else list(params)
-        known = [one in self._geometries for one in params]
+        known = [(one[1] if isinstance(one, tuple) else one) in self._geometries for one in params]
         wanted = param_group.get("algorithm")
         if wanted not in (None, "steepest", "adamw"):
             raise ValueError(f"algorithm={wanted!r}: wanted 'steepest' or 'adamw'")
@@ -156,7 +163,9 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
             if members:
                 group = {**param_group, "params": members, "algorithm": algorithm}
                 if algorithm == "adamw":
-                    group |= {"lr": options["adamw_lr"], "weight_decay": options["adamw_weight_decay"]}
+                    own = param_group if wanted == "adamw" else {}  # An lr beside the algorithm is AdamW's.
+                    for name in ("lr", "weight_decay"):
+                        group[name] = own.get(name, options[f"adamw_{name}"])
                 super().add_param_group(group)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -167,41 +176,53 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         steepest: list[tuple[nn.Parameter, dict[str, Any]]] = []
+        others: list[tuple[list[nn.Parameter], dict[str, Any]]] = []
         for group in self.param_groups:
             params = [one for one in group["params"] if one.grad is not None]
             if any(one.grad.is_sparse for one in params):
                 raise RuntimeError("ConvMuon does not support sparse gradients: wanted SparseAdam for their parameters")
             if group["algorithm"] == "adamw":
-                _adamw_step(self.state, params, group)
+                others.append((params, group))
             else:
                 steepest += [(one, group) for one in params]
         if steepest:
             self._steepest_step([one for one, _ in steepest], [group for _, group in steepest])
+        for params, group in others:
+            _adamw_step(self.state, params, group)
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _steepest_step(self, params: Sequence[nn.Parameter], groups: Sequence[dict[str, Any]]) -> None:
         """Move the weights of convolutions and linear layers, which the ranks share out."""
+        exchange = self._exchange
+        exchange.raise_together(_infinite_gradient(params), params[0].device, "step of ConvMuon")
         moments = [_moment(self.state[one], one, group) for one, group in zip(params, groups, strict=True)]
         gathered = [one.full_tensor() if is_sharded(one) else one for one in moments]
-        exchange = self._exchange
         calls = self._calls(params, gathered, groups)
         costs = [one.numel() * min(one.shape[0], one[0].numel()) for one in gathered]
         owners = exchange.share_out(costs, calls)
+        for one, owner in zip(params, owners, strict=True):
+            if owner != exchange.rank:
+                self.state[one].pop("matrices", None)  # from a checkpoint of another rank, or soon out of date
         directions: list[torch.Tensor | None] = [None] * len(params)
         failure: Exception | None = None
-        for call in calls:
-            mine = [index for index in call if owners[index] == exchange.rank]
+        # The owners may not depend on the matrices: each rank has those of its own layers alone.
+        parts = (
+            [i for i in call if owners[i] == exchange.rank and ("matrices" in self.state[params[i]]) == warm]
+            for call in calls
+            for warm in (True, False)
+        )
+        mine = [part for part in parts if part]
+        for part in mine:
             try:
-                if mine:
-                    found = self._directions([params[i] for i in mine], [gathered[i] for i in mine], groups[mine[0]])
-                    for index, direction in zip(mine, found, strict=True):
-                        directions[index] = direction.to(gathered[index].dtype)
+                found = self._directions([params[i] for i in part], [gathered[i] for i in part], groups[part[0]])
+                for index, direction in zip(part, found, strict=True):
+                    directions[index] = direction.to(gathered[index].dtype)
             except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-                error.add_note(f"in a step of ConvMuon, for a weight of shape {tuple(gathered[call[0]].shape)}")
+                error.add_note(f"in a step of ConvMuon, for a weight of shape {tuple(gathered[part[0]].shape)}")
                 failure = error  # The other ranks would wait for this one, so it is raised below, on all ranks.
                 break
-        exchange.raise_together(failure, gathered[0].device)
+        exchange.raise_together(failure, gathered[0].device, "step of ConvMuon")
         for one, group, direction in zip(params, groups, exchange.broadcast(directions, gathered, owners), strict=True):
             lr = float(group["lr"])
             one.mul_(1 - lr * group["weight_decay"])
@@ -217,8 +238,7 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
         """Return the indices of the parameters in groups, each of which one call serves."""
         calls: dict[Any, list[int]] = {}
         for index, (one, moment, group) in enumerate(zip(params, moments, groups, strict=True)):
-            state = "matrices" in self.state[one]
-            alike = (tuple(moment.shape), moment.dtype, moment.device, self._geometries[one], group["method"], state)
+            alike = (tuple(moment.shape), moment.dtype, moment.device, self._geometries[one], group["method"])
             calls.setdefault((*alike, group["iterations"]), []).append(index)
         return list(calls.values())
 
@@ -238,11 +258,26 @@ class ConvMuon(torch.optim.Optimizer):  # type: ignore[misc]
             found = steepest_together(
                 kernels, None, geometry.conv, method=group["method"], iterations=iterations, matrices=matrices
             )
-        for state, one in zip(states, found, strict=True):
-            if one.matrices is not None:
+        for state, one, moment in zip(states, found, moments, strict=True):
+            # The search for a gradient of zero finds nothing that a later search could start from.
+            if one.matrices is not None and (matrices is not None or bool(moment.any())):
                 # `load_state_dict` would drop imaginary parts, because the weights are real.
                 state["matrices"] = torch.view_as_real(one.matrices.contiguous())
         return [one.direction.reshape(moment.shape) for one, moment in zip(found, moments, strict=True)]
+
+
+def _infinite_gradient(params: Sequence[nn.Parameter]) -> ValueError | None:
+    """Return an error if a gradient holds NaN or infinity, which would stay in the momentum for ever."""
+    gradients = [one.grad.to_local() if is_sharded(one) else one.grad for one in params]
+    device = gradients[0].device
+    finite = torch.stack([torch.isfinite(one).all().to(device) for one in gradients])
+    if bool(finite.all()):
+        return None
+    shape = tuple(params[int(finite.to(torch.uint8).argmin())].shape)
+    return ValueError(
+        f"a gradient holds NaN or infinity, for a weight of shape {shape}: wanted finite numbers (has training "
+        f"diverged?); no parameter was changed"
+    )
 
 
 def _moment(state: dict[str, Any], parameter: nn.Parameter, group: dict[str, Any]) -> torch.Tensor:

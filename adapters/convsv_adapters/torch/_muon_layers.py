@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from convsv_adapters._layers import step_factor
-from convsv_adapters.torch._layers import conv_layers
+from convsv_adapters.torch._layers import conv_layers, listed_modules
 from convsv_core import Conv
 from convsv_core.layers import lattice
 
@@ -49,14 +50,22 @@ class FoundGeometry(NamedTuple):
 
 
 def find_geometries(model: nn.Module) -> list[FoundGeometry]:
-    """Return the weights of a model's convolutions and linear layers that are parameters, each once."""
+    """Return the weights of a model's convolutions and linear layers that are parameters, each once.
+
+    Raises
+    ------
+    ValueError
+        A lazy layer has no weight yet.
+    """
+    for name, module in listed_modules(model, linear=True, batch_norm=None).items():
+        if is_lazy(module._parameters.get("weight")):
+            raise ValueError(
+                f"the layer {name!r} is a {type(module).__name__} without a weight: wanted a forward pass before this "
+                f"call"
+            )
     found: dict[nn.Parameter, FoundGeometry] = {}
-    for layer in conv_layers(model):
+    for layer in conv_layers(model, linear=True):
         parameter = layer.module._parameters.get("weight")
         if parameter is not None and layer.conv is not None:
             found.setdefault(parameter, FoundGeometry(parameter, layer.module, Geometry(lattice(layer.conv))))
-    for module in model.modules():
-        parameter = module._parameters.get("weight")
-        if isinstance(module, nn.Linear) and parameter is not None and not nn.parameter.is_lazy(parameter):
-            found.setdefault(parameter, FoundGeometry(parameter, module, Geometry(Conv("OIW"))))
     return list(found.values())
