@@ -31,7 +31,7 @@ __all__ = [
     "candidate",
     "check_direction_method",
     "check_matrices",
-    "longest_in_the_ball",
+    "furthest_in_the_ball",
     "take_iterations",
     "within_the_ball",
 ]
@@ -85,7 +85,7 @@ def take_iterations(
     return Unscaled((split.direction, candidate(pulled, "flat")), split.matrices)
 
 
-def longest_in_the_ball(operand: Operand, pull: Pull, kernels: Sequence[Array], factor: float) -> Array:
+def furthest_in_the_ball(operand: Operand, pull: Pull, kernels: Sequence[Array], factor: float) -> Array:
     """Return for each group, of several directions scaled into the ball, the one that is furthest along a pull.
 
     Parameters

@@ -14,7 +14,7 @@ from convsv_core._projection.candidates import (
     candidate,
     check_direction_method,
     check_matrices,
-    longest_in_the_ball,
+    furthest_in_the_ball,
     take_iterations,
 )
 from convsv_core._projection.certificate import Problem, certify
@@ -330,7 +330,7 @@ def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     xp = operand.xp
     pull = pull_of(operand)
     found = take_iterations(operand, pull, method, count, arrays[0] if arrays else None)
-    direction = longest_in_the_ball(operand, pull, found.kernels, factor)
+    direction = furthest_in_the_ball(operand, pull, found.kernels, factor)
     uppers = dual_uppers(dataclasses.replace(operand, kernel=pull.kernel), found.matrices)
     upper = xp.sum(pull.weights * uppers * xp.astype(pull.nonzero, uppers.dtype)) * (1 + 4 * operand.eps)
     alignment = _alignment(operand, direction)

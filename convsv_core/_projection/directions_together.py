@@ -16,7 +16,7 @@ from convsv_core._projection.candidates import (
     DirectionMethod,
     check_direction_method,
     check_matrices,
-    longest_in_the_ball,
+    furthest_in_the_ball,
     take_iterations,
 )
 from convsv_core._projection.splitting import pull_of
@@ -151,5 +151,5 @@ def _directions(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
         check_matrices(operand, known)
     pull = pull_of(operand)
     found = take_iterations(operand, pull, method, count, arrays[0] if arrays else None)
-    direction = operand.answer(longest_in_the_ball(operand, pull, found.kernels, factor), scaled=False)
+    direction = operand.answer(furthest_in_the_ball(operand, pull, found.kernels, factor), scaled=False)
     return (direction,) if found.matrices is None else (direction, found.matrices)

@@ -70,7 +70,7 @@ def of_one_size(target: Target, case: Case, ledger: Ledger) -> None:
     once = convsv.steepest_direction(gradient, case.input_shape, case.conv, max_iterations=1)
     _consistent(target, truth, "exact, one iteration", once, reference, ledger)
     flat = convsv.steepest_direction(gradient, case.input_shape, case.conv, method="flat")
-    _not_shorter(target, "exact, one iteration", once, flat, ledger)
+    _not_behind(target, "exact, one iteration", once, flat, ledger)
 
 
 def of_every_size(target: Target, case: Case, ledger: Ledger) -> None:
@@ -123,7 +123,7 @@ def compiled(target: Target, case: Case, ledger: Ledger) -> None:
         if name.startswith("exact"):
             share = float(found.alignment) / float(found.upper)
             ledger.true(f"{name}, compiled: {share} of the upper bound", share >= COMPILED_SHARE)
-            _not_shorter(target, f"{name}, compiled", found, flat, ledger)
+            _not_behind(target, f"{name}, compiled", found, flat, ledger)
     for name, found in zip(names, run(gradient * math.nan), strict=True):
         undefined = np.isnan(target.exact(found.direction)).all() and math.isnan(float(found.alignment))
         ledger.true(f"{name}, compiled: a number for NaN", bool(undefined))
@@ -141,12 +141,14 @@ def _inner(one: Array, other: Array) -> float:
     return float(np.real(np.vdot(one, other)))
 
 
-def _not_shorter(
+def _not_behind(
     target: Target, what: str, found: convsv.SteepestDirection, flat: convsv.SteepestDirection, ledger: Ledger
 ) -> None:
     """Check that "exact", which also tries the flattened polar factor, is not behind it after few iterations."""
     alignment, least = (float(target.fetch(f"{what}: alignment", one.alignment, ())) for one in (found, flat))
-    ledger.not_above(f"{what}: the alignment of the flattened polar factor", least, alignment * (1 + SLACK[target.answer]))
+    ledger.not_above(
+        f"{what}: the alignment of the flattened polar factor", least, alignment * (1 + SLACK[target.answer])
+    )
 
 
 def _consistent(
