@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, TypeAlias
@@ -226,6 +226,8 @@ def per_axis(name: str, value: object, ndim: int, *, least: int | None) -> tuple
     """Return one int for each axis, each of at least `least`, from an int or an iterable of `ndim` ints."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return (as_int(name, value, least=least),) * ndim
+    if isinstance(value, Set | Mapping):
+        raise TypeError(f"{name}={value!r}: wanted an int or a tuple of ints; a {type(value).__name__} has no order")
     values = tuple(value)
     if len(values) != ndim:
         raise ValueError(f"{name}={values}: {len(values)} values, wanted one for each of the {ndim} spatial axes")

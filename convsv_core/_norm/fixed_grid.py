@@ -73,7 +73,7 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     check_repeats_no_pixel(shape, conv)
     grid = every_size_grid(shape, conv, rtol)
     operand = make_operand(kernel, grid.input_shape, grid.conv)
-    return operand.answer(grid_upper_bound(operand, grid.factor))
+    return operand.answer_upper(grid_upper_bound(operand, grid.factor))
 
 
 def grid_for(kernel_shape: tuple[int, ...], input_shape: object, conv: Conv, rise: float) -> EverySizeGrid:
