@@ -18,6 +18,11 @@ def test_a_set_is_no_input_shape():
         convsv.operator_norm(np.ones((1, 1, 3, 3)), {8, 9}, convsv.Conv("OIHW"))
 
 
+def test_a_masked_array_is_no_kernel():
+    with pytest.raises(TypeError, match=r"MaskedArray, not an array"):
+        convsv.operator_norm(np.ma.array(KERNEL, mask=KERNEL > 0), 8, CONV)
+
+
 def test_an_empty_axis_is_named():
     with pytest.raises(ValueError, match="the axis O is empty"):
         convsv.operator_norm(KERNEL[:0], 8, CONV)
