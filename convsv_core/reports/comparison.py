@@ -92,7 +92,7 @@ def _measured(row: DifferenceReport, pair: Pair, placement: Placement) -> Differ
         row.with_note(note),
         difference_upper=None if padded is None else padded.layer_upper(changed.upper),
         norm_upper=None if padded is None else padded.layer_upper(original.upper),
-        share=math.nextafter(share, math.inf) if share else 0.0,
+        share=math.nextafter(share, math.inf) if changed.upper else 0.0,
     )
 
 
