@@ -59,7 +59,8 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     Traceable with `conv` and `rtol` static. Differentiable: the gradient is that of ``u v*`` at the grid's
     maximiser, times the constant factor. It is a subgradient where there are many maximisers, and 0 for the zero
     kernel. JAX kernels on one device of a CPU are bounded with NumPy, from compiled programs too. The widening for
-    rounding errors (see `norm_bounds`) is a constant factor to differentiation.
+    rounding errors (see `norm_bounds`) is a constant factor to differentiation. Programs of XLA take subnormal entries
+    for 0: a compiled bound is then the bound of the kernel without these entries.
 
     Examples
     --------
