@@ -43,6 +43,12 @@ Prepare: TypeAlias = Callable[..., BlockWork]
 
 
 def split_rows(rows: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield consecutive blocks of at most `size` rows. Their lengths differ by at most 1."""
+    """Yield consecutive blocks of at most `size` rows. Their lengths differ by at most 1.
+
+    Examples
+    --------
+    >>> [len(block) for block in split_rows(np.zeros((10, 2)), 4)]
+    [4, 3, 3]
+    """
     count = max(1, -(-len(rows) // size))
     return iter(np.array_split(rows, count) if count > 1 else [rows])  # `array_split` takes longer than small blocks.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, TypeAlias
@@ -196,6 +196,14 @@ def as_int(name: str, value: object, *, least: int | None) -> int:
     """Return `value` as an int of at least `least`; raise TypeError for a boolean or a float, ValueError for less.
 
     Any int will do if `least` is None.
+
+    Examples
+    --------
+    >>> as_int("stride", 2, least=1)
+    2
+    >>> as_int("stride", 0, least=1)
+    Traceback (most recent call last):
+    ValueError: stride=0: wanted an integer of at least 1
     """
     if isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: wanted an integer, not a boolean")
@@ -209,23 +217,43 @@ def as_int(name: str, value: object, *, least: int | None) -> int:
 
 
 def check_positive(name: str, value: object) -> float:
-    """Return `value` as a float; raise ValueError unless it is a positive, finite number."""
+    """Return `value` as a float; raise ValueError unless it is a positive, finite number.
+
+    Examples
+    --------
+    >>> check_positive("rtol", 1)
+    1.0
+    """
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name}={value!r}: wanted a positive, finite number")
     return float(value)
 
 
 def as_float(name: str, value: object) -> float:
-    """Return a real number as a float; raise TypeError for a boolean and for what is no number."""
+    """Return a real number as a float; raise TypeError for a boolean and for what is no number.
+
+    Examples
+    --------
+    >>> as_float("p", 2)
+    2.0
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: wanted a number, not {type(value).__name__}")
     return float(value)
 
 
 def per_axis(name: str, value: object, ndim: int, *, least: int | None) -> tuple[int, ...]:
-    """Return one int for each axis, each of at least `least`, from an int or an iterable of `ndim` ints."""
+    """Return one int for each axis, each of at least `least`, from an int or an iterable of `ndim` ints.
+
+    Examples
+    --------
+    >>> per_axis("stride", 2, 3, least=1), per_axis("stride", [1, 2], 2, least=1)
+    ((2, 2, 2), (1, 2))
+    """
     if isinstance(value, str) or not isinstance(value, Iterable):
         return (as_int(name, value, least=least),) * ndim
+    if isinstance(value, Set | Mapping):
+        raise TypeError(f"{name}={value!r}: wanted an int or a tuple of ints; a {type(value).__name__} has no order")
     values = tuple(value)
     if len(values) != ndim:
         raise ValueError(f"{name}={values}: {len(values)} values, wanted one for each of the {ndim} spatial axes")

@@ -261,5 +261,11 @@ def some_names(names: Iterable[str]) -> str:
 
 
 def join_notes(*notes: str) -> str:
-    """Return one note that holds several, of which some may be empty."""
+    """Return one note that holds several, of which some may be empty.
+
+    Examples
+    --------
+    >>> join_notes("padding assumed", "", "no extents")
+    'padding assumed; no extents'
+    """
     return "; ".join(filter(None, notes))

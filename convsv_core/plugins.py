@@ -54,6 +54,12 @@ def hookimpl(function: Any = None, /, **options: Any) -> Any:
     """Mark a plugin's function as the implementation of the hook in `Hooks` that has its name.
 
     Use it as ``@hookimpl``, or as ``@hookimpl(tryfirst=True)`` with the options of `pluggy.HookimplMarker`.
+
+    Examples
+    --------
+    >>> @hookimpl
+    ... def convsv_read_model(path, options):
+    ...     return None
     """
     import pluggy
 
@@ -156,7 +162,13 @@ class Plugins(NamedTuple):
 
 
 def plugins() -> Plugins:
-    """Return every installed plugin; the entry points are read once, at first use."""
+    """Return every installed plugin; the entry points are read once, at first use.
+
+    Examples
+    --------
+    >>> sorted(plugins().backends)[-2:]
+    ['numpy', 'torch']
+    """
     with _loading:
         return _load()
 
@@ -223,7 +235,13 @@ def backends() -> tuple[BackendInfo, ...]:
 
 
 def get_backend(name: str) -> Backend:
-    """Return the backend called `name`; raise ValueError, which lists the installed backends, if there is none."""
+    """Return the backend called `name`; raise ValueError, which lists the installed backends, if there is none.
+
+    Examples
+    --------
+    >>> get_backend("numpy").devices()
+    ('cpu',)
+    """
     loaded = plugins()
     if name in loaded.backends:
         return loaded.backends[name]
@@ -235,6 +253,12 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
     """Return the backend that owns `array`; raise TypeError, which lists the installed libraries, if none does.
 
     `argument` is the name of the array in the error.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> backend_of(np.zeros(3)).name
+    'numpy'
     """
     loaded = plugins()
     for backend in loaded.backends.values():
@@ -252,6 +276,12 @@ def on_values(function: Callable[P, R]) -> Callable[P, R]:
 
     The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy. A library that
     compiles hands arrays in the memory of the host over to NumPy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> on_values(lambda kernel: float(kernel.max()))(np.ones(3))
+    1.0
     """
     return _elsewhere(function, with_lazy=True)
 
@@ -260,6 +290,12 @@ def on_host(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: call a function with NumPy arrays if its first argument is a kernel whose backend prefers that.
 
     Lazy arguments stay lazy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> on_host(lambda kernel: type(kernel).__name__)(np.ones(3))
+    'ndarray'
     """
     return _elsewhere(function, with_lazy=False)
 
@@ -292,9 +328,14 @@ def _inspect(backend: Backend) -> BackendInfo:
 
 
 def one_line(error: BaseException, *, with_type: bool = False) -> str:
-    """Return an error's message on one line, or the name of its type if the message is empty.
+    r"""Return an error's message on one line, or the name of its type if the message is empty.
 
     With `with_type` the name of the type always comes first, as in "ValueError: not a kernel".
+
+    Examples
+    --------
+    >>> one_line(ValueError("not a\nkernel"), with_type=True)
+    'ValueError: not a kernel'
     """
     name = type(error).__name__
     return " ".join((f"{name}: {error}" if with_type else str(error)).split()) or name

@@ -42,8 +42,11 @@ class NumpyBackend(Backend):
     module = "numpy"
 
     def owns_array(self, array: object) -> bool:
-        """Tell whether `array` is a NumPy array. A NumPy scalar is not an array."""
-        return isinstance(array, np.ndarray)
+        """Tell whether `array` is a NumPy array.
+
+        A NumPy scalar is not an array. Nor is a masked array, whose masked entries have no values to compute with.
+        """
+        return isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
 
     def library(self) -> ModuleType:
         """Return NumPy's namespace from array-api-compat."""

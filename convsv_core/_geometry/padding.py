@@ -179,7 +179,13 @@ def layer_operators(
 
 
 def lattice(conv: Conv) -> Conv:
-    """Return the circular convolution whose norm, over every input size, is the supremum of the symbol's norm."""
+    """Return the circular convolution whose norm, over every input size, is the supremum of the symbol's norm.
+
+    Examples
+    --------
+    >>> lattice(Conv("OIW", padding=3, padding_mode="zeros")) == Conv("OIW")
+    True
+    """
     return dataclasses.replace(conv, padding="same", padding_mode="circular", output_padding=None)
 
 

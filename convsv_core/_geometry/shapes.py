@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convsv_core.conv import Conv, as_int, per_axis
+from convsv_core.conv import Conv, per_axis
 
 __all__ = ["Channels", "check_input_shape", "forward_extents", "resolve_channels"]
 
@@ -76,7 +76,10 @@ def resolve_channels(kernel_shape: tuple[int, ...], conv: Conv) -> Channels:
         )
     extents = dict(zip(conv.layout, kernel_shape, strict=True))
     for letter, extent in extents.items():
-        as_int(f"kernel extent {letter} of shape {kernel_shape}", extent, least=1)
+        if extent < 1:
+            raise ValueError(
+                f"kernel has shape {kernel_shape}: the axis {letter} is empty, wanted an extent of at least 1"
+            )
     whole, grouped = ("I", "O") if conv.transposed else ("O", "I")
     if extents[whole] % conv.groups:
         raise ValueError(

@@ -17,6 +17,7 @@ from convsv_core._network import kinds
 from convsv_core._network.bounds import Bounds
 from convsv_core._network.graph import Graph, Node
 from convsv_core._network.logarithms import power_of_ten
+from convsv_core._network.norms import euclidean_norm
 from convsv_core._network.patterns import simplify
 from convsv_core._network.ranges import everything, largest_modulus
 from convsv_core._network.rule_types import Factors, NoRule, Range, Tensor
@@ -82,7 +83,7 @@ def output_difference(first: Graph, second: Graph, input_range: tuple[float, flo
         carried = _carried(other, inputs, given)
         own = _own(node, other, [of_first[name] for name in node.inputs], [sizes[name] for name in node.inputs])
         apart[node.name] = (carried + own) * MARGIN if carried or own else 0.0
-    return math.sqrt(math.fsum(apart[name] ** 2 for name in first.outputs)) * MARGIN
+    return math.hypot(*(apart[name] for name in first.outputs)) * MARGIN
 
 
 def _matched(first: Graph, second: Graph) -> dict[str, str]:
@@ -154,7 +155,7 @@ def _largest_norms(graph: Graph, bounds: Bounds, box: tuple[float, float]) -> di
 
 def _norm(box: Range) -> float:
     """Return the largest norm of a tensor with these elements."""
-    return float(np.linalg.norm(largest_modulus(box).ravel())) * MARGIN
+    return float(euclidean_norm(largest_modulus(box))) * MARGIN
 
 
 def _hull(one: Range, two: Range) -> Range:
@@ -170,7 +171,7 @@ def _carried(node: Node, inputs: Sequence[Tensor], apart: Sequence[float]) -> fl
     except NoRule:
         return math.inf
     parts = [value * distance if distance else 0.0 for value, distance in zip(factors.values, apart, strict=True)]
-    return math.fsum(parts) if factors.join == "sum" else math.sqrt(math.fsum(part**2 for part in parts))
+    return math.fsum(parts) if factors.join == "sum" else math.hypot(*parts)
 
 
 def _own(node: Node, other: Node, boxes: Sequence[Range], sizes: Sequence[float]) -> float:
@@ -179,7 +180,7 @@ def _own(node: Node, other: Node, boxes: Sequence[Range], sizes: Sequence[float]
     if kind is None:
         return 0.0
     if isinstance(kind, kinds.Constant):
-        return float(np.linalg.norm(np.asarray(kind.value, np.float64).ravel()))
+        return float(euclidean_norm(np.asarray(kind.value, np.float64)))
     changed = dataclasses.replace(node, kind=kind)
     by_range = _norm(_range(changed, boxes))
     bare = dataclasses.replace(changed, kind=_without_shift(kind))

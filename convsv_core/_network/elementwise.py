@@ -205,7 +205,7 @@ def _between(x: Float64Array, p: Parameters) -> Float64Array:
 
 def _hard_swish_turns(p: Parameters) -> tuple[Any, ...]:
     alpha, beta = p["alpha"], p["beta"]
-    return (-beta / alpha, (1 - beta) / alpha, -beta / (2 * alpha)) if np.all(alpha) else (0.0,)
+    return (-beta / alpha, (1 - beta) / alpha, -beta / (2 * alpha))  # infinite or NaN where there is no turn
 
 
 def _exponential(x: Float64Array, p: Parameters) -> Float64Array:
@@ -281,7 +281,7 @@ ELEMENTWISE: dict[str, Function] = {
         _silu_derivative,
         lambda p: SILU_SLOPE,
         {"beta": 1.0},
-        lambda p: (SILU_TURN / p["beta"],) if np.all(p["beta"]) else (),
+        lambda p: (SILU_TURN / p["beta"],),
     ),
     "mish": Function(
         lambda x, p: x * np.tanh(_softplus(x)), _mish_derivative, lambda p: MISH_SLOPE, turns=lambda p: (-1.192431215,)

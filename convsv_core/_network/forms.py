@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from convsv_core._network.norms import EPS, supremum_norm
+from convsv_core._network.norms import EPS, euclidean_norm, supremum_norm
 from convsv_core._network.rule_types import Float64Array
 from convsv_core.conv import SPATIAL_LETTERS, Conv
 
@@ -91,8 +91,8 @@ class Form:
     @cached_property
     def moduli(self) -> float:
         """Return the sum over the taps of their Frobenius norms, which bounds the map's norm."""
-        squares = np.sum(self.kernel**2, axis=(1, 2))
-        return float(np.max(np.sum(np.sqrt(squares).reshape(len(squares), -1), axis=1))) * (1 + 1e-10)
+        norms = euclidean_norm(self.kernel, axis=(1, 2))
+        return float(np.max(np.sum(norms.reshape(len(norms), -1), axis=1))) * (1 + 1e-10)
 
     def norm(self, rtol: float) -> float:
         """Return a certified upper bound of the map's norm, whose search ends within `rtol` of the supremum."""

@@ -15,7 +15,7 @@ from convsv_core._network import elementwise, kinds
 from convsv_core._network.derivatives import evaluate
 from convsv_core._network.graph import Node, Shape
 from convsv_core._network.linear_maps import axis_matrices, axis_sources, stack_shapes, window_reads
-from convsv_core._network.norms import EPS, kronecker_norm, matrix_norm, product_up, supremum_norm
+from convsv_core._network.norms import EPS, euclidean_norm, kronecker_norm, matrix_norm, product_up, supremum_norm
 from convsv_core._network.opaque import Bounded
 from convsv_core._network.ranges import RANGES, largest_modulus
 from convsv_core._network.rule_types import Factors, Float64Array, KindRule, NoRule, Range, Tensor
@@ -133,8 +133,9 @@ def _scale(node: Node, inputs: Sequence[Tensor]) -> Factors:
     extra = len(node.shape) - len(shape)
     grown = tuple(axis for axis, n in enumerate(node.shape) if axis < extra or (shape[axis - extra] == 1 and n > 1))
     scale = scale.reshape((1,) * (len(node.shape) - scale.ndim) + scale.shape)
-    squares = np.sum(scale**2, axis=grown) * math.prod(node.shape[axis] for axis in grown if scale.shape[axis] == 1)
-    return Factors((given_number(root_up(float(np.max(squares)) * (1 + scale.size * EPS))),))
+    repeated = math.prod(node.shape[axis] for axis in grown if scale.shape[axis] == 1)
+    largest = float(np.max(euclidean_norm(scale, grown)))
+    return Factors((given_number(product_up((largest, root_up(repeated), 1 + (scale.size + 4) * EPS))),))
 
 
 def _axis_maps(node: Node, inputs: Sequence[Tensor]) -> Factors:
@@ -272,7 +273,7 @@ def _quotient(node: Node, inputs: Sequence[Tensor]) -> Factors:
     x, y = _need_ranges(inputs, "a quotient of activations")
     least = np.where((y.low > 0) | (y.high < 0), np.minimum(np.abs(y.low), np.abs(y.high)), 0.0)
     with np.errstate(all="ignore"):
-        by_x, by_y = 1 / least, np.nan_to_num(largest_modulus(x) / least**2, nan=math.inf)
+        by_x, by_y = 1 / least, np.nan_to_num(largest_modulus(x) / least / least, nan=math.inf)
     return _bounded(_weight(by_x, inputs[0].shape, node.shape), _weight(by_y, inputs[1].shape, node.shape))
 
 
@@ -283,7 +284,7 @@ def _branch_matmul(node: Node, inputs: Sequence[Tensor]) -> Factors:
         moduli = np.broadcast_to(largest_modulus(box), tensor.shape)
         moduli = moduli.reshape(-1, *moduli.shape[-2:]) if moduli.ndim > 1 else moduli.reshape(1, 1, -1)
         # A matrix whose entries have at most these moduli has at most this norm.
-        norms.append(math.sqrt(float(np.max(np.sum(moduli, axis=1)) * np.max(np.sum(moduli, axis=2)))))
+        norms.append(math.prod(math.sqrt(float(np.max(np.sum(moduli, axis=axis)))) for axis in (1, 2)))
     left, right = (tensor.shape[:-2] for tensor in inputs)
     whole = np.broadcast_shapes(left, right)
     repeated = [root_up(copies_between(shape, whole)) for shape in (left, right)]

@@ -29,6 +29,14 @@ ENUMERATED = 4096
 """Most frequencies of a grid that are all visited; larger grids are searched. A guess."""
 
 
+LEAST_GAP, LARGEST_GAP = 2.0**-52, 1.0
+"""The smallest and the largest relative gap that a search is asked for; a user's `rtol` may lie outside.
+
+A gap below the rounding of float64 cannot be reached. With a very large one the cells would be so large that rounding
+alone decides whether the Bernstein-Szego bound holds.
+"""
+
+
 class NormBounds(NamedTuple):
     """Hold certified bounds of an operator norm.
 
@@ -150,7 +158,7 @@ def _norm_bounds(
     operand = narrow.widen()
     # The answer's own rounding, once up and once down, is part of the gap.
     margin = 2 * operand.answer_eps
-    gap = max(rtol - 3 * margin, rtol / 2)
+    gap = min(max(rtol - 3 * margin, rtol / 2, LEAST_GAP), LARGEST_GAP)
     if input_shape is None:
         found = _on_torus(TorusNorms(operand, budget), gap)
     elif is_circulant(tuple(kernel.shape), input_shape, operand.plan.conv):
@@ -167,8 +175,8 @@ def _norm_bounds(
     lower, upper = found.lower * (1 - margin), max(found.upper, found.lower) * (1 + margin)
     left, right = singular_pair(operand.on(None, all_residues=True), found.frequency)
     return NormBounds(
-        operand.answer(operand.xp.full_like(operand.scale, lower)),
-        operand.answer(operand.xp.full_like(operand.scale, upper)),
+        operand.answer_lower(operand.xp.full_like(operand.scale, lower)),
+        operand.answer_upper(operand.xp.full_like(operand.scale, upper)),
         found.frequency,
         found.evaluations,
         bool(upper <= (1 + rtol) * lower),

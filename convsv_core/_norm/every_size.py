@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from typing import NamedTuple
 
 from convsv_core._geometry.padding import lattice
@@ -11,6 +12,14 @@ from convsv_core._geometry.plan import make_plan
 from convsv_core.conv import Conv
 
 __all__ = ["EverySizeGrid", "every_size_grid", "grid_of_points"]
+
+
+LARGEST_RISE = 1000.0
+"""Largest relative rise of the norm between the points of a grid; a user's `rtol` may be larger.
+
+The factor is the reciprocal of a cosine. Were it as large as the reciprocal of eps, rounding would decide whether the
+grid has enough points. A guess, far below that.
+"""
 
 
 class EverySizeGrid(NamedTuple):
@@ -31,7 +40,10 @@ class EverySizeGrid(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def every_size_grid(kernel_shape: tuple[int, ...], conv: Conv, rtol: float) -> EverySizeGrid:
-    """Return a grid on which `factor` is at most ``1 + rtol``."""
+    """Return a grid on which `factor` is at most ``1 + rtol``. Raise ValueError if the sum rounds to 1."""
+    if 1 + rtol == 1:
+        raise ValueError(f"rtol={rtol}: wanted at least the rounding of float64, {sys.float_info.epsilon}")
+    rtol = min(rtol, LARGEST_RISE)
     types = make_plan(kernel_shape, False, None, conv).exponential_types.tolist()
     active = sum(kind > 0 for kind in types)
     largest = math.acos((1 + rtol) ** (-1 / max(active, 1)))

@@ -59,7 +59,8 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     Traceable with `conv` and `rtol` static. Differentiable: the gradient is that of ``u v*`` at the grid's
     maximiser, times the constant factor. It is a subgradient where there are many maximisers, and 0 for the zero
     kernel. JAX kernels on one device of a CPU are bounded with NumPy, from compiled programs too. The widening for
-    rounding errors (see `norm_bounds`) is a constant factor to differentiation.
+    rounding errors (see `norm_bounds`) is a constant factor to differentiation. Programs of XLA take subnormal entries
+    for 0: a compiled bound is then the bound of the kernel without these entries.
 
     Examples
     --------
@@ -73,7 +74,7 @@ def norm_upper_bound(kernel: Array, conv: Conv, *, rtol: float = 0.1) -> Array:
     check_repeats_no_pixel(shape, conv)
     grid = every_size_grid(shape, conv, rtol)
     operand = make_operand(kernel, grid.input_shape, grid.conv)
-    return operand.answer(grid_upper_bound(operand, grid.factor))
+    return operand.answer_upper(grid_upper_bound(operand, grid.factor))
 
 
 def grid_for(kernel_shape: tuple[int, ...], input_shape: object, conv: Conv, rise: float) -> EverySizeGrid:

@@ -8,12 +8,13 @@ import math
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.operand import Operand, normalise
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core._symbol.transform import fast_length
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
+from convsv_core.dtypes import answer_dtype
 from convsv_core.plugins import backend_of
 
 __all__ = ["frobenius_bound", "sum_of_norms", "sums_of_norms"]
@@ -56,18 +57,27 @@ def frobenius_bound(kernel: Array, conv: Conv) -> float:
     -------
     float
         The bound, without the rounding of the products. For up to a million taps it is below a millionth of the bound.
+
+    Examples
+    --------
+    The sum of all taps is the norm of a kernel of ones, and the bound is the same number:
+
+    >>> float(round(frobenius_bound(np.ones((1, 1, 3)), Conv("OIW")), 6))
+    3.0
     """
     backend = backend_of(kernel)
     xp = backend.namespace(kernel)
+    # The products of the divided taps neither overflow nor vanish.
+    kernel, scale = normalise(xp.astype(kernel, getattr(xp, answer_dtype(kernel)), copy=False), backend)
     order = [conv.layout.index(letter) for letter in ("O", "I", *conv.spatial)]
     taps = tuple(kernel.shape[axis] for axis in order[2:])
     flat = xp.reshape(xp.permute_dims(kernel, tuple(order)), (-1, math.prod(taps)))
     if math.prod(taps) > MOST_PAIRED:
-        return float(np.sqrt(np.abs(_lag_sums(backend.to_numpy(flat).reshape(-1, *taps))).sum()))
+        return float(np.sqrt(np.abs(_lag_sums(backend.to_numpy(flat).reshape(-1, *taps))).sum())) * float(scale)
     products = backend.to_numpy(xp.matmul(backend.adjoint(flat), flat)).reshape(-1)
     lags = _lags(taps)
     sums = np.bincount(lags, products.real) + 1j * np.bincount(lags, products.imag)
-    return float(np.sqrt(np.abs(sums).sum()))
+    return float(np.sqrt(np.abs(sums).sum())) * float(scale)
 
 
 def _lag_sums(kernels: HostArray) -> HostArray:

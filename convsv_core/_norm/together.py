@@ -124,6 +124,8 @@ def _norms(
         widened = np.sqrt([one.upper for one in found]) / np.where(norms > 0, norms, 1.0)
         factors = np.where(norms > 0, widened, 1.0) * grid.factor * (1 + 4 * operand.answer_eps)
     values = (norms * float(operand.scale) * factors * scales).astype(answered_in)
+    if not exact:  # As for `Operand.answer_upper`, a subnormal number is no upper bound.
+        values = np.where(norms > 0, np.maximum(values, np.finfo(answered_in).smallest_normal), values)
     if not derivatives:
         return Norms(values, None)
     places = [one.place or 0 for one in found]
@@ -145,8 +147,9 @@ def _scales(arrays: Sequence[HostArray], dtype: np.dtype[Any]) -> HostArray:
     if not len(nonzero) or nonzero.max() < SPREAD * nonzero.min():
         return np.ones(len(arrays))
     limits = np.finfo(dtype)
-    usable = np.isfinite(largest) & (largest > 4 * float(limits.smallest_normal))
-    return np.where(usable, 2.0 ** np.floor(np.log2(np.where(usable, largest, 1.0))), 1.0)
+    usable = np.isfinite(largest) & (largest > 0)
+    within = np.clip(largest, 4 * float(limits.smallest_normal), float(limits.max) / 4)
+    return np.where(usable, 2.0 ** np.floor(np.log2(np.where(usable, within, 1.0))), 1.0)
 
 
 def _real(array: HostArray) -> HostArray:

@@ -51,7 +51,15 @@ class Unscaled(NamedTuple):
 
 
 def check_direction_method(method: object) -> None:
-    """Raise ValueError unless `method` is one of `DIRECTION_METHODS`."""
+    """Raise ValueError unless `method` is one of `DIRECTION_METHODS`.
+
+    Examples
+    --------
+    >>> check_direction_method("polar")
+    >>> check_direction_method("svd")
+    Traceback (most recent call last):
+    ValueError: method='svd': wanted one of exact, polar, flat
+    """
     if method not in DIRECTION_METHODS:
         raise ValueError(f"method={method!r}: wanted one of {', '.join(DIRECTION_METHODS)}")
 

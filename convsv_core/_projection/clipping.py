@@ -6,7 +6,8 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.excess import Method, clip_and_cut, clip_between
-from convsv_core._symbol.operand import Operand, check_bound, make_operand
+from convsv_core._symbol.bound_argument import check_bound
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array, ArraySpec, BlockWork
 from convsv_core.conv import Conv

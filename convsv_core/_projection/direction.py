@@ -361,4 +361,4 @@ def _rounded(operand: Operand, alignment: Array, upper: Array) -> tuple[Array, A
     """Return both bounds, given at the user's scale, in the dtype of the answer; a zero stays a zero."""
     eps = operand.answer_eps
     lower = alignment - eps * operand.xp.abs(alignment)
-    return tuple(operand.answer(one, scaled=False) for one in (lower, upper * (1 + eps)))
+    return operand.answer_lower(lower, scaled=False), operand.answer_upper(upper * (1 + eps), scaled=False)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from convsv_core._norm.tap_bounds import sum_of_norms
 from convsv_core._projection.certificate import CERTIFICATE_RTOL, Problem
+from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
 
 __all__ = ["Rescaled", "rescaled"]
@@ -39,15 +40,21 @@ def rescaled(problem: Problem, kernel: Array, upper: float) -> Rescaled:
     target = bound * (1 - 2 * eps) / (1 + gap)
     # Rounding, of the product or to the answer's dtype, adds an error to each tap. The norm grows by at most the sum of
     # the norms of these errors. For normal numbers this sum is at most `size`.
-    size = eps * sum_of_norms(dataclasses.replace(operand, kernel=kernel))
+    size = eps * _size(operand, kernel)
     for attempt in range(RESCALINGS):
         share = min(1.0, target / (upper + size))
         exact = kernel * share
         answer = operand.answer(exact)
         stored = xp.astype(answer, exact.dtype) / operand.scale
-        rounding = stored - exact if operand.widened else eps * exact
-        certified = (share * upper + sum_of_norms(dataclasses.replace(operand, kernel=rounding))) * (1 + eps)
+        # The product itself is rounded too. In a wider dtype the factor below covers that.
+        rounding = _size(operand, stored - exact) + (0.0 if operand.widened else eps * _size(operand, exact))
+        certified = (share * upper + rounding) * (1 + eps)
         if certified <= bound:
             return Rescaled(answer, certified)
         target *= 1 - min(1.0, eps * 16.0**attempt)
     return Rescaled(operand.answer(kernel * 0), 0.0)
+
+
+def _size(operand: Operand, kernel: Array) -> float:
+    """Return the `sum_of_norms` of another kernel at the operand's scale."""
+    return sum_of_norms(dataclasses.replace(operand, kernel=kernel))

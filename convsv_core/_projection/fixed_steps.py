@@ -76,7 +76,7 @@ def fixed_steps(
         converged = inside | (after <= bound * (1 + rtol))
     norm = xp.where(inside, before, after * share)
     distance = xp.where(inside, xp.zeros_like(share), distance_of(operand, kernel, every_size))
-    return operand.answer(kernel), operand.answer(norm), operand.answer(distance), converged, dual
+    return operand.answer(kernel), operand.answer_upper(norm), operand.answer(distance), converged, dual
 
 
 def _dykstra(

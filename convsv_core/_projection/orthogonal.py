@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from convsv_core._projection.excess import Samples, nearest_taps
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._projection.polar import polar_factors
 from convsv_core._spectrum.values import visited_values
-from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.operand import Operand, check_conv, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array
-from convsv_core.conv import Conv, as_int, check_positive
+from convsv_core.conv import Conv, as_float, as_int, check_positive
 from convsv_core.dtypes import dtype_name
 from convsv_core.plugins import backend_of, get_backend, on_values
 
@@ -152,7 +153,7 @@ def orthogonal_kernel(
     backend : str, default "numpy"
         A name that `backends` lists.
     dtype : str, default "float32"
-        The name of a real dtype.
+        The name of a dtype. A complex kernel has an imaginary part of 0.
     device : str, optional
         A device of the backend's library. The default device if not given.
 
@@ -162,8 +163,11 @@ def orthogonal_kernel(
 
     Raises
     ------
+    TypeError
+        `conv` is not a `Conv`, or `seed`, `gain` or an extent is of the wrong kind.
     ValueError
-        The shapes do not fit each other, or `backend` is not one that is available.
+        The shapes do not fit each other, `backend` is not one that is available, or the library has no such `dtype` on
+        the device. Also if `gain` is not finite, or if `seed` is negative.
 
     Notes
     -----
@@ -177,10 +181,16 @@ def orthogonal_kernel(
     >>> kernel.shape
     (8, 8, 3, 3)
     """
-    shape = tuple(int(extent) for extent in kernel_shape)
+    check_conv(conv)
+    shape = tuple(as_int(f"kernel_shape[{axis}]", extent, least=1) for axis, extent in enumerate(kernel_shape))
     resolve_channels(shape, conv)
     check_input_shape(input_shape, conv)
+    as_int("seed", seed, least=0)
+    if not math.isfinite(as_float("gain", gain)):
+        raise ValueError(f"gain={gain}: wanted a finite number")
     library = get_backend(backend)
+    if dtype not in library.dtypes(device):
+        raise ValueError(f"dtype={dtype!r}: wanted one of {', '.join(library.dtypes(device))} with backend={backend!r}")
     start = np.random.default_rng(seed).standard_normal(shape)
     for letter, stride in zip(conv.spatial, conv.strides, strict=True):
         axis = conv.layout.index(letter)

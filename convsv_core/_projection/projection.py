@@ -18,7 +18,8 @@ from convsv_core._projection.final_rescaling import rescaled
 from convsv_core._projection.fixed_steps import clip_and_cut_step, distance_of, fixed_steps
 from convsv_core._projection.restoration import squared_change
 from convsv_core._projection.working_set import ProjectionState, from_state
-from convsv_core._symbol.operand import Operand, check_bound, shape_of
+from convsv_core._symbol.bound_argument import check_bound
+from convsv_core._symbol.operand import Operand, shape_of
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
 from convsv_core.plugins import backend_of, on_values
@@ -204,7 +205,7 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
     if within:
         eps = operand.answer_eps
         zero = operand.answer(xp.zeros_like(operand.scale))
-        return Projection(original, _number(operand, upper * (1 + eps)), zero, 0, True, state)
+        return Projection(original, _upper_bound(operand, upper * (1 + eps)), zero, 0, True, state)
     kernel, iterations, converged, reached = operand.kernel, 0, True, None
     if limit > 0 and problem.method == "dykstra":
         kernel, iterations, converged, reached, _ = nearest(problem, max_iterations, state)
@@ -217,8 +218,8 @@ def _project(problem: Problem, max_iterations: int, state: ProjectionState | Non
             kernel, upper = operand.kernel, before
     answer, upper = rescaled(problem, kernel, upper)
     change = xp.astype(answer, operand.kernel.dtype) / operand.scale
-    distance = _number(operand, distance_of(operand, change, problem.every_size))
-    return Projection(answer, _number(operand, upper), distance, iterations, converged, reached)
+    distance = operand.answer(distance_of(operand, change, problem.every_size))
+    return Projection(answer, _upper_bound(operand, upper), distance, iterations, converged, reached)
 
 
 def _is_nearer_rescaled(problem: Problem, before: float, kernel: Array, upper: float) -> bool:
@@ -279,6 +280,6 @@ def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) 
     return Projection(kernel, norm, distance, steps, converged, reached)
 
 
-def _number(operand: Operand, value: float | Array) -> Array:
-    """Return a number as a 0-d array of the answer's dtype, at the user's scale."""
-    return operand.answer(operand.xp.full_like(operand.scale, float(value)))
+def _upper_bound(operand: Operand, upper: float) -> Array:
+    """Return an upper bound of a norm as a 0-d array of the answer's dtype, at the user's scale."""
+    return operand.answer_upper(operand.xp.full_like(operand.scale, upper))

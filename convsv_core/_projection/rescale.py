@@ -8,6 +8,7 @@ are computed at the few frequencies that are left.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,10 +25,17 @@ from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import PolynomialRows, ProductRows
 from convsv_core.backend import Array
-from convsv_core.conv import Conv
+from convsv_core.conv import Conv, as_float
 from convsv_core.plugins import backend_of
 
 __all__ = ["Rescaling", "rescale_together", "rescaling_factors"]
+
+
+LEAST_LIMIT = 2.0**-40
+"""Least bound, at the scale of the largest kernel, with which kernels are tested together.
+
+Its square is far above the least normal number of float32. A guess: no two layers differ as much, unless one diverges.
+"""
 
 
 class Rescaling(NamedTuple):
@@ -65,11 +73,11 @@ def rescale_together(
     conv : Conv
         The geometry of each kernel.
     bound : float
-        Positive.
+        At least 0. Infinity leaves every kernel unchanged.
     rtol : float, default 0.01
         Without an `input_shape`, the largest relative excess of the upper bound over the norm.
     headroom : float, default 0
-        A kernel that is multiplied is brought to ``(1 - headroom) * bound``.
+        Between 0 and 1. A kernel that is multiplied is brought to ``(1 - headroom) * bound``.
 
     Returns
     -------
@@ -141,10 +149,14 @@ def _factors(
     headroom: float,
 ) -> list[Rescaling]:
     """Return what `rescaling_factors` does, computed by the library of the kernels."""
+    if not as_float("bound", bound) >= 0:
+        raise ValueError(f"bound={bound}: wanted a number of at least 0")
+    if not 0 <= as_float("headroom", headroom) <= 1:
+        raise ValueError(f"headroom={headroom}: wanted a share between 0 and 1")
     backend = backend_of(kernels[0])
     xp = backend.namespace(kernels[0])
     together = dataclasses.replace(conv, groups=conv.groups * len(kernels))
-    factor, cover, every_size = 1.0, None, input_shape is None
+    factor, cover, every_size, shape = 1.0, None, input_shape is None, input_shape
     if input_shape is None:
         real = not xp.isdtype(kernels[0].dtype, "complex floating")
         grid, cover = covered_grid(shape_of(kernels[0], conv), conv, rtol, real)
@@ -152,6 +164,11 @@ def _factors(
     with backend.computation_context(kernels[0]):
         operand = make_operand(join_kernels(kernels, conv), input_shape, together)
         limit = bound / factor / float(operand.scale)
+        if limit == math.inf:
+            return [Rescaling(1.0, bound)] * len(kernels)
+        if limit < LEAST_LIMIT and len(kernels) > 1:  # The square of a small kernel's norm could vanish.
+            parts = [_factors((one,), shape, conv, bound, rtol, headroom) for one in kernels]
+            return [part[0] for part in parts]
         symbol = symbol_polynomial(operand)
         if not every_size:
             cover = grid_cover(operand.plan)

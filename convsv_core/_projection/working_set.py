@@ -49,6 +49,8 @@ def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
     if state is None:
         dual = xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype)
         return WorkingSet(np.zeros(0, int), xp.broadcast_to(dual, (0, *shape)))
+    if not isinstance(state, ProjectionState):
+        raise TypeError(f"state is a {type(state).__qualname__}: wanted the state of an earlier result, or None")
     frequencies, dual = state
     if tuple(dual.shape[1:]) != shape or frequencies.ndim != 2 or frequencies.shape[1] != len(plan.axes):
         raise ValueError(

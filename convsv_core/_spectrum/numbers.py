@@ -229,7 +229,8 @@ def _stable_rank(operand: Operand, norm: Array) -> Array:
 def _condition_number(operand: Operand) -> Array:
     """Return the condition number of an operand."""
     xp = operand.xp
-    values = operand.answer(visited_values(operand))
+    # The quotient does not depend on the scale, with which the values may overflow or vanish.
+    values = operand.answer(visited_values(operand), scaled=False)
     largest, smallest = xp.max(values), xp.min(values)
     if operand.plan.unread_values:
         smallest = smallest * 0

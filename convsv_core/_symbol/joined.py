@@ -17,7 +17,16 @@ def group_axis(conv: Conv) -> int:
 
 
 def join_kernels(kernels: Sequence[Array], conv: Conv) -> Array:
-    """Return one kernel whose groups are those of one kernel after another."""
+    """Return one kernel whose groups are those of one kernel after another.
+
+    Raise ValueError unless all have one shape and dtype: groups of different sizes would be cut in the wrong places.
+    """
     if len(kernels) == 1:
         return kernels[0]
+    for kernel in kernels[1:]:
+        if tuple(kernel.shape) != tuple(kernels[0].shape) or kernel.dtype != kernels[0].dtype:
+            raise ValueError(
+                f"kernels of shape {tuple(kernels[0].shape)} and dtype {kernels[0].dtype}, and of shape "
+                f"{tuple(kernel.shape)} and dtype {kernel.dtype}: wanted one shape and dtype"
+            )
     return backend_of(kernels[0]).namespace(kernels[0]).concat(list(kernels), axis=group_axis(conv))

@@ -19,7 +19,7 @@ from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
 
-__all__ = ["Operand", "check_bound", "check_conv", "check_finite", "make_operand", "normalise", "shape_of"]
+__all__ = ["Operand", "check_conv", "check_finite", "make_operand", "normalise", "shape_of"]
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,26 @@ class Operand:
         is_complex = xp.isdtype(values.dtype, "complex floating")
         wanted = COMPLEX_OF[self.answered_in] if is_complex else self.answered_in
         return xp.astype(values, getattr(xp, wanted), copy=False)
+
+    def answer_upper(self, values: Array, *, scaled: bool = True) -> Array:
+        """Return what `answer` does for upper bounds, of at least the smallest normal number where they are positive.
+
+        A subnormal number may be rounded by more than any share of it, and some devices take it for 0.
+        """
+        xp, found = self.xp, self.answer(values, scaled=scaled)
+        known = self.backend.stop_gradient(found)
+        least = xp.full_like(known, float(xp.finfo(known.dtype).smallest_normal))
+        return found + xp.where((values > 0) & (known < least), least - known, xp.zeros_like(known))
+
+    def answer_lower(self, values: Array, *, scaled: bool = True) -> Array:
+        """Return what `answer` does for lower bounds, of at most the largest finite number.
+
+        Where a positive one would be subnormal it is 0; see `answer_upper`.
+        """
+        xp, found = self.xp, self.answer(values, scaled=scaled)
+        limits = xp.finfo(found.dtype)
+        found = xp.minimum(found, xp.full_like(found, float(limits.max)))
+        return xp.where((found > 0) & (found < float(limits.smallest_normal)), xp.zeros_like(found), found)
 
     def or_nan(self, values: Array) -> Array:
         """Return `values`, or NaN if the kernel is traced and not finite."""
@@ -339,52 +359,15 @@ def check_finite(backend: Backend, kernel: Array, name: str = "kernel") -> tuple
 
 
 def normalise(kernel: Array, backend: Backend) -> tuple[Array, Array]:
-    """Return the kernel divided by a power of two near its largest entry, and that power as a 0-d array."""
+    """Return the kernel divided by a power of two near its largest entry, and that power as a 0-d array.
+
+    The power is 1 for the zero kernel. Subnormal entries become normal numbers whose squares do not vanish.
+    """
     xp = backend.namespace(kernel)
     largest = xp.max(xp.abs(backend.stop_gradient(kernel)))
     # The factor 4 at each end of the range keeps the power and its reciprocal normal numbers.
     limits = xp.finfo(largest.dtype)
     least, most = (xp.full_like(largest, x) for x in (4 * float(limits.smallest_normal), float(limits.max) / 4))
-    largest = xp.where(largest <= least, xp.ones_like(largest), xp.minimum(largest, most))
+    largest = xp.where(largest > 0, xp.minimum(xp.maximum(largest, least), most), xp.ones_like(largest))
     scale = xp.pow(xp.full_like(largest, 2.0), xp.floor(xp.log2(largest)))
     return kernel / scale, scale
-
-
-def check_bound(operand: Operand, bound: float | Array, name: str = "bound") -> Array:
-    """Check a bound of a norm, and return it as a 0-d array of the operand's real dtype beside the kernel.
-
-    A bound is an int, a float, a NumPy scalar, or a 0-d array of the kernel's library. It is at least 0 and may be
-    infinite. The sign of an array that is traced or lazy cannot be checked.
-
-    Parameters
-    ----------
-    operand : Operand
-    bound : float or 0-d array
-        The user's argument, at the user's scale.
-    name : str, default "bound"
-        The name of the argument in an error.
-
-    Raises
-    ------
-    TypeError
-        `bound` is not a number (a bool is not one), or is an array of another library.
-    ValueError
-        `bound` is an array with axes, is negative, or is NaN.
-    """
-    xp, backend = operand.xp, operand.backend
-    if isinstance(bound, bool) or not (isinstance(bound, int | float) or hasattr(bound, "dtype")):
-        raise TypeError(f"{name}={bound!r}: wanted a number or a 0-d array of the kernel's library")
-    if isinstance(bound, int | float | np.number):
-        array = xp.full_like(operand.scale, float(bound))
-    else:
-        if not backend.owns_array(bound):
-            raise TypeError(
-                f"kernel is an array of {backend.name}, {name} one of {type(bound).__module__}: wanted one library"
-            )
-        if bound.ndim != 0:
-            raise ValueError(f"{name} has shape {tuple(bound.shape)}: wanted a number or a 0-d array")
-        array = xp.astype(bound, operand.real_dtype)
-    known = bound >= 0 if isinstance(bound, int | float) else backend.truth(array >= 0)
-    if known is False:
-        raise ValueError(f"{name}={bound}: wanted a number of at least 0")
-    return array

@@ -7,7 +7,8 @@ import math
 from convsv_core._geometry.shapes import check_input_shape
 from convsv_core._spectrum.numbers import operator_norm
 from convsv_core._spectrum.numbers import stable_rank as operator_stable_rank
-from convsv_core._symbol.operand import Operand, check_bound, make_operand
+from convsv_core._symbol.bound_argument import check_bound
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import on_host

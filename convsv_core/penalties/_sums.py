@@ -6,7 +6,8 @@ import math
 
 from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
-from convsv_core._symbol.operand import Operand, check_bound, make_operand
+from convsv_core._symbol.bound_argument import check_bound
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float
 from convsv_core.penalties._gram import mean_over_grams, squared_gram

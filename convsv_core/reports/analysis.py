@@ -139,6 +139,16 @@ def layer_reports(
         See `Placement`.
     images : bool, default False
         Whether to keep the images of each layer that a page shows: `by_frequency` and `top_vectors`.
+
+    Examples
+    --------
+    >>> from convsv_core import Conv
+    >>> from convsv_core.layers import Layer
+    >>> from convsv_core.plugins import get_backend
+    >>> layer = Layer("first", np.ones((1, 1, 3, 3)), Conv("OIHW", padding_mode="zeros"), (8, 8))
+    >>> (report,) = layer_reports([layer], get_backend("numpy"), bounds="upper")
+    >>> round(report.operator_norm, 6), report.norm_upper >= 9
+    (9.0, True)
     """
     placement = Placement(backend, dtype, device)
     measure = _spectrum_with_images if images else _spectrum
@@ -170,6 +180,16 @@ def bounds_reports(
         As for `layer_reports`.
     rtol : float, default 1e-3
         Relative gap to reach.
+
+    Examples
+    --------
+    >>> from convsv_core import Conv
+    >>> from convsv_core.layers import Layer
+    >>> from convsv_core.plugins import get_backend
+    >>> layer = Layer("first", np.ones((1, 1, 3, 3)), Conv("OIHW", padding_mode="zeros"), (8, 8))
+    >>> (report,) = bounds_reports([layer], get_backend("numpy"))
+    >>> report.lower <= 9 <= report.upper, report.converged
+    (True, True)
     """
     placement = Placement(backend, dtype, device)
     for layer in layers:
@@ -270,6 +290,12 @@ def reshaped_norm(backend: Backend, kernel: Array, layout: str) -> Array:
     Returns
     -------
     0-d array, real
+
+    Examples
+    --------
+    >>> from convsv_core.plugins import get_backend
+    >>> float(round(reshaped_norm(get_backend("numpy"), np.ones((1, 1, 3, 3)), "OIHW"), 6))
+    3.0
     """
     xp = backend.namespace(kernel)
     rows = xp.moveaxis(kernel, layout.index("O"), 0)

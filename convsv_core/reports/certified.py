@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
+from convsv_core._network.norms import euclidean_norm
 from convsv_core._norm.bounds import norm_bounds
 from convsv_core._projection.certificate import CERTIFICATE_RTOL
 from convsv_core.backend import Array
@@ -159,9 +160,9 @@ def certified_bounds(
     array = placement.array(kernel, dtype)
     wide = np.result_type(kernel.dtype, np.float64)
     exact = kernel.astype(wide)
-    lost = float(np.linalg.norm((exact - placement.backend.to_numpy(array)).ravel()))
+    lost = float(euclidean_norm(np.abs(exact - placement.backend.to_numpy(array))))
     # The sum of squares has a relative error far below the eps of float32, and `norm_bounds` leaves a margin.
-    lost += entry_eps * float(np.linalg.norm(exact.ravel()))
+    lost += entry_eps * float(euclidean_norm(np.abs(exact)))
     found = {}
     for operator in operators:
         channels = math.prod(kernel.shape[operator.conv.layout.index(letter)] for letter in "OI")

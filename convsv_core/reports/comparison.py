@@ -50,6 +50,16 @@ def difference_reports(
         The library to compute with.
     dtype, device : str, optional
         As for `layer_reports`.
+
+    Examples
+    --------
+    >>> from convsv_core import Conv
+    >>> from convsv_core.plugins import get_backend
+    >>> conv = Conv("OIHW", padding_mode="zeros")
+    >>> first, second = (Layer("first", np.full((1, 1, 3, 3), value), conv, (8, 8)) for value in (1.0, 0.75))
+    >>> (report,) = difference_reports(match_layers([first], [second]).pairs, get_backend("numpy"))
+    >>> round(report.difference_upper, 2), round(report.share, 2)
+    (2.25, 0.25)
     """
     placement = Placement(backend, dtype, device)
     for place, pair in enumerate(pairs):
@@ -82,7 +92,7 @@ def _measured(row: DifferenceReport, pair: Pair, placement: Placement) -> Differ
         row.with_note(note),
         difference_upper=None if padded is None else padded.layer_upper(changed.upper),
         norm_upper=None if padded is None else padded.layer_upper(original.upper),
-        share=math.nextafter(share, math.inf) if share else 0.0,
+        share=math.nextafter(share, math.inf) if changed.upper else 0.0,
     )
 
 

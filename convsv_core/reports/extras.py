@@ -15,6 +15,11 @@ def import_for(module: str, call: str, extra: str) -> Any:
     ------
     ModuleNotFoundError
         Its `name` is the name of the missing library.
+
+    Examples
+    --------
+    >>> import_for("json", "to_json", "all").dumps([1])
+    '[1]'
     """
     try:
         return importlib.import_module(module)

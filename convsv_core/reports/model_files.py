@@ -31,6 +31,17 @@ def read_model(path: Path, options: ReadOptions | None = None) -> LayerList:
     ------
     ModelError
         No reader knows the format, or the file cannot be read. One line.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "model.npz")
+    ...     np.savez(path, first=np.ones((4, 3, 3, 3)))
+    ...     (layer,) = read_model(path, ReadOptions(layout="OIHW"))
+    >>> layer.name, layer.kernel.shape
+    ('first', (4, 3, 3, 3))
     """
     loaded = plugins()
     try:
@@ -51,6 +62,15 @@ def files_of_model(path: Path) -> tuple[Path, ...]:
     ------
     ModelError
         The file cannot be read, or does not tell its other files. One line.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "model.npz")
+    ...     _ = path.write_bytes(b"")
+    ...     files_of_model(path) == (path,)
+    True
     """
     try:
         files = plugins().manager.hook.convsv_model_files(path=path)
@@ -77,6 +97,18 @@ def write_model(path: Path, kernels: Mapping[str, HostArray], target: Path) -> N
         No plugin writes the format, or the plugin cannot write this model. One line.
     OSError
         A file cannot be read or written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path, target = Path(folder, "model.npz"), Path(folder, "half.npz")
+    ...     np.savez(path, first=np.ones((4, 3, 3, 3)))
+    ...     (layer,) = read_model(path, ReadOptions(layout="OIHW"))
+    ...     write_model(path, {layer.stored.key: layer.kernel / 2}, target)
+    ...     float(np.load(target)["first"].max())
+    0.5
     """
     files = files_of_model(path)
     if len(files) > 1 and path.parent.resolve() == target.parent.resolve():

@@ -214,6 +214,11 @@ def figures_of(rows: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any
     if and only if `smallest_singular_value` is 0, and the note then says that the operator is singular. The note of a
     transposed convolution says `transposed`. `norm_lower` and `norm_upper` are null too where ``--bounds`` did not ask
     for them.
+
+    Examples
+    --------
+    >>> figures_of([Row("first", reshaped_norm=float("inf"))], ("name", "reshaped_norm"))
+    [{'name': 'first', 'reshaped_norm': None}]
     """
     figures = [{field: _finite(getattr(row, field)) for field in fields} for row in rows]
     for row, found in zip(rows, figures, strict=True):

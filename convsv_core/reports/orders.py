@@ -29,7 +29,13 @@ SortKey: TypeAlias = Callable[[Any], float | str | None]
 
 
 def descending(value: float | None) -> float | None:
-    """Return the key that sorts figures from the largest one on, with None last."""
+    """Return the key that sorts figures from the largest one on, with None last.
+
+    Examples
+    --------
+    >>> sorted([1.0, 3.0, 2.0], key=descending)
+    [3.0, 2.0, 1.0]
+    """
     return None if value is None else -value
 
 

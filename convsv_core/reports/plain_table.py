@@ -62,7 +62,16 @@ class TextTable(NamedTuple):
 
 
 def lay_out(rows: Sequence[Row], title: str, view: View) -> TextTable:
-    """Return the table of rows, in their order, as texts."""
+    """Return the table of rows, in their order, as texts.
+
+    Examples
+    --------
+    >>> from convsv_core.reports.report import BoundsReport
+    >>> from convsv_core.reports.views import NORM
+    >>> table = lay_out([BoundsReport("first", lower=1.0, upper=1.5)], "model.npz", NORM)
+    >>> [(column.heading, column.cells) for column in table.columns[2:4]]
+    [('lower', ['1']), ('upper', ['1.5'])]
+    """
     notes: dict[str, int] = {}
     for row in rows:
         if row.note:

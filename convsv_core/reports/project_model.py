@@ -68,7 +68,7 @@ def project_layers(
     Parameters
     ----------
     layers : sequence of Layer
-        Layers whose kernels are NumPy arrays.
+        Layers whose kernels are NumPy arrays. A layer whose `stored` is None is not projected, and its note says so.
     backend : Backend
         The library to compute with.
     bound : float
@@ -85,6 +85,17 @@ def project_layers(
     ------
     ProjectionReport
         A layer that cannot be projected has `failed`, and a note that says why.
+
+    Examples
+    --------
+    >>> from convsv_core import Conv
+    >>> from convsv_core.layers import Layer, Stored
+    >>> from convsv_core.plugins import get_backend
+    >>> conv, stored = Conv("OIHW", padding_mode="zeros"), Stored("first.weight", "float32")
+    >>> layer = Layer("first", np.ones((1, 1, 3, 3), np.float32), conv, (8, 8), stored=stored)
+    >>> (report,) = project_layers([layer], get_backend("numpy"), 1.0)
+    >>> report.norm_before >= 9, report.norm_after <= 1, report.kernel.shape
+    (True, True, (1, 1, 3, 3))
     """
     groups: dict[str, list[Layer]] = {}
     for layer in layers:

@@ -42,13 +42,13 @@ def figure(value: float | None, digits: int = DIGITS) -> str:
 
     Examples
     --------
-    >>> figure(123.456), figure(1.5e-7), figure(float("inf")), figure(None)
-    ('123.5', '1.5e-7', 'inf', '-')
+    >>> figure(123.456), figure(1.5e-7), figure(float("inf")), figure(float("nan")), figure(None)
+    ('123.5', '1.5e-7', 'inf', 'nan', '-')
     """
     if value is None:
         return "-"
     if not math.isfinite(value):
-        return "inf"
+        return str(float(value))
     mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if e else mantissa
 

@@ -275,7 +275,13 @@ _LEGEND_OF_BOUNDS = {
 
 
 def spectrum_view(bounds: Bounds) -> View:
-    """Return `SPECTRUM` with the columns of the bounds that were asked for, and of no other bounds."""
+    """Return `SPECTRUM` with the columns of the bounds that were asked for, and of no other bounds.
+
+    Examples
+    --------
+    >>> [column.heading for column in spectrum_view("upper").columns if "norm_" in column.field]
+    ['upper']
+    """
     left_out = {"none": ("norm_lower", "norm_upper"), "upper": ("norm_lower",), "both": ()}[bounds]
     columns = tuple(column for column in SPECTRUM.columns if column.field not in left_out)
     return replace(SPECTRUM, legend=SPECTRUM.legend + _LEGEND_OF_BOUNDS[bounds], columns=columns)
@@ -322,7 +328,13 @@ NORM = View(
 
 
 def projection_view(bound: float, method: str) -> View:
-    """Return the view of `convsv project`, whose rows are a `ProjectionReport` each."""
+    """Return the view of `convsv project`, whose rows are a `ProjectionReport` each.
+
+    Examples
+    --------
+    >>> projection_view(1.0, "dykstra").subtitle
+    'projected to norms of at most 1 by dykstra'
+    """
     bound_text = texts.with_digits(BOUND_DIGITS, texts.rounded_up)
     return View(
         f"projected to norms of at most {bound:g} by {method}",
