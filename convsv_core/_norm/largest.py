@@ -90,7 +90,8 @@ def _norm_on_host(operand: Operand, exact: bool) -> tuple[Array, ...]:
 def _norm_and_gradient(operand: Operand, exact: bool) -> tuple[Array, ...]:
     """Return the norm, the widening and the derivative of the norm, as `Backend.call_host` wants them."""
     found = _search(operand, exact)
-    return *_rounded(operand, found), slopes_at(operand.widen() if exact else operand, [found.place])
+    slope = slopes_at(operand.widen() if exact else operand, [found.place], [found.norm**2])
+    return *_rounded(operand, found), slope
 
 
 def _norm_in_library(operand: Operand, exact: bool) -> tuple[Array, ...]:

@@ -129,7 +129,7 @@ def _norms(
     if not derivatives:
         return Norms(values, None)
     places = [one.place or 0 for one in found]
-    side_by_side = slopes_at(operand.widen() if exact else operand, places)
+    side_by_side = slopes_at(operand.widen() if exact else operand, places, [one.value for one in found])
     apart = np.split(side_by_side, count, axis=group_axis(conv))
     if not exact:
         apart = [slope * factor for slope, factor in zip(apart, factors.tolist(), strict=True)]

@@ -7,6 +7,7 @@ import pytest
 
 import convsv_core as convsv
 from convsv_core._geometry.plan import make_plan
+from convsv_core._norm import slopes
 from convsv_core._norm.cover import covered_grid, grid_cover
 from convsv_core._norm.largest import largest_on_grid
 from convsv_core._norm.search import Largest, largest_of_each, moments_of, parts_of
@@ -100,6 +101,37 @@ def test_values_alone_are_the_same() -> None:
     values = norms_together(kernels, (8, 8), convsv.Conv("OIHW"), derivatives=False)
     assert values.slopes is None
     np.testing.assert_array_equal(values.values, both.values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernels", ["identity", "tied groups", "tie within a matrix"])
+def test_slopes_of_ties_attain_the_norm(kernels: str, dtype: str) -> None:
+    """A subgradient D of a norm has ``Re sum(D * K)`` equal to the norm of K, because norms are homogeneous."""
+    kernel, groups = np.zeros((4, 4, 3, 3)), 1
+    kernel[np.arange(4), np.arange(4), 1, 1] = 1.0
+    if kernels == "tied groups":
+        kernel, groups = np.tile(np.random.default_rng(0).standard_normal((2, 2, 3, 3)), (2, 1, 1, 1)), 2
+    elif kernels == "tie within a matrix":
+        kernel[2, 2, 1, 1] = kernel[3, 3, 1, 1] = 0.5
+    kernel = kernel.astype(dtype)
+    conv = convsv.Conv("OIHW", groups=groups)
+    for input_shape in ((8, 8), None):
+        found = norms_together([kernel, 2 * kernel], input_shape, conv)
+        assert found.slopes is not None
+        for one, norm, slope in zip([kernel, 2 * kernel], found.values, found.slopes, strict=True):
+            assert float(np.real(np.sum(slope * one))) == pytest.approx(float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_slopes_are_the_same_from_all_eigenvectors(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = random_kernels((6, 5, 3, 3), dtype, [1.0, 0.0, 3.0])
+    found = norms_together(kernels, (8, 8), convsv.Conv("OIHW"))
+    monkeypatch.setattr(slopes, "RESIDUAL_EPS", -1)  # No vector is good enough.
+    wanted = norms_together(kernels, (8, 8), convsv.Conv("OIHW"))
+    assert found.slopes is not None
+    assert wanted.slopes is not None
+    for one, other in zip(found.slopes, wanted.slopes, strict=True):
+        np.testing.assert_allclose(one, other, atol=256 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -210,7 +210,10 @@ def renewed_layers(
 
 def without_autocast(weight: torch.Tensor) -> AbstractContextManager[object]:
     """Return a context manager that switches `torch.autocast` off for the device of `weight`."""
-    return torch.autocast(weight.device.type, enabled=False)
+    kind = weight.device.type
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()  # A backward pass asks for each layer, and `torch.autocast` takes longer.
 
 
 # ---- the geometry ------------------------------------------------------------------------------------------

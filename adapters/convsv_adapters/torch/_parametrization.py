@@ -107,8 +107,9 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
                 "ONNX has no operators for the norm of a convolution: before the export, store the scaled weight by "
                 "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
             )
-        if self._which.shareable and can_share(weight) and not weight.is_complex():
-            known = shared_norm(self, weight, self._which)
+        which = self._which
+        if which.shareable and can_share(weight) and not weight.is_complex():
+            known = shared_norm(self, weight, which)
             quotient = known.norm / type(known.norm)(self.bound)
             # The divisor's derivative is 0 where the bound leaves the weight as it is, and for a zero weight.
             moves = known.norm > 0 and (self.mode == "normalise" or quotient >= 1)
@@ -166,11 +167,12 @@ class _Scaled(torch.autograd.Function):  # type: ignore[misc]
                 scaled = (weight / owner.divisor(owner.norm(weight))).to(weight.dtype)
                 (found,) = torch.autograd.grad(scaled, weight, gradient, create_graph=True)
                 return found, None, None, None
-            found = gradient / context.divisor
-            if context.slope is not None:
-                wide = torch.promote_types(weight.dtype, torch.float32)
-                along = float(torch.sum(found * weight, dtype=wide)) / (context.divisor * owner.bound)
-                found = torch.add(found, context.slope, alpha=-along)
+            if context.slope is None:
+                return gradient / context.divisor, None, None, None
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            product = torch.dot(gradient.reshape(-1).to(wide), weight.reshape(-1).to(wide))
+            along = float(product) / (context.divisor * owner.bound)
+            found = torch.add(gradient, context.slope, alpha=-along).div_(context.divisor)
         return found, None, None, None
 
 
