@@ -38,6 +38,18 @@ COVERED = 64
 """Smallest number of undecided frequencies for which every second frequency is tested first. A guess."""
 
 
+SAMPLED = 8
+"""Number of coarse frequencies whose tests show whether a cover is worthwhile. A guess."""
+
+MOST_FAILING = 0.5
+"""Largest share of the sampled coarse frequencies that may fail if all of them are tested.
+
+With two axes, two thirds of the other frequencies lie between two coarse ones, and a third between four. If half of the
+tests failed independently, a fifth of these frequencies would be excluded. The tests of the coarse ones cost a third
+of theirs. Failures lie together, so more are excluded. For flat spectra nearly all fail.
+"""
+
+
 class Largest(NamedTuple):
     """Hold the largest eigenvalue of the Gram matrices of a grid, which is the square of the largest norm.
 
@@ -215,6 +227,7 @@ def _exclude_between(searches: Sequence[_Search], cover: Cover) -> None:
 
     The coarse places come first, because they show where the norms are large. Fewer other places are then left.
     """
+    searches = [one for one in searches if _is_excluding(one, cover)]
     if not searches:
         return
     failing = _above_share(searches, [cover.coarse] * len(searches), cover)
@@ -230,7 +243,19 @@ def _exclude_between(searches: Sequence[_Search], cover: Cover) -> None:
         fails = np.zeros(len(one.uppers), bool)
         fails[places] = True
         between = left[np.isin(left, cover.coarse, invert=True)]
-        one.left = between[fails[cover.parents[between]].any(axis=1)]
+        one.left, one.swept = between[fails[cover.parents[between]].any(axis=1)], False
+
+
+def _is_excluding(one: _Search, cover: Cover) -> bool:
+    """Tell by a sample of the coarse frequencies whether a test of all of them is worthwhile.
+
+    Small matrices are not sampled, because a sample would take as long as the other tests.
+    """
+    if not is_sweepable(one.rows, len(cover.coarse)):
+        return True
+    sample = cover.coarse[:: -(-len(cover.coarse) // SAMPLED)]
+    (failing,) = _above_share([one], [sample], cover)
+    return len(failing) <= MOST_FAILING * len(sample)
 
 
 def _above_share(searches: Sequence[_Search], where: Sequence[HostArray], cover: Cover) -> list[HostArray]:
