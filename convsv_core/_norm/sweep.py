@@ -27,8 +27,9 @@ SWEPT_SIDE = 96
 SWEPT_ROWS = 32
 """Smallest number of matrices that are swept.
 
-Eigenvalues of small or few matrices cost less than the calls that estimate them. Both numbers are guesses after
-measurements of Gaussian kernels of 64 to 256 channels.
+Eigenvalues of small or few matrices cost less than the calls that estimate them. Gaussian kernels at 14 x 14 took these
+shares of the time of all singular values, without and with a sweep: 0.18 and 0.19 to 0.21 at side 64, 0.22 and 0.18 at
+side 96, 0.30 and 0.16 at side 256. The number of matrices is a guess.
 """
 
 STEPS = 24
