@@ -16,6 +16,7 @@ from convsv_core._norm.largest import largest_on_grid
 from convsv_core._norm.padded import padded_operator_norm, padded_rounding
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._norm.transformed import transforms_pay
+from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import fft_is_cheaper, symbol_polynomial
 from convsv_core._symbol.transform import is_long
@@ -229,8 +230,17 @@ def singular_pair(operand: Operand, frequency: tuple[float, ...]) -> tuple[Array
     matrices = matrices * xp.astype(backend.asarray_like(shifts, matrices), operand.complex_dtype, copy=False)
     if plan.conv.transposed:
         matrices = backend.adjoint(matrices)
-    u, s, vh = backend.svd(matrices)
-    groups = backend.asarray_like(np.arange(plan.groups), s)
-    best = xp.astype(groups == xp.argmax(s[:, 0]), operand.complex_dtype)[:, None]
-    right = backend.conj(vh[:, 0, :]) * best
-    return operand.answer(u[..., 0] * best, scaled=False), operand.answer(right, scaled=False)
+    # The eigenvector of a Gram matrix is as accurate as the SVD for the largest value, and takes half of the time or
+    # less: 0.8 instead of 4.0 ms for 60 x 960 entries, 13 instead of 20 ms for 256 x 256.
+    squares, vectors = backend.eigh(smaller_gram(backend, matrices))
+    vectors = vectors[..., -1:]
+    is_wide = matrices.shape[-2] <= matrices.shape[-1]
+    others = xp.matmul(backend.adjoint(matrices) if is_wide else matrices, vectors)
+    norms = xp.linalg.vector_norm(others, axis=(-2, -1), keepdims=True)
+    first = xp.astype(backend.asarray_like(np.eye(others.shape[-2], 1), others), others.dtype)
+    # All unit vectors are singular vectors of a zero matrix.
+    others = xp.where(norms > 0, others / xp.where(norms > 0, norms, xp.ones_like(norms)), first)
+    left, right = (vectors, others) if is_wide else (others, vectors)
+    groups = backend.asarray_like(np.arange(plan.groups), squares)
+    best = xp.astype(groups == xp.argmax(squares[:, -1]), operand.complex_dtype)[:, None]
+    return operand.answer(left[..., 0] * best, scaled=False), operand.answer(right[..., 0] * best, scaled=False)

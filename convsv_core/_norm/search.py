@@ -4,6 +4,8 @@ Two moments of the Gram matrices bound the eigenvalues at every frequency withou
 where these bounds are largest. All other frequencies are tested against the largest eigenvalue so far, at a fraction of
 the cost of their eigenvalues. The search repeats both steps among the frequencies that fail the test.
 
+Many large matrices are tested once, against a level that rises on the way (`convsv_core._norm.sweep`).
+
 On a fine grid a test of every second frequency along each axis, against a lower level, first excludes the frequencies
 between those that pass (`Cover`).
 """
@@ -18,6 +20,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.cover import Cover
+from convsv_core._norm.sweep import is_sweepable, sweep
 from convsv_core._symbol.moments import MomentBounds, moment_bounds
 from convsv_core._symbol.rows import GramRows, PolynomialRows, ProductRows
 from convsv_core._symbol.rows_together import above_each, largest_of_rows
@@ -27,12 +30,23 @@ __all__ = ["Largest", "largest_of_each", "moments_of", "parts_of"]
 FIRST_PROBES = 1
 """Frequencies whose eigenvalues are computed before the others are tested against the largest of them.
 
-Each further round doubles it. It was chosen by measurement: with 1, most kernels in training need two tests. Gaussian
-kernels of 256 channels at 14 x 14 took 0.44 of the time of all singular values with 1, and 0.37 to 0.39 with 2 to 4.
+Each further round doubles it. It was chosen by measurement: with 1, most kernels in training need two tests.
 """
 
 COVERED = 64
 """Smallest number of undecided frequencies for which every second frequency is tested first. A guess."""
+
+
+SAMPLED = 8
+"""Number of coarse frequencies whose tests show whether a cover is worthwhile. A guess."""
+
+MOST_FAILING = 0.5
+"""Largest share of the sampled coarse frequencies that may fail if all of them are tested.
+
+With two axes, two thirds of the other frequencies lie between two coarse ones, and a third between four. If half of the
+tests failed independently, a fifth of these frequencies would be excluded. The tests of the coarse ones cost a third
+of theirs. Failures lie together, so more are excluded. For flat spectra nearly all fail.
+"""
 
 
 class Largest(NamedTuple):
@@ -131,6 +145,8 @@ class _Search:
         Whether the places left are tested before their eigenvalues are computed.
     probes : int
         Number of places whose eigenvalues are computed next.
+    swept : bool
+        Whether a sweep has tested the places.
     found : Largest
     """
 
@@ -141,6 +157,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.tested, self.probes, self.found = self.level > 0, FIRST_PROBES, Largest(0.0, self.level, None)
+        self.swept = False
         self.uppers = np.full(len(self.rows.operand.plan.frequencies), np.inf)
         if self.bounds is not None:
             assert isinstance(self.rows, PolynomialRows)
@@ -153,16 +170,30 @@ class _Search:
         self.left = self.left[self.uppers[self.left] > self.found.upper]
         return len(self.left)
 
+    def sweep(self) -> None:
+        """Test the places left once, if that is worthwhile, and put those with the largest estimates first.
+
+        The eigenvalue is computed at the first of them. Most of the others then have a smaller upper bound.
+        """
+        if self.swept or not is_sweepable(self.rows, len(self.left)):
+            return
+        self.uppers[self.left], estimates = sweep(self.rows, self.left, self.uppers[self.left], self.found.upper)
+        self.left = self.left[np.lexsort((-self.uppers[self.left], -estimates))]
+        self.swept, self.tested = True, False
+
 
 def _finish(searches: Sequence[_Search]) -> None:
     """Raise the largest eigenvalue of each search until no place left may hold a larger one."""
     while active := [one for one in searches if one.undecided()]:
+        for one in active:
+            one.sweep()
         tested = [one for one in active if one.tested]
         _keep(tested, lambda one: one.rows)
         # Where many fail, most of them exceed the level, and a higher level spares their tests in double precision.
-        few = [one for one in tested if one.fine is not None and len(one.left) <= one.probes]
+        # After a sweep the level is the largest estimate, and hardly any matrix exceeds it.
+        few = [one for one in tested if one.fine is not None and (one.swept or len(one.left) <= one.probes)]
         _keep(few, lambda one: one.fine or one.rows)
-        _probe([one for one in active if len(one.left)])
+        _probe([one for one in active if one.undecided()])
 
 
 def _keep(searches: Sequence[_Search], rows_of: Callable[[_Search], GramRows]) -> None:
@@ -195,6 +226,7 @@ def _exclude_between(searches: Sequence[_Search], cover: Cover) -> None:
 
     The coarse places come first, because they show where the norms are large. Fewer other places are then left.
     """
+    searches = [one for one in searches if _is_excluding(one, cover)]
     if not searches:
         return
     failing = _above_share(searches, [cover.coarse] * len(searches), cover)
@@ -210,7 +242,19 @@ def _exclude_between(searches: Sequence[_Search], cover: Cover) -> None:
         fails = np.zeros(len(one.uppers), bool)
         fails[places] = True
         between = left[np.isin(left, cover.coarse, invert=True)]
-        one.left = between[fails[cover.parents[between]].any(axis=1)]
+        one.left, one.swept = between[fails[cover.parents[between]].any(axis=1)], False
+
+
+def _is_excluding(one: _Search, cover: Cover) -> bool:
+    """Tell by a sample of the coarse frequencies whether a test of all of them is worthwhile.
+
+    Small matrices are not sampled, because a sample would take as long as the other tests.
+    """
+    if not is_sweepable(one.rows, len(cover.coarse)):
+        return True
+    sample = cover.coarse[:: -(-len(cover.coarse) // SAMPLED)]
+    (failing,) = _above_share([one], [sample], cover)
+    return len(failing) <= MOST_FAILING * len(sample)
 
 
 def _above_share(searches: Sequence[_Search], where: Sequence[HostArray], cover: Cover) -> list[HostArray]:
