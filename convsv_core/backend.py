@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -79,8 +79,7 @@ class Backend:
     def dtypes(self, device: str | None = None) -> tuple[str, ...]:
         """Return the names of the kernel dtypes that `asarray` can make on `device`, or on the default device.
 
-        The default returns the names in `DTYPES` that the namespace of `library` has. Override it if the library, or
-        a device, has a dtype by name only.
+        They are the names in `DTYPES` that `library` has. Override it if the library or a device has others by name.
         """
         xp = self.library()
         return tuple(name for name in DTYPES if hasattr(xp, name))
@@ -90,7 +89,7 @@ class Backend:
     def library(self) -> ModuleType:
         """Return the library's array namespace, which makes new arrays.
 
-        The default imports `module`. Override it if another namespace is closer to the array API standard.
+        It imports `module`. Override it if another namespace is closer to the array API standard.
         """
         return importlib.import_module(self.module)
 
@@ -104,9 +103,8 @@ class Backend:
     def asarray(self, array: Any, *, dtype: str | None = None, device: str | None = None) -> Array:
         """Return a host array, or a nested list, as an array of this library.
 
-        `dtype` is one of the names in `dtypes`, and `device` one of the names in `devices`. None means the dtype of
-        the given array, and the default device. Override it if the library's own ``asarray`` does not take names of
-        devices. bfloat16 arrives as float32, because NumPy has no bfloat16.
+        `dtype` is a name in `dtypes`, `device` a name in `devices`. None means the array's dtype, and the default
+        device. Override it if the library's own ``asarray`` takes no names of devices. bfloat16 arrives as float32.
         """
         xp = self.library()
         return xp.asarray(array, dtype=None if dtype is None else getattr(xp, dtype), device=device)
@@ -114,7 +112,7 @@ class Backend:
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """Return a copy of `array` on the host as a NumPy array, with bfloat16 as float32.
 
-        Override it if ``numpy.asarray`` refuses arrays of the library: on another device, or recorded for gradients.
+        Override it if ``numpy.asarray`` refuses arrays on another device, or arrays recorded for gradients.
         """
         return np.asarray(array)
 
@@ -152,8 +150,7 @@ class Backend:
     def truth(self, condition: Array) -> bool | None:
         """Return a 0-d boolean array as a bool, or None if it has no value yet.
 
-        Override it if the library is lazy or traces functions: return None where ``bool(condition)`` would raise an
-        error or start a computation.
+        Override it if the library is lazy or traces: return None where ``bool`` would raise or start a computation.
         """
         return bool(condition)
 
@@ -162,10 +159,7 @@ class Backend:
         return array
 
     def has_fast_float64(self, array: Array) -> bool:
-        """Tell whether float64 arithmetic on the device of `array` takes at most about twice the time of float32.
-
-        If so, the core computes in float64 and answers in float32 where it gains accuracy or speed.
-        """
+        """Tell whether float64 takes at most about twice the time of float32, so that the core may compute in it."""
         return False
 
     # ---- dispatched operations -------------------------------------------------------------------
@@ -186,7 +180,7 @@ class Backend:
     def complex(self, real: Array, imaginary: Array) -> Array:
         """Return complex numbers from their real and imaginary parts, two real arrays of one dtype.
 
-        The default is a product and a sum. Override it if the library has a function for it.
+        Override it if the library has a function for it: the default is a product and a sum.
         """
         xp = self.namespace(real)
         kind = xp.complex64 if real.dtype == xp.float32 else xp.complex128
@@ -217,8 +211,8 @@ class Backend:
     def is_positive_definite(self, array: Array) -> Array:
         """Tell whether each Hermitian matrix is positive definite, up to rounding.
 
-        The result is a boolean array without the last two axes. Override it if the library has a Cholesky
-        factorisation that reports which matrices of a batch fail: it is several times faster than eigenvalues.
+        The result is a boolean array without the last two axes. Override it if a Cholesky factorisation of the
+        library reports which matrices of a batch fail: it is several times faster than eigenvalues.
         """
         return self.eigvalsh(array)[..., 0] > 0
 
@@ -227,8 +221,7 @@ class Backend:
     ) -> Array | tuple[Array, ...]:
         """Apply `function` to consecutive blocks of `rows` and join the results along their first axis.
 
-        Override it to compute several blocks at once, or to make one loop of a traced program. Results must be in the
-        order of the blocks.
+        Override it to compute several blocks at once, or to make one loop of a traced program. Results keep the order.
 
         Parameters
         ----------
@@ -245,10 +238,8 @@ class Backend:
         budget : int
             Bytes of working memory that all blocks computed at one time may take. A block has at least one row.
         """
-        results = [
-            function(self.asarray_like(block, like)) for block in split_rows(rows, max(1, budget // max(1, row_bytes)))
-        ]
-        return self.concatenate(results)
+        blocks = split_rows(rows, max(1, budget // max(1, row_bytes)))
+        return self.concatenate([function(self.asarray_like(block, like)) for block in blocks])
 
     def map_prepared(
         self,
@@ -280,6 +271,16 @@ class Backend:
         work = prepare(*arrays, *static)
         return self.map_blocks(work.function, rows, arrays[0], row_bytes=work.row_bytes, budget=budget)
 
+    def map_groups(
+        self, function: Callable[[Any], list[Any]], groups: Sequence[Any], costs: Sequence[float], like: Array
+    ) -> list[list[Any]]:
+        """Return ``function(group)`` for each group, a sequence: a list with one result for each member.
+
+        Override it if threads gain: `function` may get parts of a group, and be called in several threads at once.
+        `costs` are operations on each group, to an order of magnitude. `like` is an array that `function` uses.
+        """
+        return [function(group) for group in groups]
+
     def single_threaded(self) -> AbstractContextManager[object]:
         """Return a context manager that keeps the library to the caller's thread.
 
@@ -297,23 +298,22 @@ class Backend:
     def batch_size(self, count: int) -> int:
         """Return the number of rows, at least `count`, to which a batch of `count` rows should be filled up.
 
-        Override it if the library compiles for each shape: few different sizes then mean few compilations.
+        Override it if the library compiles for each shape, to have few different sizes.
         """
         return count
 
     def run(self, function: Callable[..., Any], arrays: tuple[Array, ...], static: tuple[Any, ...]) -> Any:
         """Return ``function(*arrays, *static)``.
 
-        `function` is a pure function of arrays and hashable static arguments. Override it to compile the function,
-        once for each combination of shapes and static arguments.
+        `function` is pure. Override it to compile it once for each combination of shapes and static arguments.
         """
         return function(*arrays, *static)
 
     def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
         """Tell whether a call with these arguments, a tree, should be made by `run_on_host`.
 
-        Override it if NumPy is faster: return True where all arrays have values in the memory of the host. A `search`
-        consists of many calls on small arrays, and its results have no derivatives.
+        Override it if NumPy is faster: return True where all arrays have values in host memory. A `search` makes many
+        calls on small arrays, and its results have no derivatives.
         """
         return False
 
@@ -333,7 +333,7 @@ class Backend:
         """Return ``otherwise(*arrays)``, or in code that is traced for a CPU ``function(*arrays)``.
 
         Override it if a program of the library, or the library itself, can call the host. `function` takes NumPy
-        arrays and may read their values. `results` describes what it returns. `otherwise` is pure, returns the same
+        arrays and may read their values; `results` describes its results. `otherwise` is pure, returns the same
         up to rounding, and gives the derivatives. `gradient` returns the results and an array D like the first
         argument: the first result changes by ``Re sum(D * change)``, and everything else is constant.
         """
@@ -342,8 +342,7 @@ class Backend:
     def run_on_values(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         """Return ``function(*arguments, **options)`` for a function whose control flow depends on array values.
 
-        Override it if the library is lazy: compute the arrays among the arguments, call the function, and return the
-        arrays of its result as arrays of this library.
+        Override it if the library is lazy: compute the arrays among the arguments, and return arrays of this library.
         """
         return function(*arguments, **options)
 
@@ -368,8 +367,8 @@ class Backend:
     ) -> tuple[Array, ...]:
         """Apply ``state = function(*state)`` `count` times and return the last state.
 
-        The shapes and dtypes of the state do not change. `like` is an array that `function` uses. If `like` is
-        traced, a library may override this method with a loop of its own, which traces `function` once.
+        The state keeps its shapes and dtypes. `like` is an array that `function` uses. If it is traced, a library may
+        override this method with a loop of its own, which traces `function` once.
         """
         for _ in range(count):
             state = function(*state)
@@ -378,7 +377,7 @@ class Backend:
     def computation_context(self, like: Array) -> AbstractContextManager[object]:
         """Return a context manager that the core enters while it computes with `like`, a kernel.
 
-        Override it if products must be told to keep all digits of their dtype, or to set a number of threads.
+        Override it if products must be told to keep all digits, or to set a number of threads.
         """
         return contextlib.nullcontext()
 

@@ -11,13 +11,15 @@ import functools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from convsv_core.backend import Array, BlockFunction, split_rows
 
-__all__ = ["SharedLimit", "UserLimit", "map_in_threads", "usable_processors", "worth_threads"]
+__all__ = ["SharedLimit", "UserLimit", "map_groups_in_threads", "map_in_threads", "usable_processors", "worth_threads"]
 
 SMALL_BYTES = 1 << 22
 """Smallest work, in bytes of working memory, that is given to several threads.
@@ -168,6 +170,47 @@ def map_in_threads(
     for task in begun:
         if task.error is not None:
             raise task.error
+    return results
+
+
+class _Share(NamedTuple):
+    """Hold a part of a group: the group's number, the places of the members in the group, and the cost of the work."""
+
+    group: int
+    places: range
+    cost: float
+
+
+def map_groups_in_threads(
+    function: Callable[[Any], list[Any]],
+    groups: Sequence[Any],
+    costs: Sequence[float],
+    threads: int,
+    *,
+    initializer: Callable[[], object] | None = None,
+) -> list[list[Any]]:
+    """Return the list ``function(group)`` of each group, as `Backend.map_groups` does.
+
+    A group that costs more than half of a thread's share of the work is cut into as many parts as there are threads.
+    The most expensive parts come first, so that the threads end at about the same time.
+    """
+    shares = []
+    for index, (group, cost) in enumerate(zip(groups, costs, strict=True)):
+        parts = min(threads, len(group)) if 2 * threads * cost > sum(costs) else 1
+        places = [range(first, len(group), parts) for first in range(parts)]
+        shares += [_Share(index, chosen, cost * len(chosen) / max(1, len(group))) for chosen in places]
+    shares.sort(key=lambda share: -share.cost)
+    results: list[list[Any]] = [[None] * len(group) for group in groups]
+
+    def work(block: Any) -> tuple[Array, ...]:
+        for share in (shares[int(place)] for place in block):
+            found = function([groups[share.group][place] for place in share.places])
+            for place, result in zip(share.places, found, strict=True):
+                results[share.group][place] = result
+        return ()
+
+    # A budget of one row for each thread makes every block one share.
+    map_in_threads(work, np.arange(len(shares)), threads, row_bytes=1, budget=threads, initializer=initializer)
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -12,7 +12,13 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, worth_threads
+from convsv_backends._threads import (
+    SharedLimit,
+    UserLimit,
+    map_groups_in_threads,
+    map_in_threads,
+    worth_threads,
+)
 from convsv_core.backend import Array, ArraySpec, Backend, BlockFunction
 from convsv_core.plugins import get_backend, hookimpl
 
@@ -25,6 +31,12 @@ Less work is left to PyTorch's own threads, which share products of small matric
 ResNet-32 on two cores; the measurement has no more detail.
 """
 
+
+SHARED_OPERATIONS = 1e8
+"""Smallest work on several groups, in operations, that is shared out to threads. A guess.
+
+It takes about 10 ms. PyTorch's own threads wait actively for some milliseconds after the caller's last operation.
+"""
 
 ALONE_ENTRIES = 1 << 18
 """Number of entries of a kernel below which NumPy computes for PyTorch in the caller's thread alone.
@@ -155,6 +167,26 @@ class TorchBackend(Backend):
                         )
                     )
         return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
+
+    def map_groups(
+        self, function: Callable[[Any], list[Any]], groups: Sequence[Any], costs: Sequence[float], like: Array
+    ) -> list[list[Any]]:
+        """Share the groups out to threads on the CPU, unless the call is differentiated or transformed.
+
+        A decomposition of many small matrices uses one thread of PyTorch. Each thread has one BLAS thread, and so
+        all processors are used.
+        """
+        import torch
+
+        def detached(group: Any) -> list[Any]:
+            with torch.no_grad(), _torch_limit.alone():
+                return function(group)
+
+        if sum(costs) >= SHARED_OPERATIONS and _is_plain(like):
+            with _torch_limit as threads:
+                if threads > 1:
+                    return map_groups_in_threads(detached, groups, costs, threads, initializer=_one_thread)
+        return super().map_groups(function, groups, costs, like)
 
     def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
         """Tell whether a search is among tensors on the CPU: NumPy takes two thirds of PyTorch's time for ResNet-32."""

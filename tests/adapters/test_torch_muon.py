@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 from convsv_adapters.torch import ConvMuon, conv_layers
+from convsv_backends import _torch
 from torch import nn
 
 import convsv_core as convsv
@@ -48,6 +50,34 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first:
 
 def norm(change: torch.Tensor, conv: convsv.Conv) -> float:
     return float(convsv.norm_bounds(change, lattice(conv)).upper)
+
+
+def test_threads_change_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    for least in (math.inf, 0.0):
+        monkeypatch.setattr(_torch, "SHARED_OPERATIONS", least)
+        model = nn.Sequential(*(nn.Conv2d(6, 6, 3, padding=1) for _ in range(4)), nn.Conv2d(6, 2, 8), nn.Flatten())
+        model.load_state_dict(weights[0] if weights else model.state_dict())
+        start = copy.deepcopy(model.state_dict())
+        optimizer = ConvMuon(model, lr=0.05)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+        weights += [start, copy.deepcopy(model.state_dict())]
+    for name in weights[1]:
+        torch.testing.assert_close(weights[3][name], weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_of_a_thread_names_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_torch, "SHARED_OPERATIONS", 0.0)
+    model = network()
+    optimizer = ConvMuon(model)
+    backward(model)
+    model[3].weight.grad.fill_(math.nan)
+    with pytest.raises(ValueError, match="NaN") as caught:
+        optimizer.step()
+    assert any("(8, 1, 3, 3)" in note for note in caught.value.__notes__)
 
 
 @pytest.mark.parametrize("method", ["exact", "polar", "flat"])
