@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from convsv_adapters.torch import ConvMuon, conv_layers
+from convsv_adapters.torch import ConvMuon, _muon, conv_layers
 from convsv_backends import _torch
 from torch import nn
 
@@ -71,11 +71,18 @@ def test_threads_change_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_error_of_a_thread_names_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_torch, "SHARED_OPERATIONS", 0.0)
+    whole = _muon.steepest_together
+
+    def fails_for_depthwise(kernels: Any, *arguments: Any, **options: Any) -> Any:
+        if kernels[0].shape[1] == 1:
+            raise ValueError("no direction")
+        return whole(kernels, *arguments, **options)
+
+    monkeypatch.setattr(_muon, "steepest_together", fails_for_depthwise)
     model = network()
     optimizer = ConvMuon(model)
     backward(model)
-    model[3].weight.grad.fill_(math.nan)
-    with pytest.raises(ValueError, match="NaN") as caught:
+    with pytest.raises(ValueError, match="no direction") as caught:
         optimizer.step()
     assert any("(8, 1, 3, 3)" in note for note in caught.value.__notes__)
 
