@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from convsv_adapters._layers import check_bound, geometry_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
 from convsv_adapters.torch._norms import NormOf, can_share, norm_of
-from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
+from convsv_adapters.torch._operators import Number, compiled_number, conv_arguments, in_compiler, register
 from convsv_adapters.torch._shared_norms import shared_norm
 from convsv_core import Conv
 from convsv_core.layers import Extents, circular_geometry
@@ -22,14 +24,43 @@ Mode = Literal["bound", "normalise"]
 """How a weight is scaled: see `OperatorNorm`."""
 
 
-@register
+class _Owner:
+    """Stand for a stored weight where norms are shared: compiled calls do not tell the parametrization."""
+
+
+_owners: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@functools.lru_cache(maxsize=256)
+def _geometry(conv: tuple[Any, ...], input_shape: Extents | None, rtol: float) -> NormOf:
+    """Return the norm of a geometry that is given by its arguments."""
+    return NormOf(Conv(*conv), input_shape, rtol)
+
+
+def _known_norm(weights: list[torch.Tensor], differentiated: list[bool], *geometry: Any) -> Number | None:
+    """Return the norm of a stored weight, computed with those of other weights of its shape, or None elsewhere."""
+    (weight,), (derivative,) = weights, differentiated
+    which = _geometry(*geometry)
+    if not (isinstance(weight, nn.Parameter) and can_share(weight) and which.shareable and not weight.is_complex()):
+        return None
+    owner = _owners.get(weight)
+    if owner is None:
+        owner = _owners[weight] = _Owner()
+    with torch.set_grad_enabled(derivative):
+        known = shared_norm(owner, weight, which)
+    # A graph may write to what an operator returns.
+    slopes = [] if known.slope is None else [known.slope.to(weight.dtype, copy=True)]
+    return Number(torch.tensor(known.norm), slopes)
+
+
+@register(known=_known_norm)
 def layer_norm(
     weights: list[torch.Tensor], conv: tuple[Any, ...], input_shape: Extents | None, rtol: float
 ) -> torch.Tensor:
     """Return the norm of the one weight, for a geometry that is given by its arguments."""
     (weight,) = weights
     with without_autocast(weight):
-        return norm_of(weight, NormOf(Conv(*conv), input_shape, rtol))
+        return norm_of(weight, _geometry(conv, input_shape, rtol))
 
 
 class OperatorNorm(nn.Module):  # type: ignore[misc]
