@@ -243,9 +243,13 @@ def test_a_weight_that_changes_within_the_graph_has_its_own_norm() -> None:
     assert torch.equal(weight, -2 * start)
 
 
-def test_the_operators_are_what_the_compiler_takes_them_for() -> None:
+@pytest.mark.parametrize("shape", [(4, 4, 3, 3), (8, 1, 3, 3), (1, 6, 2, 3), (3, 5, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_operators_are_what_the_compiler_takes_them_for(
+    layout: torch.memory_format, shape: tuple[int, ...]
+) -> None:
     """PyTorch checks schema, fake and derivative. The second call finds kept results, which a graph must not get."""
-    weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+    weight = nn.Parameter(torch.randn(shape).to(memory_format=layout))
     conv = operators.conv_arguments(convsv.Conv("OIHW", padding=1, padding_mode="zeros"))
     number, call = torch.ops.convsv.number, repr(("layer_norm", conv, None, RTOL))
     for _ in range(2):
@@ -257,6 +261,7 @@ def test_the_operators_are_what_the_compiler_takes_them_for() -> None:
         value.zero_()
         slope.zero_()
     again, (same,) = number([weight], call, [True])
+    assert same.is_contiguous()
     assert float(again.detach()) > 0
     assert torch.equal(same, kept)
     torch.library.opcheck(torch.ops.convsv.times_slopes.default, (torch.ones(()), [kept], [weight.detach()]))

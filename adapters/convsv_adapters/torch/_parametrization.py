@@ -48,8 +48,8 @@ def _known_norm(weights: list[torch.Tensor], differentiated: list[bool], *geomet
         owner = _owners[weight] = _Owner()
     with torch.set_grad_enabled(derivative):
         known = shared_norm(owner, weight, which)
-    # A graph may write to what an operator returns.
-    slopes = [] if known.slope is None else [known.slope.to(weight.dtype, copy=True)]
+    # A graph may write to what an operator returns, so it gets a copy.
+    slopes = [] if known.slope is None else [torch.empty(weight.shape, dtype=weight.dtype).copy_(known.slope)]
     return Number(torch.tensor(known.norm), slopes)
 
 
