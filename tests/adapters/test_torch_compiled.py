@@ -316,8 +316,6 @@ def test_a_model_that_is_compiled_without_gradients(calls: list[tuple[int, bool]
     wanted.square().sum().backward()
     gradient = original(model[0]).grad.clone()
     model.zero_grad()
-    with torch.no_grad():
-        original(model[0]).mul_(1)
     graph = compiled(model)
     for layer in model:
         shared._askers.pop(layer.parametrizations.weight[0])
@@ -380,7 +378,7 @@ def test_a_second_derivative_through_a_graph_is_refused(kind: str, backend: str)
 def test_a_compiled_model_can_be_exported_too() -> None:
     model = nn.Sequential(alike(), operator_norm(nn.Conv2d(4, 4, 3, padding=1), (6, 6), 0.3, circular=True)).eval()
     batch = torch.randn(2, 4, 6, 6)
-    wanted = compiled(model)(batch)
+    compiled(model)(batch)
     shapes = ({0: torch.export.Dim("count", min=1, max=16)},)
     exported = torch.export.export(model, (batch,), dynamic_shapes=shapes)
     assert not any("convsv" in str(node.target) for node in exported.graph.nodes)
@@ -388,4 +386,13 @@ def test_a_compiled_model_can_be_exported_too() -> None:
         batch = torch.randn(count, 4, 6, 6)
         with torch.no_grad():
             torch.testing.assert_close(exported.module()(batch), model(batch), rtol=0, atol=1e-5)
-    assert wanted.shape == (2, 4, 6, 6)
+
+
+@pytest.mark.parametrize("bound", [torch.tensor(0.1), float("inf")], ids=str)
+def test_options_of_a_compiled_penalty_are_finite_numbers(bound: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    graph = torch.compile(
+        penalty, backend="aot_eager"
+    )  # With `fullgraph` the error is PyTorch's, with these words in it.
+    with pytest.raises((TypeError, ValueError), match=r"in torch.compile: wanted a (finite )?number"):
+        graph(model, "norm_hinge", layers=conv_layers(model), bound=bound)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn
@@ -92,6 +93,11 @@ def compiled_number(tensors: Sequence[torch.Tensor], name: str, *static: Any) ->
 
     The numbers among the static arguments are constants of the graph. The derivative is of first order. PyTorch refuses
     a second derivative of a compiled graph.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A static argument is a tensor or another object, or a number that is not finite.
     """
     differentiated = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
     number: torch.Tensor = _number(list(tensors), repr((name, *_constants(static))), differentiated)[0]
@@ -105,8 +111,13 @@ def _constants(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _constants(one) for key, one in value.items()}
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return guard_scalar(value)
-    return value
+        number = guard_scalar(value)
+        if isinstance(number, int) or math.isfinite(number):
+            return number
+        raise ValueError(f"an argument is {number} in torch.compile: wanted a finite number")
+    if value is None or isinstance(value, bool | str):
+        return value
+    raise TypeError(f"an argument is a {type(value).__name__} in torch.compile: wanted a number of Python")
 
 
 @torch.library.custom_op("convsv::number", mutates_args=())  # type: ignore[untyped-decorator]

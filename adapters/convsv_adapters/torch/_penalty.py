@@ -111,6 +111,8 @@ def penalty(
     ------
     ValueError
         There is no such `kind`, the model has no convolution, or the penalty needs extents that are not known.
+    TypeError, ValueError
+        In `torch.compile` an option is no finite number.
 
     Examples
     --------
