@@ -14,7 +14,7 @@ from convsv_adapters._layers import check_bound, geometry_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
 from convsv_adapters.torch._norms import NormOf, can_share, norm_of
 from convsv_adapters.torch._operators import Number, compiled_number, conv_arguments, in_compiler, register
-from convsv_adapters.torch._shared_norms import shared_norm
+from convsv_adapters.torch._shared_norms import Asked, asked_for, shared_norm
 from convsv_core import Conv
 from convsv_core.layers import Extents, circular_geometry
 
@@ -37,20 +37,33 @@ def _geometry(conv: tuple[Any, ...], input_shape: Extents | None, rtol: float) -
     return NormOf(Conv(*conv), input_shape, rtol)
 
 
+def _asked(weight: torch.Tensor, which: NormOf) -> Asked | None:
+    """Return what stands for a weight where norms are shared, or None for a tensor that is no copy of a known one."""
+    if not isinstance(weight, nn.Parameter):
+        return asked_for(weight, which)
+    owner = _owners.get(weight)
+    if owner is None:
+        owner = _owners[weight] = _Owner()
+    return Asked(owner, weight)
+
+
 def _known_norm(weights: list[torch.Tensor], differentiated: list[bool], *geometry: Any) -> Number | None:
     """Return the norm of a stored weight, computed with those of other weights of its shape, or None elsewhere."""
     (weight,), (derivative,) = weights, differentiated
     which = _geometry(*geometry)
-    if not (isinstance(weight, nn.Parameter) and can_share(weight) and which.shareable and not weight.is_complex()):
+    if not (which.shareable and can_share(weight)) or weight.is_complex():
         return None
-    owner = _owners.get(weight)
-    if owner is None:
-        owner = _owners[weight] = _Owner()
+    asked = _asked(weight, which)
+    if asked is None:
+        return None
     with torch.set_grad_enabled(derivative):
-        known = shared_norm(owner, weight, which)
+        known = shared_norm(asked.owner, asked.weight, which)
+    if not derivative:
+        return Number(torch.tensor(known.norm), [])
+    if known.slope is None:  # The weight is frozen, and has the entries of another one.
+        return None
     # A graph may write to what an operator returns, so it gets a copy.
-    slopes = [] if known.slope is None else [torch.empty(weight.shape, dtype=weight.dtype).copy_(known.slope)]
-    return Number(torch.tensor(known.norm), slopes)
+    return Number(torch.tensor(known.norm), [torch.empty(weight.shape, dtype=weight.dtype).copy_(known.slope)])
 
 
 @register(known=_known_norm)
