@@ -6,7 +6,8 @@ strings.
 
 The product of the derivatives with a gradient is a second operator. It takes the weights too, although it does not read
 them. A compiled backward pass thereby depends on the weights, and PyTorch refuses to differentiate it. A product alone
-would hold the derivatives as constants, and a second derivative would lack a part without a word.
+would hold the derivatives as constants, and a second derivative would lack a part without a word. PyTorch's C++
+compiler may replace the weights of convolutions by copies, and then leaves out the second derivatives of all layers.
 """
 
 from __future__ import annotations
