@@ -13,6 +13,7 @@ import pytest
 import torch
 from convsv_adapters.torch import OperatorNorm, conv_layers, operator_norm, penalty
 from convsv_adapters.torch import _shared_norms as shared
+from convsv_adapters.torch._operators import conv_arguments
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -245,3 +246,42 @@ def test_a_penalty_of_layers_together_is_that_of_each(kind: str, options: dict[s
     torch.testing.assert_close(gradients[0], wanted[0], rtol=1e-10, atol=1e-12)
     second = [torch.autograd.grad(one[0].square().sum(), weight)[0] for one in (gradients, wanted)]
     torch.testing.assert_close(*second, rtol=1e-8, atol=1e-10)
+
+
+# ---- compiled graphs ---------------------------------------------------------------------------------------
+
+
+def compiled_norm(weight: torch.Tensor, derivative: bool) -> Any:
+    """Return what the operator of a compiled graph returns for a weight of `make_model`."""
+    conv = conv_arguments(convsv.Conv("OIHW", padding=1, padding_mode="zeros"))
+    return torch.ops.convsv.number([weight], repr(("layer_norm", conv, None, 0.1)), [derivative])
+
+
+@pytest.mark.parametrize("derivative", [False, True])
+def test_a_graph_that_hands_on_copies_has_their_norms(calls: list[int], derivative: bool) -> None:
+    """The C++ compiler hands on copies of a convolution's weight, in the layout that it prefers."""
+    model = make_model()
+    with torch.no_grad():
+        for layer in model:
+            original(layer).mul_(1.5 + derivative)  # No other model has these weights.
+    calls.clear()
+    for layer in model:
+        weight = original(layer)
+        norm, slopes = compiled_norm(weight.detach().clone(memory_format=torch.channels_last), derivative)
+        wanted = convsv.norm_upper_bound(weight, convsv.Conv("OIHW", padding=1, padding_mode="zeros"))
+        torch.testing.assert_close(norm, wanted.detach(), rtol=1e-6, atol=0)
+        assert len(slopes) == derivative
+        for slope in slopes:
+            (gradient,) = torch.autograd.grad(wanted, weight)
+            torch.testing.assert_close(slope, gradient, rtol=0, atol=1e-5)
+    assert calls[0] >= 3
+    assert sum(calls[1:]) == 0
+    changed = original(model[0]).detach() * 3
+    assert float(compiled_norm(changed, False)[0]) == pytest.approx(3 * float(compiled_norm(changed / 3, False)[0]))
+
+
+def test_a_copy_of_a_frozen_weight_has_a_derivative() -> None:
+    model = make_model()
+    frozen = original(model[0]).requires_grad_(False)
+    norm, (slope,) = compiled_norm(frozen.clone(), True)
+    torch.testing.assert_close(torch.sum(slope * frozen), norm, rtol=1e-5, atol=0)  # The norm is homogeneous.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +22,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from convsv_core import Conv
 from convsv_core.reports.certified import scaled_outputs
 
-__all__ = ["Following", "FollowingWatch", "is_batch_norm", "scale_of", "scaled_kernel"]
+__all__ = [
+    "Following",
+    "FollowingWatch",
+    "KernelParts",
+    "is_batch_norm",
+    "kernel_of",
+    "scale_of",
+    "scaled_kernel",
+]
 
 NORMALISATIONS = (F.batch_norm, torch.batch_norm)
 """The functions of PyTorch that normalise by statistics of a batch or by running ones, and scale each channel."""
@@ -162,9 +170,13 @@ def scale_of(norm: nn.Module, weight: torch.Tensor | None = None, variance: torc
     weight, variance : tensor, optional
         They stand for the normalisation's own weight and running variance.
     """
-    variance = norm.running_var if variance is None else variance
-    weight = norm.weight if weight is None else weight
-    scale = (variance.to(torch.float64) + norm.eps).rsqrt()
+    return _scale(
+        norm.running_var if variance is None else variance, norm.eps, norm.weight if weight is None else weight
+    )
+
+
+def _scale(variance: torch.Tensor, epsilon: float, weight: torch.Tensor | None) -> torch.Tensor:
+    scale = (variance.to(torch.float64) + epsilon).rsqrt()
     return scale if weight is None else weight.to(torch.float64) * scale
 
 
@@ -175,3 +187,44 @@ def scaled_kernel(kernel: torch.Tensor, scale: torch.Tensor, conv: Conv) -> torc
     """
     dtype = torch.promote_types(kernel.dtype, torch.float32)
     return scaled_outputs(kernel.to(torch.promote_types(dtype, torch.float64)), conv, scale).to(dtype)
+
+
+class KernelParts(NamedTuple):
+    """Hold the tensors from which the kernel of a layer and its normalisation is made.
+
+    Attributes
+    ----------
+    weight : tensor or None
+        The weight of the layer. None for a normalisation that stands alone.
+    gamma : tensor or None
+        The weight of the normalisation, if it has one.
+    variance : tensor or None
+        The running variance of the normalisation. None for a layer without one.
+    epsilon : float
+        The normalisation adds it to the variance.
+    linear : bool
+        True for the weight of a linear layer, which lacks the axis of the kernel's one tap.
+    """
+
+    weight: torch.Tensor | None
+    gamma: torch.Tensor | None = None
+    variance: torch.Tensor | None = None
+    epsilon: float = 0.0
+    linear: bool = False
+
+
+def kernel_of(parts: KernelParts, conv: Conv | None) -> torch.Tensor:
+    """Return the kernel of a layer and its normalisation in evaluation mode. Differentiable."""
+    weight = parts.weight
+    if weight is not None and parts.linear:
+        weight = weight.unsqueeze(-1)
+    if parts.variance is None:
+        assert weight is not None
+        return weight
+    scale = _scale(parts.variance, parts.epsilon, parts.gamma)
+    if weight is None:
+        gamma = parts.gamma
+        dtype = torch.float32 if gamma is None else torch.promote_types(gamma.dtype, torch.float32)
+        return scale.to(dtype)[:, None, None]
+    assert conv is not None
+    return scaled_kernel(weight, scale, conv)

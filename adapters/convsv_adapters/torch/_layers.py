@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from convsv_adapters._layers import ConvLayer, make_layer, one_tap_conv, with_normalisation
-from convsv_adapters.torch._folding import Following, FollowingWatch, is_batch_norm, scale_of, scaled_kernel
+from convsv_adapters.torch._folding import Following, FollowingWatch, KernelParts, is_batch_norm, kernel_of
 from convsv_adapters.torch._forward import run_forward
 from convsv_core import Conv
 from convsv_core.conv import SPATIAL_LETTERS, transposed_conv
@@ -27,6 +27,7 @@ __all__ = [
     "convolutions",
     "found_layers",
     "has_torch_forward",
+    "kernel_parts",
     "listed_modules",
     "renewed_layers",
     "unwrapped",
@@ -264,17 +265,18 @@ def _conv(module: nn.Module, seen: dict[Extents, Extents]) -> Conv:
     return transposed_conv(f"IO{letters}", module.kernel_size, pads, **options)
 
 
+def kernel_parts(layer: ConvLayer) -> KernelParts:
+    """Return the tensors from which the kernel of a layer is made; a parametrised weight is computed."""
+    norm, weight = layer.normalisation, layer.module.weight
+    if norm is None:
+        return KernelParts(weight, linear=layer.linear)
+    alone = layer.module is norm
+    return KernelParts(None if alone else weight, norm.weight, norm.running_var, norm.eps, layer.linear)
+
+
 def _weight(layer: ConvLayer) -> torch.Tensor:
     """Return the kernel of a layer, or of a layer and its normalisation."""
-    weight = layer.module.weight
-    if layer.normalisation is None:
-        return weight.unsqueeze(-1) if layer.linear else weight
-    scale = scale_of(layer.normalisation)
-    if layer.module is layer.normalisation:
-        dtype = torch.float32 if weight is None else torch.promote_types(weight.dtype, torch.float32)
-        return scale.to(dtype)[:, None, None]
-    assert layer.conv is not None
-    return scaled_kernel(weight.unsqueeze(-1) if layer.linear else weight, scale, layer.conv)
+    return kernel_of(kernel_parts(layer), layer.conv)
 
 
 def _with_normalisations(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from convsv_adapters._layers import check_bound, geometry_of
 from convsv_adapters.torch._layers import CONVOLUTIONS, conv_layers, without_autocast
 from convsv_adapters.torch._norms import NormOf, can_share, norm_of
-from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
-from convsv_adapters.torch._shared_norms import shared_norm
+from convsv_adapters.torch._operators import Number, compiled_number, conv_arguments, in_compiler, register
+from convsv_adapters.torch._shared_norms import Asked, asked_for, shared_norm
 from convsv_core import Conv
 from convsv_core.layers import Extents, circular_geometry
 
@@ -22,14 +24,56 @@ Mode = Literal["bound", "normalise"]
 """How a weight is scaled: see `OperatorNorm`."""
 
 
-@register
+class _Owner:
+    """Stand for a stored weight where norms are shared: compiled calls do not tell the parametrization."""
+
+
+_owners: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@functools.lru_cache(maxsize=256)
+def _geometry(conv: tuple[Any, ...], input_shape: Extents | None, rtol: float) -> NormOf:
+    """Return the norm of a geometry that is given by its arguments."""
+    return NormOf(Conv(*conv), input_shape, rtol)
+
+
+def _asked(weight: torch.Tensor, which: NormOf) -> Asked | None:
+    """Return what stands for a weight where norms are shared, or None for a tensor that is no copy of a known one."""
+    if not isinstance(weight, nn.Parameter):
+        return asked_for(weight, which)
+    owner = _owners.get(weight)
+    if owner is None:
+        owner = _owners[weight] = _Owner()
+    return Asked(owner, weight)
+
+
+def _known_norm(weights: list[torch.Tensor], differentiated: list[bool], *geometry: Any) -> Number | None:
+    """Return the norm of a stored weight, computed with those of other weights of its shape, or None elsewhere."""
+    (weight,), (derivative,) = weights, differentiated
+    which = _geometry(*geometry)
+    if not (which.shareable and can_share(weight)) or weight.is_complex():
+        return None
+    asked = _asked(weight, which)
+    if asked is None:
+        return None
+    with torch.set_grad_enabled(derivative):
+        known = shared_norm(asked.owner, asked.weight, which)
+    if not derivative:
+        return Number(torch.tensor(known.norm), [])
+    if known.slope is None:  # The weight is frozen, and has the entries of another one.
+        return None
+    # A graph may write to what an operator returns, so it gets a copy.
+    return Number(torch.tensor(known.norm), [torch.empty(weight.shape, dtype=weight.dtype).copy_(known.slope)])
+
+
+@register(known=_known_norm)
 def layer_norm(
     weights: list[torch.Tensor], conv: tuple[Any, ...], input_shape: Extents | None, rtol: float
 ) -> torch.Tensor:
     """Return the norm of the one weight, for a geometry that is given by its arguments."""
     (weight,) = weights
     with without_autocast(weight):
-        return norm_of(weight, NormOf(Conv(*conv), input_shape, rtol))
+        return norm_of(weight, _geometry(conv, input_shape, rtol))
 
 
 class OperatorNorm(nn.Module):  # type: ignore[misc]

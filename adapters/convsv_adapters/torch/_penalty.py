@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from convsv_adapters._layers import ConvLayer, check_penalty, layer_penalty
-from convsv_adapters.torch._layers import conv_layers, without_autocast
+from convsv_adapters.torch._folding import KernelParts, kernel_of
+from convsv_adapters.torch._layers import conv_layers, kernel_parts, without_autocast
 from convsv_adapters.torch._norm_terms import norm_term
 from convsv_adapters.torch._norms import can_share, norms_of
 from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
@@ -18,22 +19,29 @@ from convsv_core import Conv
 __all__ = ["penalty"]
 
 
-@register
+@register()
 def sum_of_penalties(
-    weights: list[torch.Tensor], kind: str, options: dict[str, Any], layers: tuple[tuple[Any, ...], ...]
+    tensors: list[torch.Tensor], kind: str, options: dict[str, Any], layers: tuple[tuple[Any, ...], ...]
 ) -> torch.Tensor:
-    """Return the sum of a penalty over layers, each given as the arguments of a `ConvLayer`."""
-    rebuilt = [
-        ConvLayer(
-            name=name,
-            kernel_shape=tuple(weight.shape),
-            conv=None if conv is None else Conv(*conv),
-            input_shapes=extents,
-            note=note,
-        )
-        for weight, (name, conv, extents, note) in zip(weights, layers, strict=True)
-    ]
-    return _sum(rebuilt, weights, kind, options)
+    """Return the sum of a penalty over layers, each given as `_described` describes it."""
+    left = iter(tensors)
+    rebuilt, kernels = [], []
+    for name, arguments, extents, note, there, epsilon, linear in layers:
+        conv = None if arguments is None else Conv(*arguments)
+        weight, gamma, variance = [next(left) if one else None for one in there]
+        parts = KernelParts(weight, gamma, variance, epsilon, linear)
+        kernel = kernel_of(parts, conv)
+        shape = tuple(kernel.shape)
+        rebuilt.append(ConvLayer(name=name, kernel_shape=shape, conv=conv, input_shapes=extents, note=note))
+        kernels.append(kernel)
+    return _sum(rebuilt, kernels, kind, options)
+
+
+def _described(layer: ConvLayer, parts: KernelParts) -> tuple[Any, ...]:
+    """Return what is static about a layer and its kernel, as Python literals."""
+    there = (parts.weight is not None, parts.gamma is not None, parts.variance is not None)
+    conv = None if layer.conv is None else conv_arguments(layer.conv)
+    return (layer.name, conv, layer.input_shapes, layer.note, there, parts.epsilon, parts.linear)
 
 
 def _sum(
@@ -96,14 +104,15 @@ def penalty(
     -------
     0-d tensor
         Differentiable. `torch.compile` keeps the penalty in its graph as one operator, with a first derivative, if
-        `layers` are given, the options are numbers, and no layer has its normalisation folded in. For layers without
-        extents, "norm_hinge" and "squared_norm" take the upper bound for every input size, and "orthogonality" takes
-        the infinite lattice.
+        `layers` are given and the options are numbers. For layers without extents, "norm_hinge" and "squared_norm" take
+        the upper bound for every input size, and "orthogonality" takes the infinite lattice.
 
     Raises
     ------
     ValueError
         There is no such `kind`, the model has no convolution, or the penalty needs extents that are not known.
+    TypeError, ValueError
+        In `torch.compile` an option is no finite number.
 
     Examples
     --------
@@ -121,8 +130,9 @@ def penalty(
     chosen = conv_layers(model, example_input, **kinds) if layers is None else list(layers)
     if not chosen:
         raise ValueError("model has no convolution")
-    weights = [layer.weight for layer in chosen]
     if not in_compiler():
-        return _sum(chosen, weights, kind, options)
-    described = tuple([(one.name, one.conv and conv_arguments(one.conv), one.input_shapes, one.note) for one in chosen])
-    return compiled_number(weights, "sum_of_penalties", kind, options, described)
+        return _sum(chosen, [layer.weight for layer in chosen], kind, options)
+    parts = [kernel_parts(layer) for layer in chosen]
+    tensors = [tensor for one in parts for tensor in (one.weight, one.gamma, one.variance) if tensor is not None]
+    described = tuple([_described(layer, one) for layer, one in zip(chosen, parts, strict=True)])
+    return compiled_number(tensors, "sum_of_penalties", kind, options, described)

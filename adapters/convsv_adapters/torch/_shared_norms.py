@@ -22,7 +22,7 @@ import torch
 
 from convsv_adapters.torch._norms import NormOf, as_numpy, can_share, norms_of_arrays
 
-__all__ = ["Known", "shared_norm"]
+__all__ = ["Asked", "Known", "asked_for", "shared_norm"]
 
 
 class Known(NamedTuple):
@@ -38,6 +38,13 @@ class Known(NamedTuple):
 
     norm: Any
     slope: torch.Tensor | None
+
+
+class Asked(NamedTuple):
+    """Hold a parametrization, or what stands for it, and the weight whose norm it asked for last."""
+
+    owner: object
+    weight: torch.Tensor
 
 
 class _Result(NamedTuple):
@@ -118,6 +125,24 @@ def shared_norm(owner: object, weight: torch.Tensor, which: NormOf) -> Known:
     if result is None or not result.answers(which, entries, derivative):
         result = _computed(asker, entries.copy(), which, derivative)
     return Known(result.value, torch.from_numpy(result.slope) if derivative else None)
+
+
+def asked_for(copy: torch.Tensor, which: NormOf) -> Asked | None:
+    """Return a stored weight that has the entries of a copy, with its owner, or None if none is known.
+
+    A compiled graph may hand on copies of weights. The copy passes `can_share`.
+    """
+    entries = as_numpy(copy)
+    with _lock:
+        known = list(_askers.items())
+    for owner, asker in known:
+        weight = asker.weight()
+        if asker.which == which and weight is not None:
+            array = _array_if_like(weight, entries)
+            # Most often one entry tells two weights apart.
+            if array is not None and array.flat[0] == entries.flat[0] and np.array_equal(array, entries):
+                return Asked(owner, weight)
+    return None
 
 
 def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _Result:
