@@ -172,8 +172,8 @@ def steepest_direction(
     the polar factors are the maximiser, and no iteration is needed. If taps of a kernel larger than the input wrap onto
     each other, the direction has equal parts at them, and the optimum is taken over such kernels.
 
-    "exact" returns the direction of "flat" if few iterations do not lead to a better one. A traced call compares the two
-    for matrices of at least 48 rows and columns alone.
+    "exact" returns the direction of "flat" if few iterations do not lead to a better one. A traced call compares the
+    two for matrices of at least 48 rows and columns alone.
 
     An iteration takes a decomposition at each frequency of the grid. A kernel with one input or output channel in a
     group needs none. On accelerators, matrix products replace the decompositions, outside of compilers.
