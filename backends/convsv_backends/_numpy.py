@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,15 @@ import array_api_compat.numpy as xp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from convsv_backends._threads import SharedLimit, UserLimit, map_in_threads, usable_processors, worth_threads
+from convsv_backends._threads import (
+    SHARED_OPERATIONS,
+    SharedLimit,
+    UserLimit,
+    map_groups_in_threads,
+    map_in_threads,
+    usable_processors,
+    worth_threads,
+)
 from convsv_core.backend import Array, ArraySpec, Backend, BlockFunction
 from convsv_core.plugins import hookimpl
 
@@ -109,6 +117,21 @@ class NumpyBackend(Backend):
             if threads == 1 or not worth_threads(rows, row_bytes):
                 return super().map_blocks(function, rows, like, row_bytes=row_bytes, budget=budget)
             return self.concatenate(map_in_threads(function, rows, threads, row_bytes=row_bytes, budget=budget))
+
+    def map_groups(
+        self, function: Callable[[Any], list[Any]], groups: Sequence[Any], costs: Sequence[float], like: Array
+    ) -> list[list[Any]]:
+        """Share the groups out to threads, each of which has one BLAS thread and maps its blocks alone."""
+
+        def alone(group: Any) -> list[Any]:
+            with _blas_limit.alone():
+                return function(group)
+
+        if sum(costs) >= SHARED_OPERATIONS:
+            with _blas_limit as threads:
+                if threads > 1:
+                    return map_groups_in_threads(alone, groups, costs, threads)
+        return super().map_groups(function, groups, costs, like)
 
     def call_host(
         self,

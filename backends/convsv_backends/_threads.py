@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import queue
 import threading
@@ -19,12 +20,26 @@ import numpy as np
 
 from convsv_core.backend import Array, BlockFunction, split_rows
 
-__all__ = ["SharedLimit", "UserLimit", "map_groups_in_threads", "map_in_threads", "usable_processors", "worth_threads"]
+__all__ = [
+    "SHARED_OPERATIONS",
+    "SharedLimit",
+    "UserLimit",
+    "map_groups_in_threads",
+    "map_in_threads",
+    "usable_processors",
+    "worth_threads",
+]
 
 SMALL_BYTES = 1 << 22
 """Smallest work, in bytes of working memory, that is given to several threads.
 
 Less work is done by the caller's thread, because handing it over would cost more time. A guess.
+"""
+
+SHARED_OPERATIONS = 1e8
+"""Smallest work on several groups, in operations, that is shared out to threads. A guess.
+
+It takes about 10 ms. PyTorch's own threads wait actively for some milliseconds after the caller's last operation.
 """
 
 BLOCKS_PER_THREAD = 4
@@ -191,12 +206,12 @@ def map_groups_in_threads(
 ) -> list[list[Any]]:
     """Return the list ``function(group)`` of each group, as `Backend.map_groups` does.
 
-    A group that costs more than half of a thread's share of the work is cut into as many parts as there are threads.
-    The most expensive parts come first, so that the threads end at about the same time.
+    A group that costs more than a thread's share of the work is cut into parts, each of which costs less. The most
+    expensive parts come first, so that the threads end at about the same time.
     """
     shares = []
     for index, (group, cost) in enumerate(zip(groups, costs, strict=True)):
-        parts = min(threads, len(group)) if 2 * threads * cost > sum(costs) else 1
+        parts = max(1, min(len(group), math.ceil(threads * cost / sum(costs))))
         places = [range(first, len(group), parts) for first in range(parts)]
         shares += [_Share(index, chosen, cost * len(chosen) / max(1, len(group))) for chosen in places]
     shares.sort(key=lambda share: -share.cost)

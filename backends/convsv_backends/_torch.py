@@ -13,6 +13,7 @@ import array_api_compat
 import numpy as np
 
 from convsv_backends._threads import (
+    SHARED_OPERATIONS,
     SharedLimit,
     UserLimit,
     map_groups_in_threads,
@@ -31,12 +32,6 @@ Less work is left to PyTorch's own threads, which share products of small matric
 ResNet-32 on two cores; the measurement has no more detail.
 """
 
-
-SHARED_OPERATIONS = 1e8
-"""Smallest work on several groups, in operations, that is shared out to threads. A guess.
-
-It takes about 10 ms. PyTorch's own threads wait actively for some milliseconds after the caller's last operation.
-"""
 
 ALONE_ENTRIES = 1 << 18
 """Number of entries of a kernel below which NumPy computes for PyTorch in the caller's thread alone.
@@ -179,7 +174,7 @@ class TorchBackend(Backend):
         import torch
 
         def detached(group: Any) -> list[Any]:
-            with torch.no_grad(), _torch_limit.alone():
+            with torch.no_grad(), _torch_limit.alone(), get_backend("numpy").single_threaded():
                 return function(group)
 
         if sum(costs) >= SHARED_OPERATIONS and _is_plain(like):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.plan import HostArray
+from convsv_core._geometry.plan import HostArray, make_plan
 from convsv_core._norm.fixed_grid import grid_for
 from convsv_core._norm.largest import largest_of_kernels
 from convsv_core._norm.slopes import slopes_at
@@ -19,8 +20,13 @@ from convsv_core.conv import Conv, check_positive
 from convsv_core.dtypes import REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
 
-__all__ = ["Norms", "norms_together"]
+__all__ = ["NormGroup", "Norms", "norms_of_groups", "norms_together"]
 
+OPERATIONS_OF_ENTRY = 50.0
+"""Operations for each entry of each matrix of the symbol that is visited, after times of ResNet-32 in training."""
+
+OPERATIONS_OF_KERNEL = 5e6
+"""Further operations for each kernel, after the same times: half a millisecond."""
 
 SPREAD = 2.0**16
 """Ratio of the largest entries of two kernels up to which both may have one scale.
@@ -45,6 +51,76 @@ class Norms(NamedTuple):
 
     values: HostArray
     slopes: list[HostArray] | None
+
+
+class NormGroup(NamedTuple):
+    """Hold the arguments of one call of `norms_together`.
+
+    Attributes
+    ----------
+    kernels : sequence of NumPy arrays
+    input_shape : tuple of int or None
+    conv : Conv
+    rtol : float, default 0.1
+    """
+
+    kernels: Sequence[HostArray]
+    input_shape: tuple[int, ...] | None
+    conv: Conv
+    rtol: float = 0.1
+
+
+class _Norm(NamedTuple):
+    """Hold the norm of one kernel and, where it is wanted, its derivative."""
+
+    value: Any
+    slope: HostArray | None
+
+
+def norms_of_groups(groups: Sequence[NormGroup], *, derivatives: bool = True) -> list[Norms]:
+    """Return what `norms_together` returns for each of several groups of kernels, shared out to threads.
+
+    Parameters
+    ----------
+    groups : sequence of NormGroup
+    derivatives : bool, default True
+        As for `norms_together`.
+
+    Returns
+    -------
+    list of Norms
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As for `norms_together`, for any of the groups.
+
+    Notes
+    -----
+    Not traceable. The work of one call on small kernels gains nothing from threads, so each thread takes whole calls.
+
+    Examples
+    --------
+    >>> small, large = np.full((1, 1, 3, 3), 0.5), np.full((2, 1, 5, 5), 0.01)
+    >>> conv = Conv("OIHW")
+    >>> found = norms_of_groups([NormGroup([small, 2 * small], (8, 8), conv), NormGroup([large], (8, 8), conv)])
+    >>> [np.round(norms.values, 6).tolist() for norms in found]
+    [[4.5, 9.0], [0.353553]]
+    """
+
+    def norms(members: Sequence[tuple[NormGroup, HostArray]]) -> list[_Norm]:
+        group = members[0][0]
+        kernels = [kernel for _, kernel in members]
+        found = norms_together(kernels, group.input_shape, group.conv, rtol=group.rtol, derivatives=derivatives)
+        slopes = found.slopes if found.slopes is not None else [None] * len(kernels)
+        return [_Norm(value, slope) for value, slope in zip(found.values, slopes, strict=True)]
+
+    if len(groups) == 1:
+        return [norms_together(*groups[0][:3], rtol=groups[0].rtol, derivatives=derivatives)]
+    like = groups[0].kernels[0]
+    work = [[(group, kernel) for kernel in group.kernels] for group in groups]
+    found = backend_of(like).map_groups(norms, work, [_operations(group) for group in groups], like)
+    return [_together(members, derivatives) for members in found]
 
 
 def norms_together(
@@ -134,6 +210,22 @@ def _norms(
     if not exact:
         apart = [slope * factor for slope, factor in zip(apart, factors.tolist(), strict=True)]
     return Norms(values, [np.asarray(slope, dtype) for slope in apart])
+
+
+def _together(members: Sequence[_Norm], derivatives: bool) -> Norms:
+    """Return the norms of several kernels as one result."""
+    slopes = [one.slope for one in members if one.slope is not None]
+    return Norms(np.asarray([one.value for one in members]), slopes if derivatives else None)
+
+
+def _operations(group: NormGroup) -> float:
+    """Return the operations of a call of `norms_together`, to an order of magnitude."""
+    kernel, conv = group.kernels[0], group.conv
+    shape = shape_of(kernel, conv)
+    grid = grid_for(shape, group.input_shape, conv, group.rtol)
+    plan = make_plan(shape, not np.iscomplexobj(kernel), grid.input_shape, grid.conv)
+    entries = len(plan.frequencies) * plan.groups * math.prod(plan.block)
+    return len(group.kernels) * (OPERATIONS_OF_KERNEL + OPERATIONS_OF_ENTRY * entries)
 
 
 def _scales(arrays: Sequence[HostArray], dtype: np.dtype[Any]) -> HostArray:

@@ -46,9 +46,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     counts: list[tuple[int, bool]] = []
     compute = shared.norms_of_arrays
 
-    def counted(arrays: Any, *arguments: Any, derivatives: bool) -> Any:
-        counts.append((len(arrays), derivatives))
-        return compute(arrays, *arguments, derivatives=derivatives)
+    def counted(groups: Any, *, derivatives: bool) -> Any:
+        counts.append((sum(len(group.arrays) for group in groups), derivatives))
+        return compute(groups, derivatives=derivatives)
 
     monkeypatch.setattr(shared, "norms_of_arrays", counted)
     return counts

@@ -55,9 +55,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     compute = shared.norms_of_arrays
 
-    def counted(arrays: Any, *arguments: Any, **options: Any) -> Any:
-        counts.append(len(arrays))
-        return compute(arrays, *arguments, **options)
+    def counted(groups: Any, **options: Any) -> Any:
+        counts.append(sum(len(group.arrays) for group in groups))
+        return compute(groups, **options)
 
     monkeypatch.setattr(shared, "norms_of_arrays", counted)
     return counts
@@ -111,6 +111,33 @@ def test_training_computes_the_norms_of_a_shape_once_a_step(calls: list[int]) ->
         assert_current(model)
     assert calls.count(3) >= 3
     assert len(calls) <= 6
+
+
+def test_the_layers_of_all_shapes_are_computed_by_one_call(calls: list[int]) -> None:
+    model = nn.Sequential(
+        operator_norm(nn.Conv2d(4, 4, 3, padding=1), bound=BOUND),
+        operator_norm(nn.Conv2d(4, 8, 3, stride=2, padding=1), bound=BOUND, input_shape=(8, 8), circular=True),
+        operator_norm(nn.Conv2d(8, 4, 1).double(), bound=BOUND, mode="normalise"),
+        operator_norm(nn.Conv2d(4, 4, 3, padding=1), bound=BOUND),
+    )
+    with torch.no_grad():
+        for layer in model:
+            fill(original(layer))
+    calls.clear()
+    weights = [layer.weight for layer in model]
+    assert calls == [4]
+    norms = [layer.parametrizations.weight[0].norm(original(layer)) for layer in model]
+    for layer, weight, norm, mode in zip(model, weights, norms, ("bound", "bound", "normalise", "bound"), strict=True):
+        divisor = norm / BOUND if mode == "normalise" else torch.clamp(norm / BOUND, min=1.0)
+        torch.testing.assert_close(weight, original(layer) / divisor, rtol=1e-6, atol=1e-7)
+
+
+def test_a_weight_that_has_no_norm_spoils_no_other(calls: list[int]) -> None:
+    model = make_model()
+    with torch.no_grad():
+        fill(original(model[0]))
+        original(model[2]).fill_(torch.nan)
+    torch.testing.assert_close(model[0].weight, alone(model[0]), rtol=1e-6, atol=1e-7)
 
 
 def test_a_copy_that_is_not_called_costs_nothing(calls: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Operator norms of weights of one shape and geometry, computed together with NumPy, and their derivatives."""
+"""Operator norms of weights, computed with NumPy by one call for each shape and geometry, and their derivatives."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 import convsv_core
 from convsv_core import Conv, norm_upper_bound
 from convsv_core.layers import Extents
-from convsv_core.training import Norms, norms_together
+from convsv_core.training import NormGroup, Norms, norms_of_groups
 
-__all__ = ["NormOf", "as_numpy", "can_share", "norm_of", "norms_of", "norms_of_arrays", "with_slopes"]
+__all__ = ["ArrayGroup", "NormOf", "WeightGroup", "as_numpy", "can_share", "norm_of", "norms_of", "norms_of_arrays"]
 
 
 class NormOf(NamedTuple):
@@ -35,6 +35,20 @@ class NormOf(NamedTuple):
     def shareable(self) -> bool:
         """Whether the norm is that of a grid of frequencies, so that weights of one shape can share the work."""
         return self.input_shape is None or (self.conv.padding_mode == "circular" and self.conv.padding == "same")
+
+
+class ArrayGroup(NamedTuple):
+    """Hold NumPy arrays of one shape and dtype whose norms are wanted."""
+
+    arrays: Sequence[Any]
+    which: NormOf
+
+
+class WeightGroup(NamedTuple):
+    """Hold weights of one shape and dtype, which pass `can_share`, and whose norms are wanted."""
+
+    weights: Sequence[torch.Tensor]
+    which: NormOf
 
 
 def norm_of(weight: torch.Tensor, which: NormOf) -> torch.Tensor:
@@ -60,26 +74,28 @@ def can_share(weight: torch.Tensor) -> bool:
     return True
 
 
-def norms_of_arrays(arrays: Sequence[Any], which: NormOf, *, derivatives: bool) -> Norms:
-    """Return the norms of NumPy arrays of one shape and dtype."""
-    return norms_together(arrays, which.input_shape, which.conv, rtol=which.rtol, derivatives=derivatives)
+def norms_of_arrays(groups: Sequence[ArrayGroup], *, derivatives: bool) -> list[Norms]:
+    """Return the norms of groups of NumPy arrays."""
+    calls = [NormGroup(one.arrays, one.which.input_shape, one.which.conv, one.which.rtol) for one in groups]
+    return norms_of_groups(calls, derivatives=derivatives)
 
 
-def norms_of(weights: Sequence[torch.Tensor], which: NormOf) -> torch.Tensor:
-    """Return the norms of weights of one shape and dtype that pass `can_share`: shape (weights,), differentiable."""
+def norms_of(groups: Sequence[WeightGroup]) -> list[torch.Tensor]:
+    """Return the norms of each group of weights: tensors of shape (weights,), differentiable."""
+    weights = [weight for group in groups for weight in group.weights]
     derivatives = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    found = norms_of_arrays([as_numpy(weight) for weight in weights], which, derivatives=derivatives)
+    arrays = [ArrayGroup([as_numpy(weight) for weight in group.weights], group.which) for group in groups]
+    found = norms_of_arrays(arrays, derivatives=derivatives)
+    return [_differentiable(group, norms) for group, norms in zip(groups, found, strict=True)]
+
+
+def _differentiable(group: WeightGroup, found: Norms) -> torch.Tensor:
+    """Return the norms of weights as a tensor, with their derivatives if these are known."""
     values = torch.from_numpy(found.values)
     if found.slopes is None:
         return values
-    return with_slopes(values, found.slopes, which, weights)
-
-
-def with_slopes(values: torch.Tensor, slopes: Any, which: NormOf, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the norms of weights, whose derivatives are known as NumPy arrays, as a differentiable tensor."""
-    norms: torch.Tensor = _KnownNorms.apply(
-        values, [torch.from_numpy(slope) for slope in slopes], lambda weight: norm_of(weight, which), *weights
-    )
+    slopes = [torch.from_numpy(slope) for slope in found.slopes]
+    norms: torch.Tensor = _KnownNorms.apply(values, slopes, lambda weight: norm_of(weight, group.which), *group.weights)
     return norms
 
 

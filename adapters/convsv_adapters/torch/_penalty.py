@@ -12,7 +12,7 @@ from convsv_adapters._layers import ConvLayer, check_penalty, layer_penalty
 from convsv_adapters.torch._folding import KernelParts, kernel_of
 from convsv_adapters.torch._layers import conv_layers, kernel_parts, without_autocast
 from convsv_adapters.torch._norm_terms import norm_term
-from convsv_adapters.torch._norms import can_share, norms_of
+from convsv_adapters.torch._norms import WeightGroup, can_share, norms_of
 from convsv_adapters.torch._operators import compiled_number, conv_arguments, in_compiler, register
 from convsv_core import Conv
 
@@ -49,25 +49,25 @@ def _sum(
 ) -> torch.Tensor:
     """Return the sum of a penalty over layers and their weights.
 
-    The norms of layers of one shape and geometry are computed together, because a call for each layer would take more
-    time than the work.
+    The norms of layers of one shape and geometry are computed by one call, because a call for each layer would take
+    more time than the work. The calls are shared out to threads.
     """
+    values: list[Any] = [None] * len(layers)
     groups: dict[Any, list[int]] = {}
     for place, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
         term = norm_term(layer, kind, options)
-        shared = term is not None and can_share(weight)
-        key = (term, tuple(weight.shape), weight.dtype) if shared else place
-        groups.setdefault(key, []).append(place)
-    parts, order = [], []
-    for key, places in groups.items():
-        with without_autocast(weights[places[0]]):
-            if isinstance(key, int):
-                parts.append(layer_penalty(layers[key], weights[key], kind, options).reshape(1))
-            else:
-                parts.append(key[0].penalty(norms_of([weights[place] for place in places], key[0].norm)))
-        order += places
-    values = torch.cat([part.to(parts[0].device) for part in parts])
-    return values[torch.argsort(torch.tensor(order)).to(values.device)].sum()  # in the order of the layers
+        if term is not None and can_share(weight):
+            groups.setdefault((term, tuple(weight.shape), weight.dtype), []).append(place)
+        else:
+            with without_autocast(weight):
+                values[place] = layer_penalty(layer, weight, kind, options)
+    if groups:
+        shared = [WeightGroup([weights[i] for i in places], key[0].norm) for key, places in groups.items()]
+        with without_autocast(shared[0].weights[0]):  # All of them are on the CPU.
+            for (key, places), norms in zip(groups.items(), norms_of(shared), strict=True):
+                for place, value in zip(places, key[0].penalty(norms).unbind(), strict=True):
+                    values[place] = value
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
 def penalty(

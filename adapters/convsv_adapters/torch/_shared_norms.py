@@ -1,8 +1,8 @@
-"""Norms that several parametrizations ask for one after another, computed by one call for all of them.
+"""Norms that several parametrizations ask for one after another, computed together when the first of them asks.
 
 PyTorch computes each parametrised weight when the forward pass reaches its layer. A call of NumPy for each layer takes
-longer than one call for all layers of a shape. So the first layer of a shape that asks for its norm has the norms of
-the others computed too.
+longer than one call for all layers of a shape, and the calls for several shapes can be shared out to threads. So the
+first layer that asks for its norm has the norms of the others computed too.
 
 A norm depends on the entries of its weight alone. Each result is kept with a copy of the entries that it was computed
 from, and is given out only for a weight with equal entries. So no change of a weight, by whatever means, can bring out
@@ -14,13 +14,15 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from convsv_adapters.torch._norms import NormOf, as_numpy, can_share, norms_of_arrays
+from convsv_adapters.torch._norms import ArrayGroup, NormOf, as_numpy, can_share, norms_of_arrays
+from convsv_core.training import Norms
 
 __all__ = ["Asked", "Known", "asked_for", "shared_norm"]
 
@@ -137,8 +139,8 @@ def asked_for(copy: torch.Tensor, which: NormOf) -> Asked | None:
         known = list(_askers.items())
     for owner, asker in known:
         weight = asker.weight()
-        if asker.which == which and weight is not None:
-            array = _array_if_like(weight, entries)
+        if asker.which == which and weight is not None and weight.shape == copy.shape and weight.dtype == copy.dtype:
+            array = _array_of(weight)
             # Most often one entry tells two weights apart.
             if array is not None and array.flat[0] == entries.flat[0] and np.array_equal(array, entries):
                 return Asked(owner, weight)
@@ -146,37 +148,54 @@ def asked_for(copy: torch.Tensor, which: NormOf) -> Asked | None:
 
 
 def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _Result:
-    """Return the norm of a weight with these entries, and keep it and those of similar weights."""
-    chosen, arrays = [asker], [entries]
+    """Return the norm of a weight with these entries, and keep it and those of other weights that may be asked for."""
+    work: dict[Any, list[_Work]] = {}
+    _add(work, _Work(asker, entries), which)
     with _lock:
         others = list(_askers.values())
     for other in others:
-        if other is not asker and other.wanted and other.which == which:
-            array, known = _array_if_like(other.weight(), entries), other.result
-            if array is not None and (known is None or not known.answers(which, array, derivative)):
-                chosen.append(other)
-                arrays.append(array.copy())
+        if other is not asker and other.wanted:
+            array, known = _array_of(other.weight()), other.result
+            if array is not None and (known is None or not known.answers(other.which, array, derivative)):
+                _add(work, _Work(other, array.copy()), other.which)
+    groups = list(work.values())
     try:
-        found = norms_of_arrays(arrays, which, derivatives=derivative)
-    except (ArithmeticError, ValueError):
-        if len(arrays) == 1:
+        found = _norms_of(groups, derivative)
+    except (ArithmeticError, NotImplementedError, TypeError, ValueError):
+        if len(groups) == 1 and len(groups[0]) == 1:
             raise
-        chosen, arrays = chosen[:1], arrays[:1]  # Another weight may be at fault, and its own layer will say so.
-        found = norms_of_arrays(arrays, which, derivatives=derivative)
-    slopes = found.slopes if found.slopes is not None else [None] * len(arrays)
-    for place, (one, array, slope) in enumerate(zip(chosen, arrays, slopes, strict=True)):
-        one.wanted = one is asker
-        one.result = _Result(which, array, found.values[place], slope)
+        groups = [groups[0][:1]]  # Another weight may be at fault, and its own layer will say so.
+        found = _norms_of(groups, derivative)
+    for group, norms in zip(groups, found, strict=True):
+        slopes = norms.slopes if norms.slopes is not None else [None] * len(group)
+        for one, value, slope in zip(group, norms.values, slopes, strict=True):
+            one.asker.wanted = one.asker is asker
+            one.asker.result = _Result(one.asker.which, one.entries, value, slope)
     assert asker.result is not None
     return asker.result
 
 
-def _array_if_like(weight: torch.Tensor | None, entries: Any) -> Any:
-    """Return a weight as an array, or None if it is gone or its norm cannot be computed beside that of `entries`."""
-    if weight is None or tuple(weight.shape) != entries.shape or not can_share(weight):
-        return None
-    array = as_numpy(weight)
-    return array if array.dtype == entries.dtype else None
+class _Work(NamedTuple):
+    """Hold a parametrization and a copy of the entries whose norm is computed for it."""
+
+    asker: _Asker
+    entries: Any
+
+
+def _add(work: dict[Any, list[_Work]], one: _Work, which: NormOf) -> None:
+    """Add a weight to the weights of its shape, dtype and geometry."""
+    work.setdefault((which, one.entries.shape, one.entries.dtype), []).append(one)
+
+
+def _norms_of(groups: Sequence[Sequence[_Work]], derivatives: bool) -> list[Norms]:
+    """Return the norms of groups of weights."""
+    arrays = [ArrayGroup([one.entries for one in group], group[0].asker.which) for group in groups]
+    return norms_of_arrays(arrays, derivatives=derivatives)
+
+
+def _array_of(weight: torch.Tensor | None) -> Any:
+    """Return a weight as an array, or None if it is gone or NumPy cannot read it."""
+    return as_numpy(weight) if weight is not None and can_share(weight) and not weight.is_complex() else None
 
 
 def _renew_lock() -> None:
