@@ -189,18 +189,21 @@ class TorchBackend(Backend):
 
         if not search:
             return False
-        leaves = torch.utils._pytree.tree_leaves(arguments)
-        return all(self._on_host(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
+        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+        return all(self._on_host(tensor) and tensor.dtype != torch.bfloat16 for tensor in tensors)  # NumPy has none.
 
     def run_on_host(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
-        """Call the function with NumPy arrays that share the memory of the tensors. Its results hold no arrays."""
+        """Call the function with NumPy arrays that share the memory of the tensors."""
         import torch
 
         def on_host(leaf: Any) -> Any:
             return leaf.detach().resolve_conj().numpy() if isinstance(leaf, torch.Tensor) else leaf
 
+        def back(leaf: Any) -> Any:
+            return torch.from_numpy(np.asarray(leaf)) if isinstance(leaf, np.ndarray | np.generic) else leaf
+
         given, named = torch.utils._pytree.tree_map(on_host, (arguments, options))
-        return function(*given, **named)
+        return torch.utils._pytree.tree_map(back, function(*given, **named))
 
     def call_host(
         self,

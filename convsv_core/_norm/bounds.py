@@ -17,12 +17,12 @@ from convsv_core._norm.padded import padded_operator_norm, padded_rounding
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._norm.transformed import transforms_pay
 from convsv_core._symbol.gram import smaller_gram
-from convsv_core._symbol.operand import Operand, make_operand
+from convsv_core._symbol.operand import Operand, check_values, make_operand
 from convsv_core._symbol.polynomial import fft_is_cheaper, symbol_polynomial
 from convsv_core._symbol.transform import is_long
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_int, check_positive
-from convsv_core.plugins import on_values
+from convsv_core.plugins import backend_of, on_values
 
 __all__ = ["NormBounds", "norm_bounds"]
 
@@ -107,7 +107,7 @@ def norm_bounds(
     Raises
     ------
     TypeError, ValueError
-        As for `singular_values`; also for an `rtol` that is not positive.
+        As for `singular_values`; also for an `rtol` that is not positive, and for a kernel that is traced.
     NotImplementedError
         The padding repeats pixels, and there is no `input_shape`.
 
@@ -115,13 +115,13 @@ def norm_bounds(
     -----
     On a circular grid both bounds close in on the largest of the grid's norms. With another padding, `lower` is the
     norm that `operator_norm` finds, less the tolerance of its rounding, and `upper` is the supremum over all
-    frequencies times the norm of the padding. The gap between the two is real,
-    and as a rule larger than `rtol`; it closes as the input grows.
+    frequencies times the norm of the padding. The gap between the two is real, and as a rule larger than `rtol`; it
+    closes as the input grows.
 
-    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A JAX kernel
-    on one device of a CPU is bounded with NumPy. A lazy
-    kernel (Dask) is computed now, and bounded as one task in the library of its chunks. (The
-    gradient of the norm by the kernel is the real part of ``left_a exp(i q theta) conj(right_b)``, conjugated.)
+    Neither traceable nor differentiable: the search reads norms on the host to decide where to look next. A kernel of
+    JAX or PyTorch on one device of a CPU is bounded with NumPy. A lazy kernel (Dask) is computed now, and bounded as
+    one task in the library of its chunks. (The gradient of the norm by the kernel is the real part of
+    ``left_a exp(i q theta) conj(right_b)``, conjugated.)
     The computation runs in float64 where the library is fast in it. Both bounds are widened by the rounding error
     bounds of the norms and of the answer. A sum of n terms has a bound of ``min(n, 8 sqrt(n))`` unit roundoffs of the
     sum of the moduli (Higham and Mary, SIAM Journal on Scientific Computing, 2019). A Fourier transform of length N
@@ -134,9 +134,15 @@ def norm_bounds(
     >>> bool(bounds.lower <= 9.0 <= bounds.upper), bounds.converged, bounds.frequency
     (True, True, (0.0, 0.0))
     """
+    backend = backend_of(kernel)
+    if backend.prefers_host(kernel, search=True):
+        options = {"input_shape": input_shape, "rtol": rtol, "max_evaluations": max_evaluations}
+        on_host: NormBounds = backend.run_on_host(norm_bounds, kernel, conv, **options)
+        return on_host
     check_positive("rtol", rtol)
     budget = as_int("max_evaluations", max_evaluations, least=1)
-    operand = make_operand(kernel, None, conv, lattice=True)
+    operand = make_operand(backend.stop_gradient(kernel), None, conv, lattice=True)
+    check_values(operand, "the search reads norms; norm_upper_bound can be traced")
     if input_shape is None:
         check_repeats_no_pixel(tuple(kernel.shape), conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)

@@ -19,7 +19,7 @@ from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
 
-__all__ = ["Operand", "check_conv", "check_finite", "make_operand", "normalise", "shape_of"]
+__all__ = ["Operand", "check_conv", "check_finite", "check_values", "make_operand", "normalise", "shape_of"]
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,12 @@ def _call(*arguments: Any) -> Any:
     xp = backend.namespace(kernel)
     operand = Operand(backend, xp, frame.plan, kernel, frame.computed_in, frame.answered_in, scale, *(finite or [None]))
     return function(operand, *arrays[frame.arrays :], *static)
+
+
+def check_values(operand: Operand, reason: str, name: str = "kernel") -> None:
+    """Raise ValueError, with a reason why values are read, if the kernel is traced and has none."""
+    if not operand.backend.has_values(operand.kernel):
+        raise ValueError(f"{name} is traced: wanted an array with values, because {reason}")
 
 
 def make_operand(

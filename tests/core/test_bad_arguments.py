@@ -23,6 +23,38 @@ def test_a_masked_array_is_no_kernel():
         convsv.operator_norm(np.ma.array(KERNEL, mask=KERNEL > 0), 8, CONV)
 
 
+@pytest.mark.parametrize("name", ["norm_bounds", "nearest_orthogonal"])
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_a_traced_kernel_is_refused_where_values_are_read(name: str, library: str):
+    calls = {
+        "norm_bounds": lambda kernel: convsv.norm_bounds(kernel, CONV).upper,
+        "nearest_orthogonal": lambda kernel: convsv.nearest_orthogonal(kernel, 8, CONV).kernel,
+    }
+    framework = pytest.importorskip(library)
+    vmap = framework.func.vmap if library == "torch" else framework.vmap
+    kernels = convsv.plugins.get_backend(library).asarray(np.stack([KERNEL, KERNEL]), dtype="float32")
+    with pytest.raises(ValueError, match="kernel is traced: wanted an array with values"):
+        vmap(calls[name])(kernels)
+
+
+def test_torch_kernels_are_bounded_as_numpy_bounds_them():
+    torch = pytest.importorskip("torch")
+    names = ("lower", "upper", "left", "right")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128):
+        kernel = torch.from_numpy(KERNEL).to(dtype)
+        found = convsv.norm_bounds(kernel.requires_grad_(), CONV, input_shape=8)
+        host = kernel.detach().float() if dtype == torch.bfloat16 else kernel.detach()
+        wanted = convsv.norm_bounds(host.numpy(), CONV, input_shape=8)
+        for name in names:
+            one, other = getattr(found, name), getattr(wanted, name)
+            assert isinstance(one, torch.Tensor)
+            assert not one.requires_grad
+            assert str(one.dtype) == f"torch.{other.dtype}"
+            eps = 16 * np.finfo(other.dtype).eps if dtype == torch.bfloat16 else 0.0
+            np.testing.assert_allclose(one.numpy(), other, rtol=eps, atol=eps)
+        assert found.frequency == wanted.frequency
+
+
 def test_an_empty_axis_is_named():
     with pytest.raises(ValueError, match="the axis O is empty"):
         convsv.operator_norm(KERNEL[:0], 8, CONV)
