@@ -168,6 +168,16 @@ class Plan:
         return math.prod(self.grid) // math.prod(self.periods)
 
     @property
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
+        """Return the distinct offsets along each axis."""
+        return tuple(axis.offsets for axis in self.axes)
+
+    @property
+    def offset_count(self) -> int:
+        """Return the number of combinations of the axes' offsets, which is the number of the symbol's coefficients."""
+        return math.prod(map(len, self.offsets))
+
+    @property
     def block(self) -> tuple[int, int]:
         """Return the shape of a block, without the columns of classes that no tap reads."""
         return self.rows, self.columns * math.prod(len(axis.residues) for axis in self.axes)

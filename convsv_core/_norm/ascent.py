@@ -45,7 +45,7 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
         Angles in radians.
     """
     xp, backend, plan = operand.xp, operand.backend, operand.plan
-    offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
+    offsets = np.asarray(list(itertools.product(*plan.offsets)), float)
     taps = xp.astype(operand.taps(), xp.complex64)
     count, groups, rows, columns = taps.shape
     taps = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, rows, count * columns))

@@ -208,7 +208,7 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
         return xp.sum(operand.backend.svdvals(dual), axis=-1)
 
     sums = xp.sum(_map(symbol, samples, nuclear) * xp.real(samples.weights)[:, None], axis=0)
-    side, offsets, count = min(plan.block), math.prod(len(axis.offsets) for axis in plan.axes), len(plan.frequencies)
+    side, offsets, count = min(plan.block), plan.offset_count, len(plan.frequencies)
     units = math.sqrt(side) * (VALUE_EPS * side + 8 * math.sqrt(offsets * (offsets + count)))
     return sums / math.prod(plan.periods) * (1 + units * operand.eps)
 

@@ -257,7 +257,6 @@ def _log_abs_det(operand: Operand) -> Array:
 def squared_frobenius(operand: Operand) -> Array:
     """Return the sum of all squared singular values, at the operand's own scale."""
     xp, plan = operand.xp, operand.plan
-    taps = operand.taps()
-    taps = xp.reshape(taps, (*(len(axis.offsets) for axis in plan.axes), -1))
-    folded = fold(operand.backend, taps, [axis.offsets for axis in plan.axes], plan.periods)
+    taps = xp.reshape(operand.taps(), (*map(len, plan.offsets), -1))
+    folded = fold(operand.backend, taps, plan.offsets, plan.periods)
     return squared_norm(xp, folded.coefficients) * math.prod(plan.grid)

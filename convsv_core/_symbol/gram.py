@@ -113,11 +113,11 @@ class GramPolynomial:
 
     def on_grid(self, plan: Plan) -> GramPolynomial | None:
         """Return the same polynomial on the grid of another plan, or None if the offsets differ there."""
-        offsets, others = ([axis.offsets for axis in one.axes] for one in (self.operand.plan, plan))
-        if offsets != others:
+        if plan.offsets != self.operand.plan.offsets:
             return None
         operand = dataclasses.replace(self.operand, plan=plan)
-        return dataclasses.replace(self, operand=operand, tables=phase_tables(operand, [*map(differences_of, offsets)]))
+        tables = phase_tables(operand, [*map(differences_of, plan.offsets)])
+        return dataclasses.replace(self, operand=operand, tables=tables)
 
     def _waves(self, frequencies: Array) -> tuple[Array, Array]:
         """Return the cosines and the sines of the angles of the differences at the given frequencies."""
@@ -186,9 +186,8 @@ def sum_rounding(plan: Plan) -> float:
     The unit is eps times the sum of the absolute values of the terms.
     """
     rows, columns = plan.block
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
-    terms = differences + offsets * max(rows, columns) + min(rows, columns)
+    differences = math.prod(map(len, map(differences_of, plan.offsets)))
+    terms = differences + plan.offset_count * max(rows, columns) + min(rows, columns)
     return min(terms, 8 * math.sqrt(terms)) / 2
 
 
@@ -224,8 +223,7 @@ def _is_cheaper(operand: Operand, pair_cost: float) -> bool:
     plan = operand.plan
     rows, columns = plan.block
     side = min(rows, columns)
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
+    offsets, differences = plan.offset_count, math.prod(map(len, map(differences_of, plan.offsets)))
     direct = len(plan.frequencies) * rows * columns * ((4 if plan.real else 8) * offsets + 8 * side)
     if is_long(operand):
         points = math.prod(lag_lengths(plan))
@@ -258,7 +256,7 @@ def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> Gram
         coefficients,
         xp.reshape(cosines, (cosines.shape[0], math.prod(cosines.shape[1:]))),
         xp.reshape(sines, (sines.shape[0], math.prod(sines.shape[1:]))),
-        phase_tables(operand, [differences_of(axis.offsets) for axis in plan.axes]),
+        phase_tables(operand, [*map(differences_of, plan.offsets)]),
     )
 
 
@@ -278,7 +276,7 @@ def gram_coefficients(operand: Operand) -> Array:
         taps, sign = operand.backend.adjoint(taps), -1
     if is_long(operand):
         return _transformed_coefficients(operand, taps, reverse=sign < 0)
-    pairs = _pairs(tuple(axis.offsets for axis in operand.plan.axes), sign)
+    pairs = _pairs(operand.plan.offsets, sign)
     if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
         return _paired_products(operand.backend, taps, pairs)
     return _summed_products(operand.backend, taps, pairs)
@@ -299,7 +297,7 @@ def half_differences(plan: Plan) -> HostArray:
 
     They are the second half of all combinations of the axes' differences, in row-major order, so 0 comes first.
     """
-    return _half_differences(tuple(axis.offsets for axis in plan.axes))
+    return _half_differences(plan.offsets)
 
 
 @functools.lru_cache(maxsize=64)

@@ -60,6 +60,11 @@ class Operand:
         return self.computed_in != self.answered_in
 
     @property
+    def is_double(self) -> bool:
+        """Tell whether the computation is in double precision."""
+        return self.computed_in == "float64"
+
+    @property
     def real_dtype(self) -> Any:
         """Return the library's own object for the real dtype of the computation."""
         return getattr(self.xp, self.computed_in)
@@ -140,7 +145,7 @@ class Operand:
 
     def widen(self) -> Operand:
         """Return the operand in float64 if the library computes fast in it, with the dtype of the answer kept."""
-        if self.computed_in == "float64" or not self.backend.has_fast_float64(self.kernel):
+        if self.is_double or not self.backend.has_fast_float64(self.kernel):
             return self
         xp = self.xp
         kind = "complex128" if not self.plan.real else "float64"
@@ -207,8 +212,7 @@ class Operand:
         offset_axes = range(0, 2 * ndim, 2)
         class_axes = range(1, 2 * ndim, 2)
         taps = xp.permute_dims(taps, (*offset_axes, 2 * ndim, 2 * ndim + 1, *class_axes, 2 * ndim + 2))
-        count = math.prod(len(axis.offsets) for axis in plan.axes)
-        taps = xp.reshape(taps, (count, plan.groups, plan.rows, math.prod(classes) * plan.columns))
+        taps = xp.reshape(taps, (plan.offset_count, plan.groups, plan.rows, math.prod(classes) * plan.columns))
         return self.backend.contiguous(taps)
 
     def take_or_zero(self, array: Array, places: IntArray, axis: int) -> Array:

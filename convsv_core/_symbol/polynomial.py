@@ -163,8 +163,7 @@ class RealPart:
 
 def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
     """Return the symbol as a polynomial whose coefficients are the taps."""
-    offsets = [axis.offsets for axis in operand.plan.axes]
-    return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, offsets))
+    return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, operand.plan.offsets))
 
 
 def symbol_at(operand: Operand, frequencies: IntArray) -> Array:
@@ -232,12 +231,11 @@ def fft_is_cheaper(operand: Operand) -> bool:
     also holds the whole symbol in memory.
     """
     plan = operand.plan
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
     count = math.prod(plan.periods)
     fits = all(len({q % axis.period for q in axis.offsets}) == len(axis.offsets) for axis in plan.axes)
     entries = count * plan.groups * math.prod(plan.block)
     affordable = 2 * entries * itemsize(operand) <= BLOCK_BYTES
-    return (fits or is_long(operand)) and affordable and offsets > FFT_FACTOR * math.log2(max(count, 2))
+    return (fits or is_long(operand)) and affordable and plan.offset_count > FFT_FACTOR * math.log2(max(count, 2))
 
 
 def _transform(operand: Operand) -> Tabulated:

@@ -43,9 +43,6 @@ LONG_OFFSETS_IN_SINGLE = 1024
 The rounding error bound of transforms is larger than the bound of sums, which matters in single precision.
 """
 
-DOUBLE_EPS = 1e-15
-"""Largest eps of an arithmetic that counts as double precision."""
-
 LEVEL_EPS = 8
 """Rounding error of one level of a transform, in units of eps times the sum of the moduli of the inputs.
 
@@ -61,8 +58,7 @@ Measured with NumPy: larger parts save no time, and a transform holds about four
 
 def is_long(operand: Operand) -> bool:
     """Return whether the kernel has so many taps that its Gram polynomial is made by transforms."""
-    least = LONG_OFFSETS if operand.eps <= DOUBLE_EPS else LONG_OFFSETS_IN_SINGLE
-    return math.prod(len(axis.offsets) for axis in operand.plan.axes) >= least
+    return operand.plan.offset_count >= (LONG_OFFSETS if operand.is_double else LONG_OFFSETS_IN_SINGLE)
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,7 +8,6 @@ computes it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -219,8 +218,7 @@ def work_per_frequency(plan: Plan) -> float:
     """
     rows, columns = plan.block
     side = min(rows, columns)
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    return float(plan.groups * (8 * rows * columns * offsets + 16 * max(rows, columns) * side**2))
+    return float(plan.groups * (8 * rows * columns * plan.offset_count + 16 * max(rows, columns) * side**2))
 
 
 def cut(plan: Plan) -> tuple[Block, ...]:
