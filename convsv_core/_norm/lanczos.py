@@ -99,13 +99,10 @@ def largest_eigenvector(operand: Operand, gram: Gram, size: int, like: Array) ->
     array, shape (1, size)
     """
     xp, backend = operand.xp, operand.backend
-    vector_bytes = size * (1 if operand.plan.real else 2) * int(xp.finfo(operand.real_dtype).bits) // 8
-    count = min(size, BASIS, max(LEAST_BASIS, BASIS_BYTES // vector_bytes))
+    count = min(size, BASIS, max(LEAST_BASIS, BASIS_BYTES // (size * operand.kernel_bytes)))
     kept = int(KEPT * count)
-    diagonal, slots = (
-        table_like(operand, np.eye(count)),
-        backend.asarray_like(np.arange(count)[:, None], operand.kernel),
-    )
+    diagonal = table_like(operand, np.eye(count))
+    slots = backend.asarray_like(np.arange(count)[:, None], operand.kernel)
     vector = table_like(operand, _start(size, operand.plan.real))
     nothing = xp.zeros_like(vector) * diagonal[:, :1]
     state = Lanczos(nothing, xp.zeros_like(diagonal), vector, xp.zeros_like(operand.scale), slots[0, 0])
@@ -153,7 +150,7 @@ def _step(
     xp, backend = operand.xp, operand.backend
     basis = xp.where(slots == index, vector, basis)
     rest = gram(vector)
-    least = ROUNDING * float(xp.finfo(operand.real_dtype).eps) * xp.linalg.vector_norm(rest)
+    least = ROUNDING * operand.eps * xp.linalg.vector_norm(rest)
     row = xp.zeros_like(projected[:1, :])
     for _ in range(2):  # the second pass removes what cancellation leaves after the first
         products = xp.matmul(rest, backend.adjoint(basis))

@@ -10,7 +10,6 @@ a traced program. Otherwise all eigenvalues are computed (`norm_on_grid`).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -94,7 +93,7 @@ def _norm_in_library(operand: Operand, exact: bool) -> tuple[Array, ...]:
     # In single precision the margin of a test for its own rounding, up to 1e-4 of the square, would hide larger norms.
     if not wide.is_double or backend.compiles or not backend.has_values(operand.kernel):
         return tuple(_norm_of_all(operand))
-    found = _search(dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel)), exact)
+    found = _search(operand.of(backend.stop_gradient(operand.kernel)), exact)
     norm = operand.xp.astype(_norm_at(wide, found.place), operand.real_dtype, copy=False)
     return norm, operand.xp.full_like(backend.stop_gradient(norm), found.widening)
 

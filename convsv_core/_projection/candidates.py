@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -88,7 +87,7 @@ def take_iterations(
 
     For wide layers, "exact" returns the flattened polar factor too, which may be the better one; see `FLAT_SIDE`.
     """
-    pulled = dataclasses.replace(operand, kernel=pull.kernel)
+    pulled = operand.of(pull.kernel)
     if method != "exact" or operand.plan.is_full:
         return Unscaled((candidate(pulled, method),), None)
     split = begin(pulled) if matrices is None else resume(pulled, matrices)
@@ -138,7 +137,7 @@ def within_the_ball(operand: Operand, kernel: Array, factor: float) -> Array:
     the Frobenius norms of these errors.
     """
     xp, eps = operand.xp, operand.answer_eps
-    chosen = dataclasses.replace(operand, kernel=kernel)
+    chosen = operand.of(kernel)
     norms = norms_of_groups(chosen) * factor
     sizes = xp.sum(xp.sqrt(squared_norm(xp, chosen.taps(), axis=(-2, -1))), axis=0)
     limits = norms * (1 + 2 * eps) + 2 * eps * sizes

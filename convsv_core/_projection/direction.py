@@ -7,6 +7,7 @@ import math
 import sys
 from typing import Any, NamedTuple
 
+from convsv_core._geometry.rounding import summation_units
 from convsv_core._norm.fixed_grid import EverySizeGrid, grid_for, operand_on
 from convsv_core._norm.largest import norms_of_groups
 from convsv_core._projection.candidates import (
@@ -232,7 +233,7 @@ def _search(
     """Search until the share of the optimum is proved, and scale the best direction by a certified norm."""
     xp = operand.xp
     pull = Pull(*operand.run(pull_of))
-    pulled = dataclasses.replace(operand, kernel=pull.kernel)
+    pulled = operand.of(pull.kernel)
     weights = pull.weights * operand.scale
     iterations, reached = 0, None
     if method == "exact" and not operand.plan.is_full and bool(xp.any(pull.nonzero)):
@@ -334,7 +335,7 @@ def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     pull = pull_of(operand)
     found = take_iterations(operand, pull, method, count, arrays[0] if arrays else None)
     direction = furthest_in_the_ball(operand, pull, found.kernels, factor)
-    uppers = dual_uppers(dataclasses.replace(operand, kernel=pull.kernel), found.matrices)
+    uppers = dual_uppers(operand.of(pull.kernel), found.matrices)
     upper = xp.sum(pull.weights * uppers * xp.astype(pull.nonzero, uppers.dtype)) * (1 + 4 * operand.eps)
     alignment = _alignment(operand, direction)
     converged = alignment >= (1 - rtol) * upper
@@ -348,15 +349,15 @@ def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
 
 def _norms(operand: Operand, kernel: Array) -> Array:
     """Return an upper bound of the norm of each group of a kernel on the grid."""
-    return norms_of_groups(dataclasses.replace(operand, kernel=kernel))
+    return norms_of_groups(operand.of(kernel))
 
 
 def _alignment(operand: Operand, direction: Array) -> Array:
     """Return the inner product of a direction with the operand's kernel, less a bound of its rounding error."""
     xp = operand.xp
     products = xp.real(operand.backend.conj(operand.kernel) * direction)
-    terms = math.prod(operand.kernel.shape)
-    rounding = (2 + min(terms, 8 * math.sqrt(terms))) * operand.eps * xp.sum(xp.abs(operand.kernel) * xp.abs(direction))
+    units = 2 + summation_units(math.prod(operand.kernel.shape))
+    rounding = units * operand.eps * xp.sum(xp.abs(operand.kernel) * xp.abs(direction))
     return xp.sum(products) - rounding
 
 

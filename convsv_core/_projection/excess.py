@@ -9,7 +9,6 @@ frequencies. One such pass is a clip-and-cut step. The projections repeat passes
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -128,7 +127,7 @@ def clip_and_cut(
     tested : Operand, optional
         An operand with this kernel in a cheaper dtype. It is used to test which frequencies have an excess.
     """
-    operand = dataclasses.replace(operand, kernel=kernel)
+    operand = operand.of(kernel)
     places = np.arange(len(operand.plan.frequencies)) if places is None else places
     if operand.backend.has_values(kernel):
         level = float(limit) ** 2
@@ -162,7 +161,7 @@ def clip_between(operand: Operand, limit: Array, lower: Array, places: HostArray
 def dual_excess(operand: Operand, kernel: Array, limit: Array, samples: Samples, dual: Array) -> Excess:
     """Return the excess over a limit of the symbol of a kernel plus the matrices of `dual`, one for each sample."""
     xp = operand.xp
-    operand = dataclasses.replace(operand, kernel=kernel)
+    operand = operand.of(kernel)
     symbol = symbol_polynomial(operand)
     count = dual.shape[0]
     rows = np.arange(count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -36,9 +35,7 @@ def fixed_steps(
     xp = operand.xp
     value = xp.full_like(operand.scale, -math.inf)
     kernel = operand.kernel
-    shape = ArraySpec(
-        tuple(kernel.shape), operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
-    )
+    shape = ArraySpec(tuple(kernel.shape), operand.kernel_dtype)
     if method == "dykstra":
         results = (
             shape,
@@ -62,7 +59,7 @@ def fixed_steps(
         )
     before = after = grid_upper_bound(operand, factor)
     if method != "rescale":
-        after = grid_upper_bound(dataclasses.replace(operand, kernel=kernel), factor)
+        after = grid_upper_bound(operand.of(kernel), factor)
     eps = operand.answer_eps
     positive = after > 0
     share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))

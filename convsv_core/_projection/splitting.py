@@ -23,7 +23,6 @@ The groups of a convolution have problems of their own, with a norm and a weight
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -133,7 +132,7 @@ def with_equal_parts(operand: Operand, kernel: Array) -> Array:
     """Return a kernel in which taps that act at one place are replaced by their mean."""
     if not np.any(operand.plan.sharing > 1):
         return kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
     (kernel,) = nearest_taps(symbol, Samples.at(operand), lambda phases, _: (symbol.matrices(phases),))
     return kernel
 
@@ -144,10 +143,10 @@ def begin(operand: Operand) -> Split:
     The start is the taps nearest to the polar factors, scaled to norm 1.
     """
     polar = polar_and_cut(operand, operand.kernel)
-    norms = norms_of_groups(dataclasses.replace(operand, kernel=polar))
+    norms = norms_of_groups(operand.of(polar))
     polar = by_group(operand, polar, 1 / operand.xp.where(norms > 0, norms, operand.xp.ones_like(norms)))
     kernel = polar + (1 - RELAXATION) * operand.kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
     matrices = _map(symbol, Samples.at(operand), lambda phases, _: symbol.matrices(phases))
     return Split(matrices, kernel, polar)
 
@@ -167,7 +166,7 @@ def advance(operand: Operand, *arrays: Array) -> Split:
     found = _excess(operand, split.matrices)
     kernel = split.kernel + RELAXATION * operand.kernel
     direction = kernel - found.kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=RELAXATION * (direction - found.kernel)))
+    symbol = symbol_polynomial(operand.of(RELAXATION * (direction - found.kernel)))
 
     def moved(phases: Array, chosen: Array) -> Array:
         matrices, excess = (xp.take(one, chosen, axis=0) for one in (found.matrices, found.excess))
@@ -198,7 +197,7 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
     if matrices is not None:
         found = _excess(operand, matrices)
         kernel, excess = kernel - found.kernel, found.excess
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
 
     def nuclear(phases: Array, chosen: Array) -> Array:
         dual = symbol.matrices(phases)
@@ -236,7 +235,7 @@ def inner_products(operand: Operand, one: Array, other: Array) -> Array:
 
 
 def _taps(operand: Operand, kernel: Array) -> Array:
-    return dataclasses.replace(operand, kernel=kernel).taps()
+    return operand.of(kernel).taps()
 
 
 class _Excess(NamedTuple):
@@ -252,7 +251,7 @@ def _excess(operand: Operand, matrices: Array) -> _Excess:
     xp, backend = operand.xp, operand.backend
     one = xp.ones_like(operand.scale)
     excess_of = excess_by_products if prefers_products(backend, operand.kernel) else excess_by_eigenvectors
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=RELAXATION * operand.kernel))
+    symbol = symbol_polynomial(operand.of(RELAXATION * operand.kernel))
 
     def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
         pulled = xp.take(matrices, chosen, axis=0) + symbol.matrices(phases)

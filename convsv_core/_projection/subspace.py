@@ -10,7 +10,6 @@ excess that was found, so it is a lower bound in any case.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -80,7 +79,7 @@ def first_vectors(operand: Operand, count: int, columns: int) -> Array:
 def leading_vectors(operand: Operand, kernel: Array, frequencies: Array, columns: int) -> Array:
     """Return the leading right singular vectors of the symbol of a kernel, from decompositions."""
     xp, backend = operand.xp, operand.backend
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
 
     def of_block(chosen: Array) -> Array:
         matrices = symbol(xp.take(frequencies, chosen, axis=0))
@@ -108,7 +107,7 @@ def excess_of_followed(
     `vectors` are near the leading right singular vectors, shape (count, groups, columns of a matrix, followed).
     """
     xp, backend = operand.xp, operand.backend
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
 
     def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
         matrices = symbol.matrices(phases)

@@ -18,8 +18,9 @@ from typing import TypeAlias
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray, Plan
+from convsv_core._geometry.rounding import summation_units
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import Evaluator, itemsize, phase_tables, phases_at
+from convsv_core._symbol.polynomial import Evaluator, phase_tables, phases_at
 from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core._symbol.transform import is_long, lag_lengths, lag_products, transform_roundings
 from convsv_core.backend import Array, Backend
@@ -36,6 +37,7 @@ __all__ = [
     "half_differences",
     "polynomial_roundings",
     "smaller_gram",
+    "sum_rounding",
     "useful_polynomial",
 ]
 
@@ -104,7 +106,7 @@ class GramPolynomial:
     def row_bytes(self) -> int:
         """Return the bytes of working memory of one frequency; see `Evaluator`."""
         half, groups, side, _ = self.coefficients.shape
-        return (4 * half + 4 * groups * side**2) * itemsize(self.operand)
+        return (4 * half + 4 * groups * side**2) * self.operand.complex_bytes
 
     def __call__(self, frequencies: Array) -> Array:
         """Return the Gram matrices at the frequencies of the given indices."""
@@ -188,7 +190,7 @@ def sum_rounding(plan: Plan) -> float:
     rows, columns = plan.block
     differences = math.prod(map(len, map(differences_of, plan.offsets)))
     terms = differences + plan.offset_count * max(rows, columns) + min(rows, columns)
-    return min(terms, 8 * math.sqrt(terms)) / 2
+    return summation_units(terms) / 2
 
 
 def smaller_gram(backend: Backend, matrices: Array) -> Array:

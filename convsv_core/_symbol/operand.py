@@ -75,6 +75,21 @@ class Operand:
         return getattr(self.xp, COMPLEX_OF[self.computed_in])
 
     @property
+    def kernel_dtype(self) -> str:
+        """Return the name of the kernel's dtype, real or complex."""
+        return self.computed_in if self.plan.real else COMPLEX_OF[self.computed_in]
+
+    @property
+    def complex_bytes(self) -> int:
+        """Return the bytes of one complex number of the computation."""
+        return int(2 * self.xp.finfo(self.real_dtype).bits // 8)
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Return the bytes of one entry of the kernel."""
+        return self.complex_bytes // (2 if self.plan.real else 1)
+
+    @property
     def eps(self) -> float:
         """Return the spacing of numbers at 1 in the dtype of the computation."""
         return float(self.xp.finfo(self.real_dtype).eps)
@@ -143,14 +158,22 @@ class Operand:
         plan = make_plan(shape, self.plan.real, input_shape, self.plan.conv, all_residues=all_residues)
         return dataclasses.replace(self, plan=plan)
 
+    def of(self, kernel: Array) -> Operand:
+        """Return the operand of another kernel, given in the dtype and at the scale of this one."""
+        return dataclasses.replace(self, kernel=kernel)
+
+    def complex_zeros(self, shape: tuple[int, ...]) -> Array:
+        """Return zeros of this shape in the complex dtype of the computation, on the device of the kernel."""
+        xp = self.xp
+        return xp.broadcast_to(xp.astype(xp.zeros_like(self.scale), self.complex_dtype), shape)
+
     def widen(self) -> Operand:
         """Return the operand in float64 if the library computes fast in it, with the dtype of the answer kept."""
         if self.is_double or not self.backend.has_fast_float64(self.kernel):
             return self
         xp = self.xp
-        kind = "complex128" if not self.plan.real else "float64"
-        kernel, scale = xp.astype(self.kernel, getattr(xp, kind)), xp.astype(self.scale, xp.float64)
-        return dataclasses.replace(self, kernel=kernel, scale=scale, computed_in="float64")
+        kernel = xp.astype(self.kernel, xp.float64 if self.plan.real else xp.complex128)
+        return dataclasses.replace(self, kernel=kernel, scale=xp.astype(self.scale, xp.float64), computed_in="float64")
 
     def answer(self, values: Array, *, scaled: bool = True) -> Array:
         """Return `values` in the dtype of the answer, multiplied by the operand's scale if `scaled`.

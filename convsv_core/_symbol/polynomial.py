@@ -31,7 +31,6 @@ __all__ = [
     "Tabulated",
     "TrigonometricPolynomial",
     "fft_is_cheaper",
-    "itemsize",
     "phase_tables",
     "phases_at",
     "phases_on_host",
@@ -88,7 +87,7 @@ class TrigonometricPolynomial:
     def row_bytes(self) -> int:
         """Return the bytes of working memory of one frequency; see `Evaluator`."""
         offsets, groups, rows, columns = self.coefficients.shape
-        return (2 * offsets + groups * (2 * rows * columns + min(rows, columns) ** 2)) * itemsize(self.operand)
+        return (2 * offsets + groups * (2 * rows * columns + min(rows, columns) ** 2)) * self.operand.complex_bytes
 
     def __call__(self, frequencies: Array) -> Array:
         """Return the matrices at the frequencies of the given indices."""
@@ -130,7 +129,7 @@ class Tabulated:
     @property
     def row_bytes(self) -> int:
         """Return the bytes of working memory of one frequency; see `Evaluator`."""
-        return 2 * math.prod(self.matrices.shape[1:]) * itemsize(self.operand)
+        return 2 * math.prod(self.matrices.shape[1:]) * self.operand.complex_bytes
 
     def part(self, groups: slice) -> Tabulated:
         """Return the matrices of some of the groups."""
@@ -190,11 +189,6 @@ def symbol_evaluator(operand: Operand) -> TrigonometricPolynomial | Tabulated:
     return _transform(operand) if fft_is_cheaper(operand) else symbol_polynomial(operand)
 
 
-def itemsize(operand: Operand) -> int:
-    """Return the bytes of one complex number of the computation."""
-    return int(2 * operand.xp.finfo(operand.real_dtype).bits // 8)
-
-
 def phase_tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]:
     """Return the phases of each axis's offsets at all frequencies of a period.
 
@@ -234,7 +228,7 @@ def fft_is_cheaper(operand: Operand) -> bool:
     count = math.prod(plan.periods)
     fits = all(len({q % axis.period for q in axis.offsets}) == len(axis.offsets) for axis in plan.axes)
     entries = count * plan.groups * math.prod(plan.block)
-    affordable = 2 * entries * itemsize(operand) <= BLOCK_BYTES
+    affordable = 2 * entries * operand.complex_bytes <= BLOCK_BYTES
     return (fits or is_long(operand)) and affordable and plan.offset_count > FFT_FACTOR * math.log2(max(count, 2))
 
 

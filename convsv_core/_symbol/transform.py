@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray, IntArray, Plan
+from convsv_core._geometry.rounding import summation_units
 from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
 
@@ -133,7 +134,7 @@ def lag_products(operand: Operand, taps: Array, *, reverse: bool) -> Array:
     places = [_places(np.asarray(axis.offsets), reverse) for axis in plan.axes]
     axes = tuple(range(len(lengths)))
     _, groups, side, inner = taps.shape
-    row_bytes = math.prod(lengths) * groups * side * int(2 * xp.finfo(operand.real_dtype).bits // 8)
+    row_bytes = math.prod(lengths) * groups * side * operand.complex_bytes
     step = max(1, min(inner, TRANSFORM_BYTES // row_bytes))
     total = None
     for start in range(0, inner, step):
@@ -159,9 +160,8 @@ def transform_roundings(operand: Operand) -> Array:
     """
     plan = operand.plan
     count = math.prod(lag_lengths(plan))
-    inner = max(plan.block)
     span = sum(max(axis.offsets) - min(axis.offsets) for axis in plan.axes)
-    units = 3 * LEVEL_EPS * math.log2(count) + min(inner, 8 * math.sqrt(inner))
+    units = 3 * LEVEL_EPS * math.log2(count) + summation_units(max(plan.block))
     return (math.sqrt(count) * units + 2 * math.pi * span) * operand.eps * _modulus(operand) ** 2
 
 
