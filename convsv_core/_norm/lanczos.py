@@ -18,6 +18,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.small_matrices import divisors
 from convsv_core.backend import Array
 
 __all__ = ["largest_eigenvector", "table_like", "unit"]
@@ -129,8 +130,7 @@ def table_like(operand: Operand, table: HostArray) -> Array:
 def unit(operand: Operand, array: Array) -> Array:
     """Return `array` divided by its norm. Zeros stay zeros."""
     xp = operand.xp
-    norm = xp.linalg.vector_norm(array)
-    return array / xp.where(norm > 0, norm, xp.ones_like(norm))
+    return array / divisors(xp, xp.linalg.vector_norm(array))
 
 
 def _step(
@@ -174,7 +174,7 @@ def _is_converged(operand: Operand, values: Array, residuals: Array) -> Array:
     xp, eps = operand.xp, operand.answer_eps
     gaps = values[:1] - values[1:]
     separate = gaps > 0
-    errors = xp.cumulative_sum(residuals**2)[:-1] / xp.where(separate, gaps, xp.ones_like(gaps))
+    errors = xp.cumulative_sum(residuals**2)[:-1] / divisors(xp, gaps)
     error = xp.min(xp.where(separate, errors, xp.full_like(errors, math.inf)))
     # The relative error of a singular value is half of the relative error of its square.
     small_enough = residuals[0] <= 2 * eps**RESIDUAL_EXPONENT * values[0]

@@ -20,7 +20,7 @@ from convsv_core._projection.splitting import (
     with_equal_parts,
 )
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.small_matrices import squared_norm
+from convsv_core._symbol.small_matrices import divisors, squared_norm
 from convsv_core.backend import Array
 
 __all__ = [
@@ -141,7 +141,7 @@ def within_the_ball(operand: Operand, kernel: Array, factor: float) -> Array:
     norms = norms_of_groups(chosen) * factor
     sizes = xp.sum(xp.sqrt(squared_norm(xp, chosen.taps(), axis=(-2, -1))), axis=0)
     limits = norms * (1 + 2 * eps) + 2 * eps * sizes
-    return by_group(operand, kernel, 1 / xp.where(limits > 0, limits, xp.ones_like(limits)))
+    return by_group(operand, kernel, 1 / divisors(xp, limits))
 
 
 def candidate(operand: Operand, method: DirectionMethod) -> Array:

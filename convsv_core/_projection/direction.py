@@ -31,6 +31,7 @@ from convsv_core._projection.splitting import (
     inner_products,
     pull_of,
     resume,
+    with_norm_one,
 )
 from convsv_core._symbol.operand import Operand, shape_of
 from convsv_core.backend import Array
@@ -253,9 +254,7 @@ def _search(
                 break
         reached = DirectionState(split.matrices)
     else:
-        best = pulled.run(candidate, method)
-        norms = pulled.run(_norms, arrays=(best,))
-        best = by_group(pulled, best, 1 / xp.where(norms > 0, norms, xp.ones_like(norms)))
+        best, _ = pulled.run(_aligned, arrays=(pulled.run(candidate, method),))
         uppers = pulled.run(dual_uppers, None)
     best = by_group(pulled, best, xp.astype(pull.nonzero, weights.dtype))
     one = xp.ones_like(operand.scale)
@@ -282,7 +281,7 @@ def _upper_norm(problem: Problem, kernel: Array) -> float:
     upper = certify(problem, kernel).upper
     if problem.every_size:
         # In 3-D a search over all frequencies may end before its bound is as close as the bound of the grid.
-        norms = problem.operand.run(_norms, arrays=(kernel,))
+        norms = problem.operand.of(kernel).run(norms_of_groups)
         upper = min(upper, float(problem.operand.xp.max(norms)) * problem.factor * (1 + 4 * problem.operand.eps))
     return max(upper, sys.float_info.min)
 
@@ -302,8 +301,7 @@ def _bounds(operand: Operand, direction: Array, matrices: Array) -> _Bounds:
 
 def _aligned(operand: Operand, direction: Array) -> tuple[Array, Array]:
     """Return a direction scaled to norm 1 in each group, and the inner products of the groups with the pull."""
-    norms = _norms(operand, direction)
-    direction = by_group(operand, direction, 1 / operand.xp.where(norms > 0, norms, operand.xp.ones_like(norms)))
+    direction = with_norm_one(operand, direction)
     return direction, inner_products(operand, operand.kernel, direction)
 
 
@@ -345,11 +343,6 @@ def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
 
 
 # ---- for both --------------------------------------------------------------------------------------
-
-
-def _norms(operand: Operand, kernel: Array) -> Array:
-    """Return an upper bound of the norm of each group of a kernel on the grid."""
-    return norms_of_groups(operand.of(kernel))
 
 
 def _alignment(operand: Operand, direction: Array) -> Array:

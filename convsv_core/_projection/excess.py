@@ -24,7 +24,7 @@ from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PowerRows, ProductRows, grid_rows
-from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt, squared_norm
 from convsv_core.backend import Array, Backend
 
 __all__ = [
@@ -343,7 +343,7 @@ def _excess_of_vectors(backend: Backend, matrices: Array, limit: Array) -> tuple
     xp = backend.namespace(matrices)
     norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))
     excess = xp.maximum(norms - limit, xp.zeros_like(norms))
-    share = excess / xp.where(norms > 0, norms, xp.ones_like(norms))
+    share = excess / divisors(xp, norms)
     return matrices * xp.astype(share, matrices.dtype)[..., None, None], xp.sum(excess, axis=-1)
 
 
@@ -361,7 +361,7 @@ def _excess_of_pairs(
         vectors, kept, norms = vectors[..., first:], excess[..., first:], norms[..., first:]
     else:
         kept = excess
-    share = xp.astype(kept / xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)[..., None, :]
+    share = xp.astype(kept / divisors(xp, norms), matrices.dtype)[..., None, :]
     adjoint = backend.adjoint(vectors)
     if matrices.shape[-2] <= matrices.shape[-1]:
         found = xp.matmul(vectors * share, xp.matmul(adjoint, matrices))

@@ -43,7 +43,7 @@ from convsv_core._projection.polar import prefers_products
 from convsv_core._symbol.joined import group_axis
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
-from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt, squared_norm
 from convsv_core.backend import Array
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "pull_of",
     "resume",
     "with_equal_parts",
+    "with_norm_one",
 ]
 
 WEIGHT = 8.0
@@ -142,9 +143,7 @@ def begin(operand: Operand) -> Split:
 
     The start is the taps nearest to the polar factors, scaled to norm 1.
     """
-    polar = polar_and_cut(operand, operand.kernel)
-    norms = norms_of_groups(operand.of(polar))
-    polar = by_group(operand, polar, 1 / operand.xp.where(norms > 0, norms, operand.xp.ones_like(norms)))
+    polar = with_norm_one(operand, polar_and_cut(operand, operand.kernel))
     kernel = polar + (1 - RELAXATION) * operand.kernel
     symbol = symbol_polynomial(operand.of(kernel))
     matrices = _map(symbol, Samples.at(operand), lambda phases, _: symbol.matrices(phases))
@@ -220,6 +219,11 @@ def by_group(operand: Operand, kernel: Array, factors: Array) -> Array:
     shape[axis] = operand.plan.groups
     factors = xp.astype(xp.reshape(factors, tuple(shape)), kernel.dtype)
     return kernel * xp.repeat(factors, kernel.shape[axis] // operand.plan.groups, axis=axis)
+
+
+def with_norm_one(operand: Operand, kernel: Array) -> Array:
+    """Return a kernel of which each group is divided by an upper bound of its norm on the grid; zeros stay zeros."""
+    return by_group(operand, kernel, 1 / divisors(operand.xp, norms_of_groups(operand.of(kernel))))
 
 
 def choose_by_group(operand: Operand, chosen: Array, one: Array, other: Array) -> Array:

@@ -21,7 +21,7 @@ from convsv_core._projection.excess import BLOCK_COPIES, Excess, Samples, neares
 from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
-from convsv_core._symbol.small_matrices import safe_sqrt
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt
 from convsv_core.backend import Array
 
 __all__ = [
@@ -117,7 +117,7 @@ def excess_of_followed(
         squares, rotations = backend.eigh(xp.matmul(backend.adjoint(right), right))
         left, right = xp.matmul(left, rotations), xp.matmul(right, rotations)
         norms = safe_sqrt(xp, squares)
-        inverse = 1 / xp.where(norms > 0, norms, xp.ones_like(norms))
+        inverse = 1 / divisors(xp, norms)
         right = right * xp.astype(inverse, right.dtype)[..., None, :]
         excess = xp.maximum(norms - limit, xp.zeros_like(norms))
         found = xp.matmul(left * xp.astype(excess, left.dtype)[..., None, :], backend.adjoint(right))

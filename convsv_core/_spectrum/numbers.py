@@ -12,7 +12,7 @@ from convsv_core._norm.padded import padded_operator_norm
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
 from convsv_core._symbol.folding import fold
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
-from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt, squared_norm
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of, on_host
@@ -220,9 +220,7 @@ def _frobenius_norm(operand: Operand) -> Array:
 def _stable_rank(operand: Operand, norm: Array) -> Array:
     """Return the stable rank from the operator norm, given at the operand's scale."""
     xp = operand.xp
-    nonzero = norm > 0
-    squared = xp.where(nonzero, norm, xp.ones_like(norm)) ** 2
-    rank = xp.where(nonzero, squared_frobenius(operand) / squared, xp.zeros_like(norm))
+    rank = xp.where(norm > 0, squared_frobenius(operand) / divisors(xp, norm) ** 2, xp.zeros_like(norm))
     return operand.answer(rank, scaled=False)
 
 
