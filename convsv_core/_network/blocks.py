@@ -27,15 +27,12 @@ class _Shortcut(NamedTuple):
 
     Attributes
     ----------
-    start : str
-        The tensor from which the path begins.
     smallest : float
         Lower bound of the path's smallest singular value; 0 where none is known.
     largest : float
         Upper bound of the path's norm.
     """
 
-    start: str
     smallest: float
     largest: float
 
@@ -76,12 +73,11 @@ def _block(
         return None
     shortcut = _shortcut(graph, bounds, start, path)
     branch_upper = _product(power_of_ten(bounds.from_tensor(start, branch)), factors[1])
-    largest = _product(shortcut.largest, factors[0])
+    largest = upper = _product(shortcut.largest, factors[0])
     smallest = _product(shortcut.smallest, factors[0], down=True)
     if branch_upper:
         largest = math.nextafter(largest + branch_upper, math.inf)
         smallest = max(0.0, math.nextafter(smallest - branch_upper, -math.inf))
-    upper = _product(shortcut.largest, factors[0])
     return ResidualBlock(name, start, branch_upper, smallest, largest, upper)
 
 
@@ -123,14 +119,14 @@ def _depends_only_on(graph: Graph, name: str, source: str) -> bool:
 def _shortcut(graph: Graph, bounds: Bounds, start: str, path: str) -> _Shortcut:
     nodes = _between(graph, start, path)
     if all(isinstance(node.kind, kinds.Identity) for node in nodes):
-        return _Shortcut(start, 1.0, 1.0)
+        return _Shortcut(1.0, 1.0)
     largest = power_of_ten(bounds.from_tensor(start, path))
     smallest = _smallest_of_form(graph, start, nodes)
     if smallest is None:
         part = linear_part(graph, path, {start})
         if part is not None and part.graph.inputs[0].name == start:
             smallest = part.smallest_singular_value()
-    return _Shortcut(start, smallest or 0.0, largest)
+    return _Shortcut(smallest or 0.0, largest)
 
 
 def _between(graph: Graph, start: str, path: str) -> list[Node]:
