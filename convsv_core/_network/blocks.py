@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,44 @@ from convsv_core._network.graph import Graph, Node
 from convsv_core._network.linear_maps import is_linear
 from convsv_core._network.logarithms import power_of_ten
 from convsv_core._network.norms import EPS
-from convsv_core._network.result import ResidualBlock
 
-__all__ = ["residual_blocks"]
+__all__ = ["ResidualBlock", "residual_blocks"]
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    """A residual block ``S x + f(x)`` with a linear shortcut S, as a rule the identity.
+
+    Attributes
+    ----------
+    name : str
+        The name of the sum.
+    start : str
+        The name of x.
+    branch_upper : float
+        Upper bound of the Lipschitz constant of f.
+    smallest_singular_value : float
+        Lower bound of all singular values of the block's Jacobian, at every input: the smallest singular value of S
+        less `branch_upper`, at least 0. A Jacobian with m rows and n columns has ``min(m, n)`` singular values. If the
+        bound is positive, the Jacobian has full rank, and ``x + f(x)`` is invertible. It is 0 too where no
+        positive bound for S is known: of a shortcut that is no small map and whose windows overlap.
+    largest_singular_value : float
+        Upper bound of all singular values: ``shortcut_upper + branch_upper``, rounded upward.
+    shortcut_upper : float
+        Upper bound of the norm of S, 1 for the identity.
+    """
+
+    name: str
+    start: str
+    branch_upper: float
+    smallest_singular_value: float
+    largest_singular_value: float
+    shortcut_upper: float = 1.0
+
+    def __str__(self) -> str:
+        shortcut = "" if self.shortcut_upper == 1 else f"shortcut {self.shortcut_upper:.4g}, "
+        values = f"in [{self.smallest_singular_value:.4g}, {self.largest_singular_value:.4g}]"
+        return f"block {self.name}: {shortcut}branch {self.branch_upper:.4g}, singular values {values}"
 
 
 class _Shortcut(NamedTuple):

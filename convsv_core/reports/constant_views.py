@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from convsv_core._network.result import Lipschitz, LipschitzNode, ResidualBlock
+from convsv_core._network.blocks import ResidualBlock
 from convsv_core.reports import texts
+from convsv_core.reports.constant_report import Lipschitz, LipschitzNode
 from convsv_core.reports.curves import Plot, empty_figure
 from convsv_core.reports.extras import import_for
 from convsv_core.reports.plain_table import TextColumn, TextTable

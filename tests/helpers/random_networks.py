@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from convsv_core import Conv
+from convsv_core._network.blocks import ResidualBlock
 from convsv_core._network.jacobian import Linearized, linearize
-from convsv_core._network.result import ResidualBlock
 from convsv_core.networks import (
     AveragePool,
     AxisMaps,

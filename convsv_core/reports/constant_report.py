@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from convsv_core._network.blocks import ResidualBlock
 from convsv_core._network.bounds import Missing
-from convsv_core._network.shown import Shown
+from convsv_core.reports.shown import Shown
 
-__all__ = ["Lipschitz", "LipschitzNode", "ResidualBlock", "finite"]
+__all__ = ["Lipschitz", "LipschitzNode", "finite"]
 
 
 @dataclass(frozen=True)
@@ -34,42 +35,6 @@ class LipschitzNode:
     log10_factor: float
     log10_upper: float
     note: str = ""
-
-
-@dataclass(frozen=True)
-class ResidualBlock:
-    """A residual block ``S x + f(x)`` with a linear shortcut S, as a rule the identity.
-
-    Attributes
-    ----------
-    name : str
-        The name of the sum.
-    start : str
-        The name of x.
-    branch_upper : float
-        Upper bound of the Lipschitz constant of f.
-    smallest_singular_value : float
-        Lower bound of all singular values of the block's Jacobian, at every input: the smallest singular value of S
-        less `branch_upper`, at least 0. A Jacobian with m rows and n columns has ``min(m, n)`` singular values. If the
-        bound is positive, the Jacobian has full rank, and ``x + f(x)`` is invertible. It is 0 too where no
-        positive bound for S is known: of a shortcut that is no small map and whose windows overlap.
-    largest_singular_value : float
-        Upper bound of all singular values: ``shortcut_upper + branch_upper``, rounded upward.
-    shortcut_upper : float
-        Upper bound of the norm of S, 1 for the identity.
-    """
-
-    name: str
-    start: str
-    branch_upper: float
-    smallest_singular_value: float
-    largest_singular_value: float
-    shortcut_upper: float = 1.0
-
-    def __str__(self) -> str:
-        shortcut = "" if self.shortcut_upper == 1 else f"shortcut {self.shortcut_upper:.4g}, "
-        values = f"in [{self.smallest_singular_value:.4g}, {self.largest_singular_value:.4g}]"
-        return f"block {self.name}: {shortcut}branch {self.branch_upper:.4g}, singular values {values}"
 
 
 @dataclass(frozen=True)
