@@ -18,7 +18,15 @@ from convsv_core.layers import Layer, Operator, layer_operators
 from convsv_core.plugins import backend_of
 from convsv_core.reports.placement import Placement
 
-__all__ = ["ENTRY_EPS", "LayerBounds", "certified_norms", "folded_upper", "layer_operator", "scaled_outputs"]
+__all__ = [
+    "ENTRY_EPS",
+    "LayerBounds",
+    "certified_bounds",
+    "certified_norms",
+    "folded_upper",
+    "layer_operator",
+    "scaled_outputs",
+]
 
 ENTRY_EPS = 4 * float(np.finfo(np.float64).eps)
 """Relative error of an entry that a few operations in float64 computed.

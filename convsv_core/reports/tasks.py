@@ -29,15 +29,10 @@ from convsv_core._symbol.polynomial import BLOCK_BYTES
 from convsv_core._symbol.small_matrices import real_and_complex
 from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
 from convsv_core.plugins import get_backend, one_line
-from convsv_core.reports.analysis import (
-    Placement,
-    describe,
-    layer_reports,
-    with_bounds,
-    with_spectrum,
-)
+from convsv_core.reports.analysis import describe, layer_reports, with_bounds, with_spectrum
 from convsv_core.reports.live_models import COMPUTING_FAILS
 from convsv_core.reports.model_files import read_model
+from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import Bounds, LayerReport
 
 __all__ = [
