@@ -55,6 +55,7 @@ At an end, the derivative on the other side of a kink could be taken. A guess.
 """
 
 Point = Mapping[str, Float64Array]
+"""A value for each input of a network, by its name."""
 
 
 class Attained(NamedTuple):

@@ -20,6 +20,7 @@ from convsv_core._network.rule_types import Float64Array, NoRule, Range
 __all__ = ["ELEMENTWISE", "Function", "derivative", "function_of", "function_range", "least_modulus", "slope", "value"]
 
 Parameters = Mapping[str, Any]
+"""The parameters of a function by their names, as numbers or arrays."""
 
 SILU_SLOPE = 1.0998394
 """Largest derivative of ``x * sigmoid(beta x)``, attained at ``beta x = 2.3994``; rounded up in the eighth digit."""
@@ -206,11 +207,11 @@ def _between(x: Float64Array, p: Parameters) -> Float64Array:
 
 def _hard_swish_turns(p: Parameters) -> tuple[Any, ...]:
     alpha, beta = p["alpha"], p["beta"]
-    return (-beta / alpha, (1 - beta) / alpha, -beta / (2 * alpha))  # infinite or NaN where there is no turn
+    return (-beta / alpha, (1 - beta) / alpha, -beta / (2 * alpha))  # A turn that does not exist is infinite or NaN.
 
 
 def _exponential(x: Float64Array, p: Parameters) -> Float64Array:
-    return np.exp(np.minimum(x, 0))  # without overflow where the other branch is taken
+    return np.exp(np.minimum(x, 0))  # The values of the other branch would overflow.
 
 
 def _where_positive(low: Float64Array, bound: Float64Array) -> Float64Array:
@@ -231,7 +232,7 @@ def _power_slope_on(low: Float64Array, high: Float64Array, p: Parameters) -> Flo
     most, least = np.maximum(np.abs(low), np.abs(high)), least_modulus(low, high)
     bound = np.abs(exponent) * np.where(exponent >= 1, most, least) ** (exponent - 1)
     whole = exponent == np.round(exponent)
-    return np.where(whole | (low >= 0), bound, np.inf)  # a root of a negative number is none
+    return np.where(whole | (low >= 0), bound, np.inf)  # A negative number has no such root.
 
 
 def _one(p: Parameters) -> float:

@@ -78,7 +78,7 @@ def _power_of_two(array: Float64Array) -> float:
     largest = float(np.max(np.abs(array), initial=0.0))
     if not 0 < largest < math.inf:
         return 1.0
-    return math.ldexp(1.0, min(max(math.frexp(largest)[1], -1021), 1021))  # the power and its reciprocal are normal
+    return math.ldexp(1.0, min(max(math.frexp(largest)[1], -1021), 1021))  # The power and its reciprocal are normal.
 
 
 def supremum_norm(kernel: Float64Array, conv: Conv, rtol: float) -> float:

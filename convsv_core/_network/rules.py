@@ -24,6 +24,7 @@ from convsv_core.plugins import one_line, plugins
 __all__ = ["CONV_RTOL", "GIVEN_ROUNDING", "RULES", "copies_between", "node_factors", "node_range", "rule_of"]
 
 Rule: TypeAlias = Callable[[Node, Sequence[Tensor]], Factors]
+"""A function that gives the factors of a node, from the facts about its inputs."""
 
 CONV_RTOL = 1e-3
 """Relative gap to which the norm of a convolution is certified.
@@ -52,7 +53,7 @@ def node_factors(node: Node, inputs: Sequence[Tensor]) -> Factors:
     """Return the factors of a node by the rule of its kind; raise `NoRule` where it has no bound."""
     try:
         found = rule_of(node.kind).factors(node, inputs)
-    except (NotImplementedError, ValueError) as error:  # a geometry that the node's input does not fit
+    except (NotImplementedError, ValueError) as error:  # The geometry does not fit the node's input.
         raise NoRule(one_line(error)) from None
     if any(math.isnan(value) for value in found.values):
         raise NoRule("its weights hold NaN or infinity")
@@ -338,6 +339,7 @@ _FACTORS: dict[type[kinds.Kind], Rule] = {
     kinds.Quotient: _quotient,
     kinds.BranchMatmul: _branch_matmul,
 }
+"""The factors of the kinds whose values this package computes."""
 
 RULES: dict[type[kinds.Kind], KindRule] = {
     **{kind: KindRule(factors, evaluate, RANGES.get(kind)) for kind, factors in _FACTORS.items()},

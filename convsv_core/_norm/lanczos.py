@@ -54,6 +54,7 @@ A guess, between 1/2, which the eigenvalue's own error needs, and 1, which round
 """
 
 Gram: TypeAlias = Callable[[Array], Array]
+"""A function that applies the operator to a row, shape (1, size)."""
 
 
 class Lanczos(NamedTuple):
@@ -152,7 +153,7 @@ def _step(
     rest = gram(vector)
     least = ROUNDING * operand.eps * xp.linalg.vector_norm(rest)
     row = xp.zeros_like(projected[:1, :])
-    for _ in range(2):  # the second pass removes what cancellation leaves after the first
+    for _ in range(2):  # The second pass removes what cancellation leaves after the first.
         products = xp.matmul(rest, backend.adjoint(basis))
         rest = rest - xp.matmul(products, basis)
         row = row + products

@@ -8,7 +8,8 @@ import sys
 from typing import Any, NamedTuple
 
 from convsv_core._geometry.rounding import summation_units
-from convsv_core._norm.fixed_grid import EverySizeGrid, grid_for, operand_on
+from convsv_core._norm.every_size import EverySizeGrid
+from convsv_core._norm.fixed_grid import grid_for, operand_on
 from convsv_core._norm.largest import norms_of_groups
 from convsv_core._projection.candidates import (
     DirectionMethod,

@@ -66,7 +66,7 @@ def restored(problem: Problem, work: Operand, kernel: Array, value: float, chose
             break
         chosen = np.union1d(chosen, tops)
         kernel = _lowered(problem, work, kernel, chosen, allowed)
-    assert first is not None  # there is at least one round
+    assert first is not None  # There is at least one round.
     return Restored(best, least <= allowed, first)
 
 

@@ -84,8 +84,8 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     if circular or is_circulant(shape, extents, conv):
         operand = make_operand(kernel, extents, conv)
         return operand.answer(norm_on_grid(operand).norm)
-    taps, *_ = resolve_channels(shape, conv)
-    tap_reads(tuple(taps), extents, conv)  # A lazy kernel is computed later, but errors are raised now.
+    # A lazy kernel is computed later, but errors are raised now.
+    tap_reads(resolve_channels(shape, conv).taps, extents, conv)
     return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
 
 

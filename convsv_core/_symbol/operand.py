@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import IntArray, Plan, make_plan
-from convsv_core._geometry.shapes import check_input_shape
+from convsv_core._geometry.shapes import channel_letters, check_input_shape
 from convsv_core.backend import Array, ArraySpec, Backend
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
@@ -219,8 +219,7 @@ class Operand:
         xp, plan = self.xp, self.plan
         conv = plan.conv
         ndim = conv.ndim
-        whole, grouped = ("I", "O") if conv.transposed else ("O", "I")
-        order = [conv.layout.index(letter) for letter in (*conv.spatial, whole, grouped)]
+        order = [conv.layout.index(letter) for letter in (*conv.spatial, *channel_letters(conv))]
         taps = xp.permute_dims(self.kernel, tuple(order))
         if conv.transposed:
             # The layer is the transpose of a convolution, which is the adjoint of the conjugate kernel's convolution.
@@ -262,7 +261,7 @@ class Operand:
                 taps = self.backend.take(taps, axis.slot_of_tap, index)
         if conv.transposed:
             taps = self.backend.conj(taps)
-        letters = (*conv.spatial, *(("I", "O") if conv.transposed else ("O", "I")))
+        letters = (*conv.spatial, *channel_letters(conv))
         return xp.permute_dims(taps, tuple(letters.index(letter) for letter in conv.layout))
 
 

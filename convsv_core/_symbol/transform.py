@@ -103,9 +103,9 @@ def place_taps(operand: Operand, taps: Array, lengths: tuple[int, ...], places: 
     for index, (length, along) in enumerate(zip(lengths, places, strict=True)):
         order = np.argsort(along, kind="stable")
         ordered = along[order]
-        layer = np.arange(len(along)) - np.searchsorted(ordered, ordered)  # counts the taps at one place
+        layer = np.arange(len(along)) - np.searchsorted(ordered, ordered)  # It counts the taps at one place.
         layers = int(layer.max()) + 1
-        source: IntArray = np.full((layers, length), len(along))  # the appended zeros, except at the places
+        source: IntArray = np.full((layers, length), len(along))  # Other places take the appended zeros.
         source[layer, ordered] = order
         padded = operand.take_or_zero(padded, source.reshape(-1), index)
         if layers > 1:

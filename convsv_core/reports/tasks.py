@@ -233,7 +233,7 @@ def _survey(path: Path, options: TaskOptions) -> Survey:
         layers = read_model(path, options.read)
     except ModelError as error:
         return Survey(failure=str(error), seconds=time.perf_counter() - start)
-    except Exception as error:  # a damaged file can make a reader fail in any way, and costs no other model
+    except Exception as error:  # A damaged file can make a reader fail in any way, and costs no other model.
         reason = f"{path}: {one_line(error, with_type=True)}"
         return Survey(failure=reason, seconds=time.perf_counter() - start)
     now: list[int] = []
