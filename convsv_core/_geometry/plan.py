@@ -167,12 +167,12 @@ class Plan:
         """Return how often the grid repeats one period."""
         return math.prod(self.grid) // math.prod(self.periods)
 
-    @property
+    @functools.cached_property
     def offsets(self) -> tuple[tuple[int, ...], ...]:
         """Return the distinct offsets along each axis."""
         return tuple(axis.offsets for axis in self.axes)
 
-    @property
+    @functools.cached_property
     def offset_count(self) -> int:
         """Return the number of combinations of the axes' offsets, which is the number of the symbol's coefficients."""
         return math.prod(map(len, self.offsets))
