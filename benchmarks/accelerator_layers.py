@@ -197,15 +197,7 @@ def _row(
     estimates = {"ours": time_once(task)} | baseline.estimates
     repeats = clock.repeats(amount.effort.repeats, sum(estimates.values()))
     times = alternate({"ours": task} | baseline.tasks, estimates, repeats)
-    compared = comparison_of(
-        times["ours"],
-        baseline,
-        times,
-        library=library.name,
-        network=shape.network,
-        label=shape.label,
-        multiplicity=shape.multiplicity,
-    )
+    compared = comparison_of(times["ours"], baseline, times, library, shape)
     seconds = compared["ours_seconds"]
     return MethodRow(
         **compared,

@@ -184,18 +184,10 @@ def measure(layer: Measured, effort: Effort) -> list[ClipRow]:
     times = alternate(tasks | baseline.tasks, estimates, repeats)
     return [
         ClipRow(
-            **comparison_of(
-                times[name],
-                baseline,
-                times,
-                library=library.name,
-                group=group,
-                question=case.question,
-                case=case.name,
-                network=shape.network,
-                label=shape.label,
-                multiplicity=shape.multiplicity,
-            ),
+            **comparison_of(times[name], baseline, times, library, shape),
+            group=group,
+            question=case.question,
+            case=case.name,
             share=case.share,
             error_eps=_error(library, shape, case, norm, sampled=baseline.extrapolated),
         )

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks.libraries import Library
+from benchmarks.shapes import Shape
 from benchmarks.tables import LAYER, Column, duration, figures, or_dash, ratio, words
 from benchmarks.timing import WeightedTasks
 
@@ -129,7 +131,7 @@ class Sums:
 
 
 def comparison_of(
-    ours: list[float], baseline: WeightedTasks, times: Mapping[str, list[float]], **where: Any
+    ours: list[float], baseline: WeightedTasks, times: Mapping[str, list[float]], library: Library, shape: Shape
 ) -> dict[str, Any]:
     """Return the attributes of a `Comparison`.
 
@@ -139,12 +141,16 @@ def comparison_of(
     baseline : WeightedTasks
     times : mapping of str to list of float
         The times of the baseline's tasks, among others.
-    **where
-        The attributes that are not about time.
+    library : Library
+    shape : Shape
     """
     theirs = baseline.combine(times)
     seconds, other = statistics.median(ours), statistics.median(theirs)
-    return where | {
+    return {
+        "library": library.name,
+        "network": shape.network,
+        "label": shape.label,
+        "multiplicity": shape.multiplicity,
         "ours_seconds": seconds,
         "baseline_seconds": other,
         "ratio": other / seconds,

@@ -154,15 +154,7 @@ def measure(
         estimates["dense"] = time_once(tasks["dense"])
     times = alternate(tasks | baseline.tasks, estimates | baseline.estimates, effort.repeats)
     flops = decomposition_flops(shape, dtype)
-    compared = comparison_of(
-        times["ours"],
-        baseline,
-        times,
-        library=library.name,
-        network=shape.network,
-        label=shape.label,
-        multiplicity=shape.multiplicity,
-    )
+    compared = comparison_of(times["ours"], baseline, times, library, shape)
     return SpectrumRow(
         **compared,
         kernel_shape=shape.kernel_shape,

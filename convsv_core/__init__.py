@@ -11,8 +11,6 @@ Results are arrays of the caller's library, on the caller's device.
 """
 
 from convsv_core import penalties
-from convsv_core._network.constant import lipschitz
-from convsv_core._network.result import Lipschitz
 from convsv_core._norm.bounds import NormBounds, norm_bounds
 from convsv_core._norm.fixed_grid import norm_upper_bound
 from convsv_core._projection.clipping import clip
@@ -28,6 +26,8 @@ from convsv_core.conv import Conv
 from convsv_core.plugins import BackendInfo, backends, hookimpl
 from convsv_core.reports.analysis import analyze
 from convsv_core.reports.comparison import Comparison, compare
+from convsv_core.reports.constant import lipschitz
+from convsv_core.reports.constant_report import Lipschitz
 from convsv_core.reports.many import analyze_many
 from convsv_core.reports.network_report import Report
 from convsv_core.reports.report import ModelReport

@@ -7,7 +7,6 @@ shapes and numbers are meant. `convsv_core.lipschitz` takes a `Graph` too.
 
 from __future__ import annotations
 
-from convsv_core._network.constant import network_graph, network_lipschitz
 from convsv_core._network.difference import output_difference
 from convsv_core._network.graph import Graph, Node, Shape
 from convsv_core._network.kinds import (
@@ -43,6 +42,7 @@ from convsv_core._network.kinds import (
 )
 from convsv_core._network.opaque import Bounded
 from convsv_core._network.rule_types import Evaluated, Factors, KindRule, LinearMap, NoRule, Range, Tensor
+from convsv_core.reports.constant import network_graph, network_lipschitz
 
 __all__ = [
     "AveragePool",

@@ -33,6 +33,7 @@ __all__ = [
     "on_host",
     "on_values",
     "one_line",
+    "plugin_names",
     "plugins",
 ]
 
@@ -232,6 +233,18 @@ def backends() -> tuple[BackendInfo, ...]:
     rows = [_inspect(backend) for backend in loaded.backends.values()]
     rows += [BackendInfo(name, False, reason, (), ()) for name, reason in loaded.broken.items()]
     return tuple(rows)
+
+
+def plugin_names(group: str) -> str:
+    """Return the names of the installed plugins of a group of entry points, for a message; "" if there are none.
+
+    Examples
+    --------
+    >>> "onnx" in plugin_names("convsv.readers")
+    True
+    """
+    known = [name.partition(":") for name, _ in plugins().manager.list_name_plugin()]
+    return ", ".join(sorted(name for place, _, name in known if place == group))
 
 
 def get_backend(name: str) -> Backend:

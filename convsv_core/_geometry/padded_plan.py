@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convsv_core._geometry.padding import padding_sources, tap_places
+from convsv_core._geometry.padding import padding_sources, tap_reads
 from convsv_core._geometry.plan import HostArray, IntArray
-from convsv_core._geometry.shapes import forward_extents
 from convsv_core.conv import Conv
 
 __all__ = ["PaddedPlan", "make_padded_plan", "readers"]
@@ -37,13 +36,13 @@ class PaddedPlan:
 @functools.lru_cache(maxsize=16)
 def make_padded_plan(taps: tuple[int, ...], input_shape: tuple[int, ...], conv: Conv) -> PaddedPlan:
     """Resolve a padded convolution. Raises ValueError for a geometry that is impossible."""
-    extents = forward_extents(taps, input_shape, conv)
-    pixels = math.prod(extents)
+    reads = tap_reads(taps, input_shape, conv)
+    pixels = math.prod(axis.extent for axis in reads)
     gather = np.zeros((1, 1), np.int64)
     inside = np.ones((1, 1), np.bool_)
-    for along, extent in zip(tap_places(taps, input_shape, conv), extents, strict=True):
-        source = padding_sources(along, extent, conv.padding_mode)
-        gather = _with_axis(np.add, gather * extent, source)
+    for axis in reads:
+        source = padding_sources(axis.places(), axis.extent, conv.padding_mode)
+        gather = _with_axis(np.add, gather * axis.extent, source)
         inside = _with_axis(np.logical_and, inside, source >= 0)
     gather = np.where(inside, gather, pixels)
     return PaddedPlan(gather, readers(gather.reshape(-1), pixels))
@@ -61,6 +60,6 @@ def readers(sources: IntArray, count: int) -> IntArray:
     counts = np.bincount(sources, minlength=count)[:count]
     element = np.repeat(np.arange(count), counts)
     rank = np.arange(len(element)) - np.repeat(np.cumsum(counts) - counts, counts)
-    readers = np.full((count, max(1, int(counts.max()))), len(sources))
-    readers[element, rank] = order[: len(element)]
-    return readers
+    places = np.full((count, max(1, int(counts.max()))), len(sources))
+    places[element, rank] = order[: len(element)]
+    return places

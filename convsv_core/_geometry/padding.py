@@ -35,7 +35,6 @@ __all__ = [
     "padding_norm",
     "padding_sources",
     "repeats_pixels",
-    "tap_places",
     "tap_reads",
 ]
 
@@ -85,7 +84,7 @@ class Operator:
         True
         """
         if self.padding_norm == 1.0:
-            return upper  # most layers, which a training step asks for: arithmetic with fractions takes longer
+            return upper  # A training step asks this for most layers, and arithmetic with fractions takes longer.
         product = upper * self.padding_norm
         if math.isfinite(product) and Fraction(product) < Fraction(upper) * Fraction(self.padding_norm):
             return math.nextafter(product, math.inf)
@@ -165,7 +164,7 @@ def layer_operators(
             raise UnknownExtents("circular=True needs the layer's extents")
         geometries = dict.fromkeys(circular_geometry(conv, extents) for extents in input_shapes)
         return tuple(Operator(one, extents) for extents, one in geometries)
-    if conv.padding_mode == "zeros" or not any(_pad_sums(_taps(shape, conv), conv)):
+    if conv.padding_mode == "zeros" or not any(_pad_sums(resolve_channels(shape, conv).taps, conv)):
         return (Operator(lattice(conv), None),)
     if input_shapes:
         largest = max(padding_norm(shape, extents, conv) for extents in input_shapes)
@@ -198,9 +197,8 @@ def circular_geometry(conv: Conv, input_shape: Extents) -> tuple[Extents, Conv]:
     (8, 8)
     """
     strides = (1,) * conv.ndim if conv.transposed else conv.strides
-    return tuple(-(-extent // stride) * stride for extent, stride in zip(input_shape, strides, strict=True)), lattice(
-        conv
-    )
+    extents = tuple(-(-extent // stride) * stride for extent, stride in zip(input_shape, strides, strict=True))
+    return extents, lattice(conv)
 
 
 def repeats_pixels(kernel_shape: Sequence[int], conv: Conv) -> bool:
@@ -211,7 +209,7 @@ def repeats_pixels(kernel_shape: Sequence[int], conv: Conv) -> bool:
     """
     if conv.padding_mode == "zeros":
         return False
-    taps = _taps(tuple(kernel_shape), conv)
+    taps = resolve_channels(tuple(kernel_shape), conv).taps
     sums = _pad_sums(taps, conv)
     if conv.padding_mode == "circular":
         return any(pad > span for pad, span in zip(sums, _spans(taps, conv), strict=True))
@@ -222,7 +220,7 @@ def check_repeats_no_pixel(kernel_shape: Sequence[int], conv: Conv) -> None:
     """Raise NotImplementedError for padding with which no bound holds for every input size."""
     if repeats_pixels(kernel_shape, conv):
         cause = "gives more outputs than inputs, so it " if conv.padding_mode == "circular" else ""
-        spans = tuple(_spans(_taps(tuple(kernel_shape), conv), conv))
+        spans = tuple(_spans(resolve_channels(tuple(kernel_shape), conv).taps, conv))
         raise NotImplementedError(
             f"{conv.padding_mode} padding {cause}repeats pixels: the norm depends on the extents and can exceed any "
             f"bound for every input size (padding={conv.padding!r} with padding_mode={conv.padding_mode!r}); wanted "
@@ -282,7 +280,7 @@ def padding_norm(kernel_shape: Sequence[int], input_shape: Extents, conv: Conv) 
     """
     extents = check_input_shape(input_shape, conv)
     squared = 1
-    taps = _taps(tuple(kernel_shape), conv)
+    taps = resolve_channels(tuple(kernel_shape), conv).taps
     for axis in tap_reads(taps, extents, conv):
         source = padding_sources(axis.reached(), axis.extent, conv.padding_mode)
         copies = int(np.bincount(source[source >= 0], minlength=1).max())
@@ -362,14 +360,6 @@ def tap_reads(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[A
     return reads
 
 
-def tap_places(taps: tuple[int, ...], input_shape: Extents, conv: Conv) -> list[IntArray]:
-    """Return where the taps read, for each axis: an array of shape (outputs, taps); see `AxisReads`.
-
-    Raises ValueError for padding that is impossible.
-    """
-    return [axis.places() for axis in tap_reads(taps, input_shape, conv)]
-
-
 def padding_sources(places: IntArray, extent: int, padding_mode: str) -> IntArray:
     """Return the element of the input that padding puts at each of `places`; -1 for a zero."""
     if padding_mode == "circular":
@@ -379,11 +369,6 @@ def padding_sources(places: IntArray, extent: int, padding_mode: str) -> IntArra
     if padding_mode == "reflect":
         return extent - 1 - np.abs(extent - 1 - np.abs(places))
     return np.where((places >= 0) & (places < extent), places, -1)
-
-
-def _taps(kernel_shape: Extents, conv: Conv) -> Extents:
-    taps, *_ = resolve_channels(kernel_shape, conv)
-    return tuple(taps)
 
 
 def _pad_sums(taps: Extents, conv: Conv) -> list[int]:

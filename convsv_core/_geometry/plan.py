@@ -167,6 +167,16 @@ class Plan:
         """Return how often the grid repeats one period."""
         return math.prod(self.grid) // math.prod(self.periods)
 
+    @functools.cached_property
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
+        """Return the distinct offsets along each axis."""
+        return tuple(axis.offsets for axis in self.axes)
+
+    @functools.cached_property
+    def offset_count(self) -> int:
+        """Return the number of combinations of the axes' offsets, which is the number of the symbol's coefficients."""
+        return math.prod(map(len, self.offsets))
+
     @property
     def block(self) -> tuple[int, int]:
         """Return the shape of a block, without the columns of classes that no tap reads."""

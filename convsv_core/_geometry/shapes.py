@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from convsv_core.conv import Conv, per_axis
 
-__all__ = ["Channels", "check_input_shape", "forward_extents", "resolve_channels"]
+__all__ = ["Channels", "channel_letters", "check_input_shape", "forward_extents", "resolve_channels"]
 
 
 def check_input_shape(input_shape: object, conv: Conv) -> tuple[int, ...]:
@@ -67,6 +67,14 @@ class Channels(NamedTuple):
     columns: int
 
 
+def channel_letters(conv: Conv) -> tuple[str, str]:
+    """Return the letters of the kernel's axes of rows, for all groups together, and of columns of one group.
+
+    Rows and columns are the outputs and the inputs of the forward convolution.
+    """
+    return ("I", "O") if conv.transposed else ("O", "I")
+
+
 def resolve_channels(kernel_shape: tuple[int, ...], conv: Conv) -> Channels:
     """Return the taps, groups and channels of a kernel; raise ValueError if its shape does not fit `conv`."""
     if len(kernel_shape) != len(conv.layout):
@@ -80,7 +88,7 @@ def resolve_channels(kernel_shape: tuple[int, ...], conv: Conv) -> Channels:
             raise ValueError(
                 f"kernel has shape {kernel_shape}: the axis {letter} is empty, wanted an extent of at least 1"
             )
-    whole, grouped = ("I", "O") if conv.transposed else ("O", "I")
+    whole, grouped = channel_letters(conv)
     if extents[whole] % conv.groups:
         raise ValueError(
             f"groups={conv.groups} does not divide the {extents[whole]} channels of axis {whole} "

@@ -7,19 +7,19 @@ on the way, so where the change is larger than expected, the Jacobian is larger 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from convsv_core._network.dense import node_work
 from convsv_core._network.graph import Graph
-from convsv_core._network.jacobian import Linearized, linearize
+from convsv_core._network.jacobian import Linearized, linearize, tensors_of
 from convsv_core._network.kinds import Input
 from convsv_core._network.linear_maps import is_linear
 from convsv_core._network.rule_types import Float64Array, NoRule
 
-__all__ = ["Attained", "attained_norm", "inputs_of", "jacobian_norm"]
+__all__ = ["Attained", "attained_norm", "inputs_of"]
 
 STEPS = 8
 """Number of power iterations with the Jacobian. A guess: each takes one product with the Jacobian and one back."""
@@ -55,6 +55,7 @@ At an end, the derivative on the other side of a kink could be taken. A guess.
 """
 
 Point = Mapping[str, Float64Array]
+"""A value for each input of a network, by its name."""
 
 
 class Attained(NamedTuple):
@@ -124,8 +125,7 @@ class _Points:
     """The inputs that a search tries after the first one."""
 
     def __init__(self, graph: Graph, first: Point, box: tuple[float, float] | None, rng: np.random.Generator) -> None:
-        self._shapes = {node.name: node.shape for node in graph.inputs}
-        self._box, self._rng, self._count = box, rng, 0
+        self._inputs, self._box, self._rng, self._count = graph.inputs, box, rng, 0
         sizes = {name: float(np.sqrt(np.mean(value**2))) if value.size else 0.0 for name, value in first.items()}
         self._sizes = {name: size or SPREAD for name, size in sizes.items()}
 
@@ -135,26 +135,17 @@ class _Points:
         self._count += 1
         point = {}
         if kind == 0:
-            for name, shape in self._shapes.items():
-                size = self._sizes[name] * SIZES[turn % len(SIZES)]
-                drawn = self._rng.standard_normal(shape) * size
-                point[name] = self._rng.uniform(*self._box, size=shape) if self._box is not None else drawn
+            for node in self._inputs:
+                size = self._sizes[node.name] * SIZES[turn % len(SIZES)]
+                drawn = self._rng.standard_normal(node.shape) * size
+                point[node.name] = self._rng.uniform(*self._box, size=node.shape) if self._box is not None else drawn
         else:
             length = float(np.sqrt(sum(np.sum(value**2) for value in best.values())))
             length = length or SPREAD * np.sqrt(direction.size)
             step = direction if kind == 1 else self._rng.standard_normal(direction.size) / np.sqrt(direction.size)
             step = step * (REACHES[turn % len(REACHES)] * length)
-            for name, part in _split(step, self._shapes):
-                point[name] = best[name] + part
+            point = {name: best[name] + part for name, part in tensors_of(step, self._inputs)}
         return {name: _inside(value, self._box) for name, value in point.items()}
-
-
-def _split(vector: Float64Array, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Float64Array]]:
-    start = 0
-    for name, shape in shapes.items():
-        size = int(np.prod(shape))
-        yield name, vector[start : start + size].reshape(shape)
-        start += size
 
 
 def _inside(value: Float64Array, box: tuple[float, float] | None) -> Float64Array:
@@ -177,12 +168,6 @@ def inputs_of(graph: Graph, box: tuple[float, float] | None = None, seed: int = 
         else:
             found[node.name] = SPREAD * rng.standard_normal(node.shape)
     return found
-
-
-def jacobian_norm(network: Linearized, steps: int = STEPS) -> float | None:
-    """Return the norm of a Jacobian from below, by power iteration from a fixed random vector."""
-    found = _power(network, np.random.default_rng(0).standard_normal(network.input_size), steps)
-    return None if found is None else found.norm * (1 - ROUNDING)
 
 
 def _power(network: Linearized, vector: Float64Array, steps: int) -> _Reached | None:

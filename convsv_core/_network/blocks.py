@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,44 @@ from convsv_core._network.graph import Graph, Node
 from convsv_core._network.linear_maps import is_linear
 from convsv_core._network.logarithms import power_of_ten
 from convsv_core._network.norms import EPS
-from convsv_core._network.result import ResidualBlock
 
-__all__ = ["residual_blocks"]
+__all__ = ["ResidualBlock", "residual_blocks"]
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    """A residual block ``S x + f(x)`` with a linear shortcut S, as a rule the identity.
+
+    Attributes
+    ----------
+    name : str
+        The name of the sum.
+    start : str
+        The name of x.
+    branch_upper : float
+        Upper bound of the Lipschitz constant of f.
+    smallest_singular_value : float
+        Lower bound of all singular values of the block's Jacobian, at every input: the smallest singular value of S
+        less `branch_upper`, at least 0. A Jacobian with m rows and n columns has ``min(m, n)`` singular values. If the
+        bound is positive, the Jacobian has full rank, and ``x + f(x)`` is invertible. It is 0 too where no
+        positive bound for S is known: of a shortcut that is no small map and whose windows overlap.
+    largest_singular_value : float
+        Upper bound of all singular values: ``shortcut_upper + branch_upper``, rounded upward.
+    shortcut_upper : float
+        Upper bound of the norm of S, 1 for the identity.
+    """
+
+    name: str
+    start: str
+    branch_upper: float
+    smallest_singular_value: float
+    largest_singular_value: float
+    shortcut_upper: float = 1.0
+
+    def __str__(self) -> str:
+        shortcut = "" if self.shortcut_upper == 1 else f"shortcut {self.shortcut_upper:.4g}, "
+        values = f"in [{self.smallest_singular_value:.4g}, {self.largest_singular_value:.4g}]"
+        return f"block {self.name}: {shortcut}branch {self.branch_upper:.4g}, singular values {values}"
 
 
 class _Shortcut(NamedTuple):
@@ -27,15 +63,12 @@ class _Shortcut(NamedTuple):
 
     Attributes
     ----------
-    start : str
-        The tensor from which the path begins.
     smallest : float
         Lower bound of the path's smallest singular value; 0 where none is known.
     largest : float
         Upper bound of the path's norm.
     """
 
-    start: str
     smallest: float
     largest: float
 
@@ -76,12 +109,11 @@ def _block(
         return None
     shortcut = _shortcut(graph, bounds, start, path)
     branch_upper = _product(power_of_ten(bounds.from_tensor(start, branch)), factors[1])
-    largest = _product(shortcut.largest, factors[0])
+    largest = upper = _product(shortcut.largest, factors[0])
     smallest = _product(shortcut.smallest, factors[0], down=True)
     if branch_upper:
         largest = math.nextafter(largest + branch_upper, math.inf)
         smallest = max(0.0, math.nextafter(smallest - branch_upper, -math.inf))
-    upper = _product(shortcut.largest, factors[0])
     return ResidualBlock(name, start, branch_upper, smallest, largest, upper)
 
 
@@ -123,14 +155,14 @@ def _depends_only_on(graph: Graph, name: str, source: str) -> bool:
 def _shortcut(graph: Graph, bounds: Bounds, start: str, path: str) -> _Shortcut:
     nodes = _between(graph, start, path)
     if all(isinstance(node.kind, kinds.Identity) for node in nodes):
-        return _Shortcut(start, 1.0, 1.0)
+        return _Shortcut(1.0, 1.0)
     largest = power_of_ten(bounds.from_tensor(start, path))
     smallest = _smallest_of_form(graph, start, nodes)
     if smallest is None:
         part = linear_part(graph, path, {start})
         if part is not None and part.graph.inputs[0].name == start:
             smallest = part.smallest_singular_value()
-    return _Shortcut(start, smallest or 0.0, largest)
+    return _Shortcut(smallest or 0.0, largest)
 
 
 def _between(graph: Graph, start: str, path: str) -> list[Node]:

@@ -15,9 +15,8 @@ from convsv_core._network.forms import Form
 from convsv_core._network.graph import Graph, Node
 from convsv_core._network.linear_maps import is_linear
 from convsv_core._network.logarithms import log_of, log_product, log_root, log_sum
-from convsv_core._network.ranges import everything
 from convsv_core._network.rule_types import Factors, NoRule, Range, Tensor
-from convsv_core._network.rules import CONV_RTOL, node_factors, rule_of
+from convsv_core._network.rules import CONV_RTOL, node_factors, node_range
 
 __all__ = ["Bounds", "Missing"]
 
@@ -81,21 +80,11 @@ class Bounds:
             except NoRule as error:
                 self.missing[node.name] = str(error)
             if box is not None or isinstance(node.kind, kinds.Constant):
-                ranges[node.name] = self._range(node, inputs)
+                ranges[node.name] = node_range(node, [tensor.range for tensor in inputs])
             for name in set(node.inputs):
                 left[name] -= 1
                 if not left[name]:
                     ranges.pop(name, None)
-
-    def _range(self, node: Node, inputs: list[Tensor]) -> Range:
-        boxes = [tensor.range for tensor in inputs]
-        try:
-            rule = rule_of(node.kind).range
-            if rule is None or any(box is None for box in boxes):
-                return everything(node)
-            return rule(node, *boxes)
-        except NoRule:
-            return everything(node)
 
     def _worth_folding(self) -> set[str]:
         """Return the tensors whose bound others use as it is: folding there can lower the bound of the network."""
@@ -180,11 +169,11 @@ class Bounds:
         for root, form in option.forms.items():
             if logs[root] == -math.inf:
                 continue
-            norm = 1.0 if form is None else self._norm(node, root, form)
+            norm = 1.0 if form is None else self._norm(form)
             parts.append(log_product(log_of(norm), logs[root]))
         return log_sum(parts)
 
-    def _norm(self, node: Node, root: str, form: Form) -> float:
+    def _norm(self, form: Form) -> float:
         if id(form) not in self._norms:  # The candidates keep their forms, so no identity is used again.
             self._norms[id(form)] = form.norm(CONV_RTOL)
         return self._norms[id(form)]

@@ -13,6 +13,7 @@ from convsv_core._network.graph import Graph, Node, Shape
 from convsv_core._network.jacobian import Linearized
 from convsv_core._network.linear_maps import is_linear, linear_map
 from convsv_core._network.norms import EPS, matrix_norm
+from convsv_core._network.ranges import moduli_of
 from convsv_core._network.rule_types import Float64Array, LinearMap
 
 __all__ = ["LinearPart", "linear_part", "node_work"]
@@ -61,17 +62,14 @@ class LinearPart:
         error = 8 * max(root.size, last.size) * EPS * float(np.max(values, initial=0.0))
         return max(0.0, float(np.min(values, initial=math.inf)) - error - self._rounding())
 
-    def _maps(self) -> dict[str, LinearMap]:
-        shapes = {node.name: node.shape for node in self.graph}
-        return {
-            node.name: linear_map(node, [shapes[name] for name in node.inputs])
+    def _matrix(self) -> Float64Array:
+        """Return the part's matrix, or its transpose."""
+        maps = {
+            node.name: linear_map(node, [self.graph[name].shape for name in node.inputs])
             for node in self.graph
             if not isinstance(node.kind, kinds.Input)
         }
-
-    def _matrix(self) -> Float64Array:
-        """Return the part's matrix, or its transpose."""
-        part = Linearized(self.graph, self._maps(), {})
+        part = Linearized(self.graph, maps, {})
         size, outputs = self.graph.inputs[0].size, self.graph[self.graph.outputs[0]].size
         if size <= outputs:
             return np.stack([part.apply(column) for column in np.eye(size)])
@@ -84,13 +82,12 @@ class LinearPart:
         is at most their sum times the matrix of the part whose weights are replaced by their moduli. The norm of that
         matrix is at most the root of its largest row sum times its largest column sum.
         """
-        shapes = {node.name: node.shape for node in self.graph}
         moduli: dict[str, LinearMap] = {}
         terms = 0
         for node in self.graph:
             if not isinstance(node.kind, kinds.Input):
-                own = [shapes[name] for name in node.inputs]
-                moduli[node.name] = linear_map(dataclasses.replace(node, kind=_moduli(node.kind)), own)
+                own = [self.graph[name].shape for name in node.inputs]
+                moduli[node.name] = linear_map(dataclasses.replace(node, kind=moduli_of(node.kind)), own)
                 terms += _terms(node, own) + 2
         part = Linearized(self.graph, moduli, {})
         rows = float(np.max(part.apply(np.ones(self.graph.inputs[0].size)), initial=0.0))
@@ -135,21 +132,6 @@ def linear_part(graph: Graph, name: str, stops: Iterable[str]) -> LinearPart | N
     if large or calls > MOST_CALLS or side * work > MOST_WORK or any(node.name in constants for node in nodes):
         return None
     return LinearPart(Graph(tuple(nodes), (name,)))
-
-
-def _moduli(kind: kinds.Kind) -> kinds.Kind:
-    """Return a linear kind with the moduli of its weights."""
-    if isinstance(kind, kinds.Convolution):
-        return dataclasses.replace(kind, kernel=np.abs(kind.kernel))
-    if isinstance(kind, kinds.Matmul):
-        return dataclasses.replace(kind, matrix=np.abs(kind.matrix))
-    if isinstance(kind, kinds.Scale):
-        return dataclasses.replace(kind, scale=np.abs(kind.scale))
-    if isinstance(kind, kinds.AxisMaps):
-        return dataclasses.replace(kind, matrices={axis: np.abs(matrix) for axis, matrix in kind.matrices.items()})
-    if isinstance(kind, kinds.Sum):
-        return dataclasses.replace(kind, weights=tuple(map(abs, kind.weights)))
-    return kind
 
 
 def _terms(node: Node, shapes: list[Shape]) -> int:

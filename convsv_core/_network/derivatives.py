@@ -33,6 +33,7 @@ def evaluate(node: Node, *inputs: Float64Array) -> Evaluated:
 
 
 Pair: TypeAlias = tuple[Float64Array, LinearMap]
+"""The fields of an `Evaluated`: a value, and the derivative there."""
 
 
 def _diagonal(slopes: Float64Array) -> LinearMap:

@@ -19,9 +19,9 @@ from convsv_core._network.graph import Graph, Node
 from convsv_core._network.logarithms import power_of_ten
 from convsv_core._network.norms import euclidean_norm
 from convsv_core._network.patterns import simplify
-from convsv_core._network.ranges import everything, largest_modulus
+from convsv_core._network.ranges import largest_modulus
 from convsv_core._network.rule_types import Factors, NoRule, Range, Tensor
-from convsv_core._network.rules import node_factors, rule_of
+from convsv_core._network.rules import node_factors, node_range
 
 __all__ = ["output_difference"]
 
@@ -125,16 +125,8 @@ def _ranges(graph: Graph, low: float, high: float) -> dict[str, Range]:
         if isinstance(node.kind, kinds.Input):
             found[node.name] = Range(np.full(node.shape, low), np.full(node.shape, high))
         else:
-            found[node.name] = _range(node, [found[name] for name in node.inputs])
+            found[node.name] = node_range(node, [found[name] for name in node.inputs])
     return found
-
-
-def _range(node: Node, inputs: Sequence[Range]) -> Range:
-    try:
-        rule = rule_of(node.kind).range
-        return everything(node) if rule is None else rule(node, *inputs)
-    except NoRule:
-        return everything(node)
 
 
 def _largest_norms(graph: Graph, bounds: Bounds, box: tuple[float, float]) -> dict[str, float]:
@@ -182,9 +174,9 @@ def _own(node: Node, other: Node, boxes: Sequence[Range], sizes: Sequence[float]
     if isinstance(kind, kinds.Constant):
         return float(euclidean_norm(np.asarray(kind.value, np.float64)))
     changed = dataclasses.replace(node, kind=kind)
-    by_range = _norm(_range(changed, boxes))
+    by_range = _norm(node_range(changed, boxes))
     bare = dataclasses.replace(changed, kind=_without_shift(kind))
-    at_zero = _range(changed, [Range(np.zeros(box.low.shape), np.zeros(box.low.shape)) for box in boxes])
+    at_zero = node_range(changed, [Range(np.zeros(box.low.shape), np.zeros(box.low.shape)) for box in boxes])
     try:
         (factor,) = node_factors(bare, [Tensor(box.low.shape) for box in boxes]).values
     except NoRule:

@@ -17,9 +17,10 @@ import numpy as np
 from convsv_core._network.kinds import Elementwise
 from convsv_core._network.rule_types import Float64Array, NoRule, Range
 
-__all__ = ["ELEMENTWISE", "Function", "derivative", "function_range", "slope", "value"]
+__all__ = ["ELEMENTWISE", "Function", "derivative", "function_of", "function_range", "least_modulus", "slope", "value"]
 
 Parameters = Mapping[str, Any]
+"""The parameters of a function by their names, as numbers or arrays."""
 
 SILU_SLOPE = 1.0998394
 """Largest derivative of ``x * sigmoid(beta x)``, attained at ``beta x = 2.3994``; rounded up in the eighth digit."""
@@ -83,14 +84,14 @@ class Function:
 
 def value(kind: Elementwise, x: Float64Array) -> Float64Array:
     """Return the function at every element of `x`, in float64."""
-    function, parameters = _of(kind)
+    function, parameters = function_of(kind)
     with np.errstate(all="ignore"):  # An overflow or an invalid argument gives the infinity or NaN that it should.
         return np.asarray(function.value(np.asarray(x, np.float64), parameters))
 
 
 def derivative(kind: Elementwise, x: Float64Array) -> Float64Array:
     """Return the derivative at every element of `x`; at a kink, the derivative of either side."""
-    function, parameters = _of(kind)
+    function, parameters = function_of(kind)
     with np.errstate(all="ignore"):
         return np.asarray(function.derivative(np.asarray(x, np.float64), parameters))
 
@@ -100,7 +101,7 @@ def slope(kind: Elementwise, box: Range | None = None) -> float:
 
     Raises `NoRule` where there is no bound, or the function is not in the table.
     """
-    function, parameters = _of(kind)
+    function, parameters = function_of(kind)
     found = float(np.max(np.abs(function.slope(parameters))))
     if math.isfinite(found):
         return found
@@ -115,7 +116,7 @@ def slope(kind: Elementwise, box: Range | None = None) -> float:
 
 def function_range(kind: Elementwise, box: Range) -> Range:
     """Return bounds of the function's values over the box, widened by rounding."""
-    function, parameters = _of(kind)
+    function, parameters = function_of(kind)
     with np.errstate(all="ignore"):
         ends = [np.asarray(function.value(end, parameters)) for end in box]
         low, high = np.minimum(*ends), np.maximum(*ends)
@@ -136,7 +137,8 @@ def function_range(kind: Elementwise, box: Range) -> Range:
     )
 
 
-def _of(kind: Elementwise) -> tuple[Function, Parameters]:
+def function_of(kind: Elementwise) -> tuple[Function, Parameters]:
+    """Return the function of a kind, and its parameters with defaults filled in; raise `NoRule` where there is none."""
     if kind.function not in ELEMENTWISE:
         raise NoRule(f"the function {kind.function!r} is not in the table of elementwise functions")
     function = ELEMENTWISE[kind.function]
@@ -205,18 +207,18 @@ def _between(x: Float64Array, p: Parameters) -> Float64Array:
 
 def _hard_swish_turns(p: Parameters) -> tuple[Any, ...]:
     alpha, beta = p["alpha"], p["beta"]
-    return (-beta / alpha, (1 - beta) / alpha, -beta / (2 * alpha))  # infinite or NaN where there is no turn
+    return (-beta / alpha, (1 - beta) / alpha, -beta / (2 * alpha))  # A turn that does not exist is infinite or NaN.
 
 
 def _exponential(x: Float64Array, p: Parameters) -> Float64Array:
-    return np.exp(np.minimum(x, 0))  # without overflow where the other branch is taken
+    return np.exp(np.minimum(x, 0))  # The values of the other branch would overflow.
 
 
 def _where_positive(low: Float64Array, bound: Float64Array) -> Float64Array:
     return np.where(low > 0, bound, np.inf)
 
 
-def _away_from_zero(low: Float64Array, high: Float64Array) -> Float64Array:
+def least_modulus(low: Float64Array, high: Float64Array) -> Float64Array:
     """Return the least modulus in each interval, 0 where it contains 0."""
     return np.where((low > 0) | (high < 0), np.minimum(np.abs(low), np.abs(high)), 0.0)
 
@@ -227,16 +229,18 @@ def _power_slope(p: Parameters) -> float:
 
 def _power_slope_on(low: Float64Array, high: Float64Array, p: Parameters) -> Float64Array:
     exponent = p["exponent"]
-    most, least = np.maximum(np.abs(low), np.abs(high)), _away_from_zero(low, high)
+    most, least = np.maximum(np.abs(low), np.abs(high)), least_modulus(low, high)
     bound = np.abs(exponent) * np.where(exponent >= 1, most, least) ** (exponent - 1)
     whole = exponent == np.round(exponent)
-    return np.where(whole | (low >= 0), bound, np.inf)  # a root of a negative number is none
+    return np.where(whole | (low >= 0), bound, np.inf)  # A negative number has no such root.
 
 
-ONE = lambda p: 1.0  # noqa: E731  # a table of short functions
+def _one(p: Parameters) -> float:
+    return 1.0
+
 
 ELEMENTWISE: dict[str, Function] = {
-    "relu": Function(lambda x, p: np.maximum(x, 0), lambda x, p: (x > 0).astype(np.float64), ONE),
+    "relu": Function(lambda x, p: np.maximum(x, 0), lambda x, p: (x > 0).astype(np.float64), _one),
     "leaky_relu": Function(
         lambda x, p: np.where(x > 0, x, p["alpha"] * x),
         lambda x, p: np.where(x > 0, 1.0, p["alpha"]),
@@ -302,28 +306,28 @@ ELEMENTWISE: dict[str, Function] = {
     "clip": Function(
         lambda x, p: np.minimum(np.maximum(x, p["low"]), p["high"]),
         lambda x, p: ((x > p["low"]) & (x < p["high"])).astype(np.float64),
-        ONE,
+        _one,
         {"low": -math.inf, "high": math.inf},
     ),
     "sigmoid": Function(lambda x, p: _sigmoid(x), lambda x, p: _sigmoid(x) * (1 - _sigmoid(x)), lambda p: 0.25),
-    "log_sigmoid": Function(lambda x, p: -_softplus(-x), lambda x, p: _sigmoid(-x), ONE),
+    "log_sigmoid": Function(lambda x, p: -_softplus(-x), lambda x, p: _sigmoid(-x), _one),
     "softplus": Function(
-        lambda x, p: _softplus(p["beta"] * x) / p["beta"], lambda x, p: _sigmoid(p["beta"] * x), ONE, {"beta": 1.0}
+        lambda x, p: _softplus(p["beta"] * x) / p["beta"], lambda x, p: _sigmoid(p["beta"] * x), _one, {"beta": 1.0}
     ),
-    "softsign": Function(lambda x, p: x / (1 + np.abs(x)), lambda x, p: (1 + np.abs(x)) ** -2.0, ONE),
-    "tanh": Function(lambda x, p: np.tanh(x), lambda x, p: 1 - np.tanh(x) ** 2, ONE),
-    "abs": Function(lambda x, p: np.abs(x), lambda x, p: np.sign(x), ONE, turns=lambda p: (0.0,)),
+    "softsign": Function(lambda x, p: x / (1 + np.abs(x)), lambda x, p: (1 + np.abs(x)) ** -2.0, _one),
+    "tanh": Function(lambda x, p: np.tanh(x), lambda x, p: 1 - np.tanh(x) ** 2, _one),
+    "abs": Function(lambda x, p: np.abs(x), lambda x, p: np.sign(x), _one, turns=lambda p: (0.0,)),
     "soft_shrink": Function(
         lambda x, p: x - np.clip(x, -p["alpha"], p["alpha"]),
         lambda x, p: (np.abs(x) > p["alpha"]).astype(np.float64),
-        ONE,
+        _one,
         {"alpha": 0.5},
     ),
     "erf": Function(lambda x, p: _erf(x), lambda x, p: 2 / math.sqrt(math.pi) * np.exp(-(x**2)), lambda p: ERF_SLOPE),
-    "sin": Function(lambda x, p: np.sin(x), lambda x, p: np.cos(x), ONE, limits=(-1.0, 1.0)),
-    "cos": Function(lambda x, p: np.cos(x), lambda x, p: -np.sin(x), ONE, limits=(-1.0, 1.0)),
-    "atan": Function(lambda x, p: np.arctan(x), lambda x, p: 1 / (1 + x**2), ONE),
-    "asinh": Function(lambda x, p: np.arcsinh(x), lambda x, p: 1 / np.sqrt(1 + x**2), ONE),
+    "sin": Function(lambda x, p: np.sin(x), lambda x, p: np.cos(x), _one, limits=(-1.0, 1.0)),
+    "cos": Function(lambda x, p: np.cos(x), lambda x, p: -np.sin(x), _one, limits=(-1.0, 1.0)),
+    "atan": Function(lambda x, p: np.arctan(x), lambda x, p: 1 / (1 + x**2), _one),
+    "asinh": Function(lambda x, p: np.arcsinh(x), lambda x, p: 1 / np.sqrt(1 + x**2), _one),
     "exp": Function(
         lambda x, p: np.exp(x), lambda x, p: np.exp(x), lambda p: math.inf, slope_on=lambda a, b, p: np.exp(b)
     ),
@@ -343,7 +347,7 @@ ELEMENTWISE: dict[str, Function] = {
         lambda x, p: 1 / x,
         lambda x, p: -1 / x**2,
         lambda p: math.inf,
-        slope_on=lambda a, b, p: _away_from_zero(a, b) ** -2.0,
+        slope_on=lambda a, b, p: least_modulus(a, b) ** -2.0,
         pole=lambda p: True,
     ),
     "square": Function(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from convsv_core._network.graph import Graph
+from convsv_core._network.graph import Graph, Node
 from convsv_core._network.kinds import Input
 from convsv_core._network.rule_types import Float64Array, LinearMap, NoRule
 from convsv_core._network.rules import rule_of
 
-__all__ = ["Linearized", "linearize"]
+__all__ = ["Linearized", "linearize", "tensors_of"]
 
 
 class Linearized:
@@ -41,11 +40,7 @@ class Linearized:
 
     def apply(self, vector: Float64Array) -> Float64Array:
         """Return the Jacobian times a vector."""
-        tangents: dict[str, Float64Array] = {}
-        start = 0
-        for node in self.graph.inputs:
-            tangents[node.name] = vector[start : start + node.size].reshape(node.shape)
-            start += node.size
+        tangents = dict(tensors_of(vector, self.graph.inputs))
         for node in self.graph:
             if node.name in self._maps and node.name in self._depends:
                 parts = [tangents.get(name, np.zeros(self.graph[name].shape)) for name in node.inputs]
@@ -56,12 +51,8 @@ class Linearized:
     def adjoint(self, vector: Float64Array) -> Float64Array:
         """Return the transposed Jacobian times a vector."""
         cotangents: dict[str, Float64Array] = {}
-        start = 0
-        for name in self.graph.outputs:
-            shape = self.graph[name].shape
-            part = vector[start : start + math.prod(shape)].reshape(shape)
+        for name, part in tensors_of(vector, [self.graph[name] for name in self.graph.outputs]):
             cotangents[name] = cotangents[name] + part if name in cotangents else part
-            start += math.prod(shape)
         for node in reversed(self.graph.nodes):
             if node.name not in self._maps or node.name not in self._depends or node.name not in cotangents:
                 continue
@@ -71,6 +62,14 @@ class Linearized:
                     cotangents[name] = cotangents[name] + part if name in cotangents else part
         inputs = [cotangents.get(node.name, np.zeros(node.shape)) for node in self.graph.inputs]
         return np.concatenate([part.reshape(-1) for part in inputs])
+
+
+def tensors_of(vector: Float64Array, nodes: Iterable[Node]) -> Iterator[tuple[str, Float64Array]]:
+    """Yield the name of each node, and the part of a vector that holds the node's tensor behind the other ones."""
+    start = 0
+    for node in nodes:
+        yield node.name, vector[start : start + node.size].reshape(node.shape)
+        start += node.size
 
 
 def linearize(graph: Graph, inputs: Mapping[str, Float64Array]) -> Linearized:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convsv_core._geometry.padding import AxisReads, padding_sources
-from convsv_core._geometry.shapes import forward_extents
+from convsv_core._geometry.shapes import channel_letters, forward_extents
 from convsv_core._network import kinds
 from convsv_core._network.graph import Node, Shape
 from convsv_core._network.rule_types import Float64Array, LinearMap, NoRule
@@ -102,8 +102,7 @@ def shift_of(node: Node, shapes: Sequence[Shape]) -> Float64Array | float:
     if isinstance(kind, kinds.Matmul) and kind.bias is not None:
         return np.asarray(kind.bias, np.float64)
     if isinstance(kind, kinds.Convolution) and kind.bias is not None:
-        letters = len(kind.layout)
-        shape = [1] * letters
+        shape = [1] * len(kind.layout)
         shape[kind.layout.index("C")] = -1
         return np.asarray(kind.bias, np.float64).reshape(shape)
     if isinstance(kind, kinds.Pad) and kind.mode == "constant" and kind.value:
@@ -140,8 +139,7 @@ def forward_kernel(kind: kinds.Convolution) -> Float64Array:
     A transposed layer is the adjoint of its forward convolution.
     """
     conv = kind.conv
-    whole, grouped = ("I", "O") if conv.transposed else ("O", "I")
-    order = [conv.layout.index(letter) for letter in whole + grouped + conv.spatial]
+    order = [conv.layout.index(letter) for letter in (*channel_letters(conv), *conv.spatial)]
     kernel = np.transpose(np.asarray(kind.kernel, np.float64), order)
     return kernel.reshape(conv.groups, kernel.shape[0] // conv.groups, *kernel.shape[1:])
 

@@ -78,7 +78,7 @@ def _power_of_two(array: Float64Array) -> float:
     largest = float(np.max(np.abs(array), initial=0.0))
     if not 0 < largest < math.inf:
         return 1.0
-    return math.ldexp(1.0, min(max(math.frexp(largest)[1], -1021), 1021))  # the power and its reciprocal are normal
+    return math.ldexp(1.0, min(max(math.frexp(largest)[1], -1021), 1021))  # The power and its reciprocal are normal.
 
 
 def supremum_norm(kernel: Float64Array, conv: Conv, rtol: float) -> float:
@@ -90,10 +90,9 @@ def supremum_norm(kernel: Float64Array, conv: Conv, rtol: float) -> float:
     if not np.any(kernel):
         return 0.0
     conv = lattice(conv)
-    taps = math.prod(kernel.shape[axis] for axis, letter in enumerate(conv.layout) if letter not in "OI")
-    if taps == 1:
-        return _matrix_norm_of_one_tap(kernel, conv)
     channels = resolve_channels(kernel.shape, conv)
+    if math.prod(channels.taps) == 1:
+        return _matrix_norm_of_one_tap(kernel, conv)
     if min(channels.rows, channels.columns) > LARGE_SIDE:
         upper = _narrow_upper_bound(kernel, conv, max(rtol, LARGE_RTOL))
         if not 1 < upper <= 1 + LARGE_RTOL:
@@ -115,7 +114,7 @@ def _narrow_upper_bound(kernel: Float64Array, conv: Conv, rtol: float) -> float:
     kernel = kernel / scale
     narrow = kernel.astype(np.float32)
     lost = float(euclidean_norm(kernel - narrow))
-    taps = math.prod(kernel.shape[axis] for axis, letter in enumerate(conv.layout) if letter not in "OI")
+    taps = math.prod(resolve_channels(kernel.shape, conv).taps)
     upper = float(norm_upper_bound(narrow, conv, rtol=rtol)) + math.sqrt(taps) * lost * (1 + 1e-9)
     return upper * (1 + 4 * EPS) * scale
 

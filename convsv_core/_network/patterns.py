@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._network import kinds
+from convsv_core._network.elementwise import function_of
 from convsv_core._network.graph import Graph, Node
 
 __all__ = ["simplify"]
@@ -81,6 +82,12 @@ def _number(array: kinds.NumberArray) -> float | None:
     return float(values[0]) if len(values) == 1 else None
 
 
+def _numbers(kind: kinds.Elementwise, *names: str) -> list[float | None]:
+    """Return parameters of a function, each as a number; None for one that holds several."""
+    _, parameters = function_of(kind)
+    return [_number(parameters[name]) for name in names]
+
+
 def _product(graph: Graph, node: Node) -> tuple[Node, ...]:
     if any(graph[name].shape != node.shape for name in node.inputs):
         return ()
@@ -113,7 +120,7 @@ def _gated(graph: Graph, x: Node, gate: _Affine) -> tuple[kinds.Elementwise, flo
         outer, inner_kind = inner, inner.base.kind
         inner = _affine(graph, inner.base.inputs[0], x.name)
         plain = (outer.scale, outer.shift, inner.scale, inner.shift, gate.shift) == (1, 0, 1, 0, 0)
-        softplus = inner_kind.function == "softplus" and inner_kind.parameters.get("beta", 1.0) == 1
+        softplus = inner_kind.function == "softplus" and _numbers(inner_kind, "beta") == [1]
         fits = plain and softplus and inner.base.name == x.name
         return (kinds.Elementwise("mish"), gate.scale) if fits else None
     if inner.base.name != x.name:
@@ -127,20 +134,16 @@ def _gated(graph: Graph, x: Node, gate: _Affine) -> tuple[kinds.Elementwise, flo
     if kind.function == "sigmoid" and not inner.shift:
         return kinds.Elementwise("silu", {"beta": inner.scale}), gate.scale
     if kind.function == "hard_sigmoid":
-        alpha, beta = (_number(np.asarray(kind.parameters.get(name, usual))) for name, usual in _HARD_SIGMOID)
+        alpha, beta = _numbers(kind, "alpha", "beta")
         if alpha is not None and beta is not None:
             gates = {"alpha": alpha * inner.scale, "beta": beta + alpha * inner.shift}
             return kinds.Elementwise("hard_swish", gates), gate.scale
     if kind.function == "clip":
-        low, high = (_number(np.asarray(kind.parameters.get(name, usual))) for name, usual in _CLIP)
+        low, high = _numbers(kind, "low", "high")
         if low == 0 and high is not None and 0 < high < math.inf:
             gates = {"alpha": inner.scale / high, "beta": inner.shift / high}
             return kinds.Elementwise("hard_swish", gates), gate.scale * high
     return None
-
-
-_HARD_SIGMOID = (("alpha", 1 / 6), ("beta", 0.5))
-_CLIP = (("low", -math.inf), ("high", math.inf))
 
 
 def _normalization(graph: Graph, node: Node) -> tuple[Node, ...]:
@@ -166,7 +169,7 @@ def _normalization(graph: Graph, node: Node) -> tuple[Node, ...]:
 def _is_power(kind: kinds.Kind, name: str, exponent: float) -> bool:
     if not isinstance(kind, kinds.Elementwise):
         return False
-    power = kind.function == "power" and _number(np.asarray(kind.parameters["exponent"])) == exponent
+    power = kind.function == "power" and _numbers(kind, "exponent") == [exponent]
     return kind.function == name or power
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from convsv_core._network import elementwise, kinds
 from convsv_core._network.derivatives import evaluate
 from convsv_core._network.graph import Node
-from convsv_core._network.linear_maps import axis_matrices, forward_kernel, linear_map, shift_of
+from convsv_core._network.linear_maps import forward_kernel, linear_map, shift_of
 from convsv_core._network.norms import EPS
 from convsv_core._network.rule_types import Float64Array, Range
 
-__all__ = ["RANGES", "everything", "largest_modulus"]
+__all__ = ["RANGES", "everything", "largest_modulus", "moduli_of"]
 
 
 def largest_modulus(box: Range) -> Float64Array:
@@ -53,15 +53,23 @@ def _adds(kind: kinds.Kind) -> bool:
     )
 
 
-def _absolute(kind: kinds.Kind, node: Node, shape: tuple[int, ...]) -> kinds.Kind:
-    """Return the kind with the moduli of its weights, and without a shift."""
+def moduli_of(kind: kinds.Kind) -> kinds.Kind:
+    """Return a linear kind with the moduli of its weights."""
     if isinstance(kind, kinds.Convolution):
-        return dataclasses.replace(kind, kernel=np.abs(np.asarray(kind.kernel, np.float64)), bias=None)
+        return dataclasses.replace(kind, kernel=_moduli(kind.kernel))
     if isinstance(kind, kinds.Matmul):
-        return dataclasses.replace(kind, matrix=np.abs(np.asarray(kind.matrix, np.float64)), bias=None)
-    assert isinstance(kind, kinds.AxisMaps)
-    matrices = axis_matrices(kind, shape, node.shape)
-    return dataclasses.replace(kind, matrices={axis: np.abs(matrix) for axis, matrix in matrices.items()})
+        return dataclasses.replace(kind, matrix=_moduli(kind.matrix))
+    if isinstance(kind, kinds.Scale):
+        return dataclasses.replace(kind, scale=_moduli(kind.scale))
+    if isinstance(kind, kinds.AxisMaps):
+        return dataclasses.replace(kind, matrices={axis: _moduli(matrix) for axis, matrix in kind.matrices.items()})
+    if isinstance(kind, kinds.Sum):
+        return dataclasses.replace(kind, weights=tuple(map(abs, kind.weights)))
+    return kind
+
+
+def _moduli(array: kinds.NumberArray) -> Float64Array:
+    return np.abs(np.asarray(array, np.float64))  # The modulus of the least integer of a dtype overflows in that dtype.
 
 
 def _terms(kind: kinds.Kind, shape: tuple[int, ...]) -> int:
@@ -80,7 +88,7 @@ def _affine(node: Node, box: Range) -> Range:
         return everything(node)
     shape = box.low.shape
     centre, radius = (box.high + box.low) / 2, (box.high - box.low) / 2
-    moduli = linear_map(Node(node.name, _absolute(node.kind, node, shape), node.inputs, node.shape), [shape])
+    moduli = linear_map(dataclasses.replace(node, kind=moduli_of(node.kind)), [shape])
     middle = linear_map(node, [shape]).apply(centre) + shift_of(node, [shape])
     # A sum of n terms has an error of at most n roundings of the sum of the moduli. The centre is rounded too.
     error = 4 * (_terms(node.kind, shape) + 4) * EPS

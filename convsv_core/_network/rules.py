@@ -17,13 +17,14 @@ from convsv_core._network.graph import Node, Shape
 from convsv_core._network.linear_maps import axis_matrices, axis_sources, stack_shapes, window_reads
 from convsv_core._network.norms import EPS, euclidean_norm, kronecker_norm, matrix_norm, product_up, supremum_norm
 from convsv_core._network.opaque import Bounded
-from convsv_core._network.ranges import RANGES, largest_modulus
+from convsv_core._network.ranges import RANGES, everything, largest_modulus
 from convsv_core._network.rule_types import Factors, Float64Array, KindRule, NoRule, Range, Tensor
 from convsv_core.plugins import one_line, plugins
 
-__all__ = ["CONV_RTOL", "GIVEN_ROUNDING", "RULES", "copies_between", "node_factors", "rule_of"]
+__all__ = ["CONV_RTOL", "GIVEN_ROUNDING", "RULES", "copies_between", "node_factors", "node_range", "rule_of"]
 
 Rule: TypeAlias = Callable[[Node, Sequence[Tensor]], Factors]
+"""A function that gives the factors of a node, from the facts about its inputs."""
 
 CONV_RTOL = 1e-3
 """Relative gap to which the norm of a convolution is certified.
@@ -52,11 +53,20 @@ def node_factors(node: Node, inputs: Sequence[Tensor]) -> Factors:
     """Return the factors of a node by the rule of its kind; raise `NoRule` where it has no bound."""
     try:
         found = rule_of(node.kind).factors(node, inputs)
-    except (NotImplementedError, ValueError) as error:  # a geometry that the node's input does not fit
+    except (NotImplementedError, ValueError) as error:  # The geometry does not fit the node's input.
         raise NoRule(one_line(error)) from None
     if any(math.isnan(value) for value in found.values):
         raise NoRule("its weights hold NaN or infinity")
     return found
+
+
+def node_range(node: Node, boxes: Sequence[Range | None]) -> Range:
+    """Return bounds of a node's elements, from bounds of the elements of its inputs; None where they are not known."""
+    try:
+        rule = rule_of(node.kind).range
+        return everything(node) if rule is None or any(box is None for box in boxes) else rule(node, *boxes)
+    except NoRule:
+        return everything(node)
 
 
 def _added_rules() -> dict[type[kinds.Kind], KindRule]:
@@ -248,8 +258,7 @@ def _need_ranges(inputs: Sequence[Tensor], what: str) -> list[Range]:
     ranges = [tensor.range for tensor in inputs]
     if any(box is None for box in ranges):
         raise NoRule(f"{what} has no constant over all inputs; a range of the input may give one")
-    found = [box for box in ranges if box is not None]
-    return found
+    return [box for box in ranges if box is not None]
 
 
 def _bounded(*values: float) -> Factors:
@@ -271,7 +280,7 @@ def _product(node: Node, inputs: Sequence[Tensor]) -> Factors:
 
 def _quotient(node: Node, inputs: Sequence[Tensor]) -> Factors:
     x, y = _need_ranges(inputs, "a quotient of activations")
-    least = np.where((y.low > 0) | (y.high < 0), np.minimum(np.abs(y.low), np.abs(y.high)), 0.0)
+    least = elementwise.least_modulus(*y)
     with np.errstate(all="ignore"):
         by_x, by_y = 1 / least, np.nan_to_num(largest_modulus(x) / least / least, nan=math.inf)
     return _bounded(_weight(by_x, inputs[0].shape, node.shape), _weight(by_y, inputs[1].shape, node.shape))
@@ -330,6 +339,7 @@ _FACTORS: dict[type[kinds.Kind], Rule] = {
     kinds.Quotient: _quotient,
     kinds.BranchMatmul: _branch_matmul,
 }
+"""The factors of the kinds whose values this package computes."""
 
 RULES: dict[type[kinds.Kind], KindRule] = {
     **{kind: KindRule(factors, evaluate, RANGES.get(kind)) for kind, factors in _FACTORS.items()},

@@ -8,6 +8,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.small_matrices import divisors
 from convsv_core.backend import Array
 
 __all__ = ["ascend"]
@@ -45,7 +46,7 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
         Angles in radians.
     """
     xp, backend, plan = operand.xp, operand.backend, operand.plan
-    offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
+    offsets = np.asarray(list(itertools.product(*plan.offsets)), float)
     taps = xp.astype(operand.taps(), xp.complex64)
     count, groups, rows, columns = taps.shape
     taps = xp.reshape(xp.permute_dims(taps, (1, 2, 0, 3)), (groups, rows, count * columns))
@@ -83,7 +84,7 @@ def ascend(operand: Operand, starts: HostArray, types: HostArray) -> HostArray:
 
     def unit(vectors: Array, axis: int) -> Array:
         sizes = xp.linalg.vector_norm(vectors, axis=axis, keepdims=True)
-        return vectors / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
+        return vectors / divisors(xp, sizes)
 
     rng = np.random.default_rng(0)
     shape = (groups, rows, len(starts))

@@ -11,7 +11,7 @@ from convsv_core.backend import Array
 from convsv_core.conv import Conv, check_positive
 from convsv_core.plugins import on_host
 
-__all__ = ["EverySizeGrid", "grid_for", "grid_upper_bound", "norm_upper_bound", "operand_on"]
+__all__ = ["grid_for", "grid_upper_bound", "norm_upper_bound", "operand_on"]
 
 
 @on_host

@@ -18,6 +18,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._symbol.operand import Operand
+from convsv_core._symbol.small_matrices import divisors
 from convsv_core.backend import Array
 
 __all__ = ["largest_eigenvector", "table_like", "unit"]
@@ -53,6 +54,7 @@ A guess, between 1/2, which the eigenvalue's own error needs, and 1, which round
 """
 
 Gram: TypeAlias = Callable[[Array], Array]
+"""A function that applies the operator to a row, shape (1, size)."""
 
 
 class Lanczos(NamedTuple):
@@ -99,13 +101,10 @@ def largest_eigenvector(operand: Operand, gram: Gram, size: int, like: Array) ->
     array, shape (1, size)
     """
     xp, backend = operand.xp, operand.backend
-    vector_bytes = size * (1 if operand.plan.real else 2) * int(xp.finfo(operand.real_dtype).bits) // 8
-    count = min(size, BASIS, max(LEAST_BASIS, BASIS_BYTES // vector_bytes))
+    count = min(size, BASIS, max(LEAST_BASIS, BASIS_BYTES // (size * operand.kernel_bytes)))
     kept = int(KEPT * count)
-    diagonal, slots = (
-        table_like(operand, np.eye(count)),
-        backend.asarray_like(np.arange(count)[:, None], operand.kernel),
-    )
+    diagonal = table_like(operand, np.eye(count))
+    slots = backend.asarray_like(np.arange(count)[:, None], operand.kernel)
     vector = table_like(operand, _start(size, operand.plan.real))
     nothing = xp.zeros_like(vector) * diagonal[:, :1]
     state = Lanczos(nothing, xp.zeros_like(diagonal), vector, xp.zeros_like(operand.scale), slots[0, 0])
@@ -132,8 +131,7 @@ def table_like(operand: Operand, table: HostArray) -> Array:
 def unit(operand: Operand, array: Array) -> Array:
     """Return `array` divided by its norm. Zeros stay zeros."""
     xp = operand.xp
-    norm = xp.linalg.vector_norm(array)
-    return array / xp.where(norm > 0, norm, xp.ones_like(norm))
+    return array / divisors(xp, xp.linalg.vector_norm(array))
 
 
 def _step(
@@ -153,9 +151,9 @@ def _step(
     xp, backend = operand.xp, operand.backend
     basis = xp.where(slots == index, vector, basis)
     rest = gram(vector)
-    least = ROUNDING * float(xp.finfo(operand.real_dtype).eps) * xp.linalg.vector_norm(rest)
+    least = ROUNDING * operand.eps * xp.linalg.vector_norm(rest)
     row = xp.zeros_like(projected[:1, :])
-    for _ in range(2):  # the second pass removes what cancellation leaves after the first
+    for _ in range(2):  # The second pass removes what cancellation leaves after the first.
         products = xp.matmul(rest, backend.adjoint(basis))
         rest = rest - xp.matmul(products, basis)
         row = row + products
@@ -177,7 +175,7 @@ def _is_converged(operand: Operand, values: Array, residuals: Array) -> Array:
     xp, eps = operand.xp, operand.answer_eps
     gaps = values[:1] - values[1:]
     separate = gaps > 0
-    errors = xp.cumulative_sum(residuals**2)[:-1] / xp.where(separate, gaps, xp.ones_like(gaps))
+    errors = xp.cumulative_sum(residuals**2)[:-1] / divisors(xp, gaps)
     error = xp.min(xp.where(separate, errors, xp.full_like(errors, math.inf)))
     # The relative error of a singular value is half of the relative error of its square.
     small_enough = residuals[0] <= 2 * eps**RESIDUAL_EXPONENT * values[0]

@@ -10,7 +10,6 @@ a traced program. Otherwise all eigenvalues are computed (`norm_on_grid`).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -35,12 +34,6 @@ from convsv_core._symbol.transform import is_long, symbol_error
 from convsv_core.backend import Array, ArraySpec, BlockWork
 
 __all__ = ["GridNorm", "Largest", "largest_of_kernels", "largest_on_grid", "norm_on_grid", "norms_of_groups"]
-
-DOUBLE_EPS = 1e-15
-"""Largest eps of an arithmetic in which a search is exact to the rounding of its answer. It separates the two dtypes.
-
-In single precision the margin of a test for its own rounding, up to 1e-4 of the square, would hide larger norms.
-"""
 
 SEARCHED_SIDE = 8
 """Smallest side of matrices for which the norms of groups are searched for. Smaller ones decompose as fast. A guess."""
@@ -97,9 +90,10 @@ def _norm_and_gradient(operand: Operand, exact: bool) -> tuple[Array, ...]:
 def _norm_in_library(operand: Operand, exact: bool) -> tuple[Array, ...]:
     """Return the norm and the widening, computed by the kernel's own library, which differentiates the norm."""
     backend, wide = operand.backend, operand.widen()
-    if wide.eps > DOUBLE_EPS or backend.compiles or not backend.has_values(operand.kernel):
+    # In single precision the margin of a test for its own rounding, up to 1e-4 of the square, would hide larger norms.
+    if not wide.is_double or backend.compiles or not backend.has_values(operand.kernel):
         return tuple(_norm_of_all(operand))
-    found = _search(dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel)), exact)
+    found = _search(operand.of(backend.stop_gradient(operand.kernel)), exact)
     norm = operand.xp.astype(_norm_at(wide, found.place), operand.real_dtype, copy=False)
     return norm, operand.xp.full_like(backend.stop_gradient(norm), found.widening)
 

@@ -31,7 +31,6 @@ from convsv_core._norm.padded_transform import (
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
 from convsv_core.backend import Array, ArraySpec
 from convsv_core.conv import Conv
-from convsv_core.dtypes import COMPLEX_OF
 
 __all__ = ["PaddedOperator", "make_padded_operator", "padded_operator_norm", "padded_rounding"]
 
@@ -221,7 +220,7 @@ def padded_operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv
         maximiser = unit(operand, xp.astype(maximiser, operand.kernel.dtype, copy=False))
         left = unit(operand, operator.detached().apply(maximiser))
         right = operator.apply(maximiser)
-    products = xp.conj(left) * right if xp.isdtype(right.dtype, "complex floating") else left * right
+    products = operand.backend.conj(left) * right
     return operand.answer(xp.sum(products if operand.plan.real else xp.real(products)))
 
 
@@ -230,13 +229,14 @@ def _maximiser_or_host(operator: PaddedOperator | TransformedOperator, extents: 
     operand, backend = operator.operand, operator.operand.backend
     if not backend.compiles or backend.has_values(operand.kernel):
         return _maximiser(operator)
-    detached = dataclasses.replace(operand, kernel=backend.stop_gradient(operand.kernel))
-    dtype = operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
+    detached = operand.of(backend.stop_gradient(operand.kernel))
 
     def maximiser(operand: Operand) -> tuple[Array, ...]:
         return (_maximiser(_operator_of(operand, extents, conv).narrowed()),)
 
-    (found,) = detached.call_host(maximiser, results=(ArraySpec(operator.input_shape, dtype),), otherwise=maximiser)
+    (found,) = detached.call_host(
+        maximiser, results=(ArraySpec(operator.input_shape, operand.kernel_dtype),), otherwise=maximiser
+    )
     return found
 
 

@@ -144,7 +144,7 @@ def transforms_are_cheaper(operand: Operand, reads: list[AxisReads]) -> bool:
     pairs = taps * math.prod(axis.outputs for axis in reads)
     if taps < LONG_OFFSETS or pairs < TABLE_ENTRIES:
         return False
-    plan, word = operand.plan, (1 if operand.plan.real else 2) * int(operand.xp.finfo(operand.real_dtype).bits) // 8
+    plan, word = operand.plan, operand.kernel_bytes
     # Tables take two arrays of integers and the pixels that the taps read. Transforms take the complex symbol.
     tables = pairs * (16 + plan.groups * plan.columns * word)
     symbol = math.prod(map(_length, reads)) * plan.groups * plan.rows * plan.columns * 2 * word

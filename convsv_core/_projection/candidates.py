@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -21,7 +20,7 @@ from convsv_core._projection.splitting import (
     with_equal_parts,
 )
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.small_matrices import squared_norm
+from convsv_core._symbol.small_matrices import divisors, squared_norm
 from convsv_core.backend import Array
 
 __all__ = [
@@ -88,7 +87,7 @@ def take_iterations(
 
     For wide layers, "exact" returns the flattened polar factor too, which may be the better one; see `FLAT_SIDE`.
     """
-    pulled = dataclasses.replace(operand, kernel=pull.kernel)
+    pulled = operand.of(pull.kernel)
     if method != "exact" or operand.plan.is_full:
         return Unscaled((candidate(pulled, method),), None)
     split = begin(pulled) if matrices is None else resume(pulled, matrices)
@@ -138,11 +137,11 @@ def within_the_ball(operand: Operand, kernel: Array, factor: float) -> Array:
     the Frobenius norms of these errors.
     """
     xp, eps = operand.xp, operand.answer_eps
-    chosen = dataclasses.replace(operand, kernel=kernel)
+    chosen = operand.of(kernel)
     norms = norms_of_groups(chosen) * factor
     sizes = xp.sum(xp.sqrt(squared_norm(xp, chosen.taps(), axis=(-2, -1))), axis=0)
     limits = norms * (1 + 2 * eps) + 2 * eps * sizes
-    return by_group(operand, kernel, 1 / xp.where(limits > 0, limits, xp.ones_like(limits)))
+    return by_group(operand, kernel, 1 / divisors(xp, limits))
 
 
 def candidate(operand: Operand, method: DirectionMethod) -> Array:

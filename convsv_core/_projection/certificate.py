@@ -148,7 +148,7 @@ class Problem:
 
     def rows(self, kernel: Array) -> GramRows:
         """Return the Gram matrices of a kernel, given at the operand's scale, at the visited frequencies."""
-        return grid_rows(dataclasses.replace(self.operand, kernel=kernel))
+        return grid_rows(self.operand.of(kernel))
 
 
 class Above(NamedTuple):
@@ -221,7 +221,7 @@ def _search_above(problem: Problem, kernel: Array, limit: float) -> Above:
     Near a frequency of a coarser grid, the Bernstein-Szego bound shows that frequencies are below the limit. The
     search leaves these out.
     """
-    norms = TorusNorms(dataclasses.replace(problem.operand, kernel=kernel), sys.maxsize, tested_side=TESTED_SIDE)
+    norms = TorusNorms(problem.operand.of(kernel), sys.maxsize, tested_side=TESTED_SIDE)
     if norms.ceiling <= limit:
         return Above(np.zeros(0, int), norms.ceiling, norms.rounding, np.zeros(0))
     frequencies, periods = problem.frequencies, np.asarray(problem.operand.plan.periods)

@@ -7,7 +7,9 @@ import math
 import sys
 from typing import Any, NamedTuple
 
-from convsv_core._norm.fixed_grid import EverySizeGrid, grid_for, operand_on
+from convsv_core._geometry.rounding import summation_units
+from convsv_core._norm.every_size import EverySizeGrid
+from convsv_core._norm.fixed_grid import grid_for, operand_on
 from convsv_core._norm.largest import norms_of_groups
 from convsv_core._projection.candidates import (
     DirectionMethod,
@@ -30,6 +32,7 @@ from convsv_core._projection.splitting import (
     inner_products,
     pull_of,
     resume,
+    with_norm_one,
 )
 from convsv_core._symbol.operand import Operand, shape_of
 from convsv_core.backend import Array
@@ -232,7 +235,7 @@ def _search(
     """Search until the share of the optimum is proved, and scale the best direction by a certified norm."""
     xp = operand.xp
     pull = Pull(*operand.run(pull_of))
-    pulled = dataclasses.replace(operand, kernel=pull.kernel)
+    pulled = operand.of(pull.kernel)
     weights = pull.weights * operand.scale
     iterations, reached = 0, None
     if method == "exact" and not operand.plan.is_full and bool(xp.any(pull.nonzero)):
@@ -252,9 +255,7 @@ def _search(
                 break
         reached = DirectionState(split.matrices)
     else:
-        best = pulled.run(candidate, method)
-        norms = pulled.run(_norms, arrays=(best,))
-        best = by_group(pulled, best, 1 / xp.where(norms > 0, norms, xp.ones_like(norms)))
+        best, _ = pulled.run(_aligned, arrays=(pulled.run(candidate, method),))
         uppers = pulled.run(dual_uppers, None)
     best = by_group(pulled, best, xp.astype(pull.nonzero, weights.dtype))
     one = xp.ones_like(operand.scale)
@@ -281,7 +282,7 @@ def _upper_norm(problem: Problem, kernel: Array) -> float:
     upper = certify(problem, kernel).upper
     if problem.every_size:
         # In 3-D a search over all frequencies may end before its bound is as close as the bound of the grid.
-        norms = problem.operand.run(_norms, arrays=(kernel,))
+        norms = problem.operand.of(kernel).run(norms_of_groups)
         upper = min(upper, float(problem.operand.xp.max(norms)) * problem.factor * (1 + 4 * problem.operand.eps))
     return max(upper, sys.float_info.min)
 
@@ -301,8 +302,7 @@ def _bounds(operand: Operand, direction: Array, matrices: Array) -> _Bounds:
 
 def _aligned(operand: Operand, direction: Array) -> tuple[Array, Array]:
     """Return a direction scaled to norm 1 in each group, and the inner products of the groups with the pull."""
-    norms = _norms(operand, direction)
-    direction = by_group(operand, direction, 1 / operand.xp.where(norms > 0, norms, operand.xp.ones_like(norms)))
+    direction = with_norm_one(operand, direction)
     return direction, inner_products(operand, operand.kernel, direction)
 
 
@@ -334,7 +334,7 @@ def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
     pull = pull_of(operand)
     found = take_iterations(operand, pull, method, count, arrays[0] if arrays else None)
     direction = furthest_in_the_ball(operand, pull, found.kernels, factor)
-    uppers = dual_uppers(dataclasses.replace(operand, kernel=pull.kernel), found.matrices)
+    uppers = dual_uppers(operand.of(pull.kernel), found.matrices)
     upper = xp.sum(pull.weights * uppers * xp.astype(pull.nonzero, uppers.dtype)) * (1 + 4 * operand.eps)
     alignment = _alignment(operand, direction)
     converged = alignment >= (1 - rtol) * upper
@@ -346,17 +346,12 @@ def _taken(operand: Operand, *arguments: Any) -> tuple[Array, ...]:
 # ---- for both --------------------------------------------------------------------------------------
 
 
-def _norms(operand: Operand, kernel: Array) -> Array:
-    """Return an upper bound of the norm of each group of a kernel on the grid."""
-    return norms_of_groups(dataclasses.replace(operand, kernel=kernel))
-
-
 def _alignment(operand: Operand, direction: Array) -> Array:
     """Return the inner product of a direction with the operand's kernel, less a bound of its rounding error."""
     xp = operand.xp
     products = xp.real(operand.backend.conj(operand.kernel) * direction)
-    terms = math.prod(operand.kernel.shape)
-    rounding = (2 + min(terms, 8 * math.sqrt(terms))) * operand.eps * xp.sum(xp.abs(operand.kernel) * xp.abs(direction))
+    units = 2 + summation_units(math.prod(operand.kernel.shape))
+    rounding = units * operand.eps * xp.sum(xp.abs(operand.kernel) * xp.abs(direction))
     return xp.sum(products) - rounding
 
 

@@ -36,7 +36,7 @@ from convsv_core._projection.working_set import ProjectionState, extended, from_
 from convsv_core._spectrum.numbers import squared_frobenius
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import symbol_polynomial
-from convsv_core._symbol.small_matrices import absolute_square, squared_norm
+from convsv_core._symbol.small_matrices import absolute_square, divisors, squared_norm
 from convsv_core.backend import Array
 
 __all__ = [
@@ -322,7 +322,7 @@ def shrunk(operand: Operand, state: DualState, share: Array) -> DualState:
     size = xp.sqrt(_inner(operand, state.change, state.change))
     zero = xp.zeros_like(size)
     most = xp.maximum(1 - share, zero) * xp.sqrt(squared_frobenius(operand))
-    factor = xp.where(size > most, most / xp.where(size > 0, size, xp.ones_like(size)), xp.ones_like(size))
+    factor = xp.where(size > most, most / divisors(xp, size), xp.ones_like(size))
     dual, change = (array * xp.astype(factor, array.dtype) for array in (state.dual, state.change))
     return state._replace(dual=dual, ahead=dual, change=change, change_ahead=change)
 

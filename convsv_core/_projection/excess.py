@@ -9,7 +9,6 @@ frequencies. One such pass is a clip-and-cut step. The projections repeat passes
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import GramRows, PowerRows, ProductRows, grid_rows
-from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt, squared_norm
 from convsv_core.backend import Array, Backend
 
 __all__ = [
@@ -128,7 +127,7 @@ def clip_and_cut(
     tested : Operand, optional
         An operand with this kernel in a cheaper dtype. It is used to test which frequencies have an excess.
     """
-    operand = dataclasses.replace(operand, kernel=kernel)
+    operand = operand.of(kernel)
     places = np.arange(len(operand.plan.frequencies)) if places is None else places
     if operand.backend.has_values(kernel):
         level = float(limit) ** 2
@@ -162,7 +161,7 @@ def clip_between(operand: Operand, limit: Array, lower: Array, places: HostArray
 def dual_excess(operand: Operand, kernel: Array, limit: Array, samples: Samples, dual: Array) -> Excess:
     """Return the excess over a limit of the symbol of a kernel plus the matrices of `dual`, one for each sample."""
     xp = operand.xp
-    operand = dataclasses.replace(operand, kernel=kernel)
+    operand = operand.of(kernel)
     symbol = symbol_polynomial(operand)
     count = dual.shape[0]
     rows = np.arange(count)
@@ -344,7 +343,7 @@ def _excess_of_vectors(backend: Backend, matrices: Array, limit: Array) -> tuple
     xp = backend.namespace(matrices)
     norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))
     excess = xp.maximum(norms - limit, xp.zeros_like(norms))
-    share = excess / xp.where(norms > 0, norms, xp.ones_like(norms))
+    share = excess / divisors(xp, norms)
     return matrices * xp.astype(share, matrices.dtype)[..., None, None], xp.sum(excess, axis=-1)
 
 
@@ -362,7 +361,7 @@ def _excess_of_pairs(
         vectors, kept, norms = vectors[..., first:], excess[..., first:], norms[..., first:]
     else:
         kept = excess
-    share = xp.astype(kept / xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)[..., None, :]
+    share = xp.astype(kept / divisors(xp, norms), matrices.dtype)[..., None, :]
     adjoint = backend.adjoint(vectors)
     if matrices.shape[-2] <= matrices.shape[-1]:
         found = xp.matmul(vectors * share, xp.matmul(adjoint, matrices))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 from convsv_core._norm.tap_bounds import sum_of_norms
@@ -57,4 +56,4 @@ def rescaled(problem: Problem, kernel: Array, upper: float) -> Rescaled:
 
 def _size(operand: Operand, kernel: Array) -> float:
     """Return the `sum_of_norms` of another kernel at the operand's scale."""
-    return sum_of_norms(dataclasses.replace(operand, kernel=kernel))
+    return sum_of_norms(operand.of(kernel))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +14,7 @@ from convsv_core._projection.excess import Method, Samples, clip_and_cut
 from convsv_core._projection.restoration import squared_change
 from convsv_core._projection.working_set import ProjectionState
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.small_matrices import safe_sqrt
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt
 from convsv_core.backend import Array, ArraySpec
 from convsv_core.dtypes import COMPLEX_OF
 
@@ -36,9 +35,7 @@ def fixed_steps(
     xp = operand.xp
     value = xp.full_like(operand.scale, -math.inf)
     kernel = operand.kernel
-    shape = ArraySpec(
-        tuple(kernel.shape), operand.computed_in if operand.plan.real else COMPLEX_OF[operand.computed_in]
-    )
+    shape = ArraySpec(tuple(kernel.shape), operand.kernel_dtype)
     if method == "dykstra":
         results = (
             shape,
@@ -62,11 +59,9 @@ def fixed_steps(
         )
     before = after = grid_upper_bound(operand, factor)
     if method != "rescale":
-        after = grid_upper_bound(dataclasses.replace(operand, kernel=kernel), factor)
+        after = grid_upper_bound(operand.of(kernel), factor)
     eps = operand.answer_eps
-    positive = after > 0
-    share = xp.where(positive, bound / xp.where(positive, after, xp.ones_like(after)), xp.ones_like(after))
-    share = xp.where(after > bound, share * (1 - SLACK_EPS * eps), xp.ones_like(share))
+    share = xp.where(after > bound, bound / divisors(xp, after) * (1 - SLACK_EPS * eps), xp.ones_like(after))
     inside = before <= bound * (1 + SLACK_EPS * eps)
     kernel = xp.where(inside, operand.kernel, kernel * share)
     squared = xp.where(inside, xp.zeros_like(share), squared_change(operand, kernel))
@@ -88,8 +83,7 @@ def _dykstra(
     def step(*state: Array) -> tuple[Array, ...]:
         return advance(operand, bound, *samples, *state)
 
-    norm = grid_upper_bound(operand, 1.0)
-    norm = operand.xp.where(norm > 0, norm, operand.xp.ones_like(norm))
+    norm = divisors(operand.xp, grid_upper_bound(operand))
     begun = shrunk(operand, begin(operand, *samples, dual, 0), bound / norm)
     state = DualState(*operand.backend.repeat(step, begun, steps, operand.kernel))
     return operand.kernel - state.change, state.value, state.dual

@@ -18,7 +18,7 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.rows import MARGIN_EPS
-from convsv_core._symbol.small_matrices import are_below, squared_norm
+from convsv_core._symbol.small_matrices import are_below, divisors, squared_norm
 from convsv_core.backend import Array, Backend
 
 __all__ = ["LEADING_ENTRIES", "LEADING_SIDE", "WIDE_SIDE", "LeadingPairs", "expected_share", "leading_pairs"]
@@ -160,7 +160,7 @@ def _applications(side: int) -> int:
 def _divided(backend: Backend, matrices: Array, numbers: Array) -> Array:
     """Return each matrix divided by its number, or unchanged where the number is 0."""
     xp = backend.namespace(matrices)
-    inverse = 1 / xp.where(numbers > 0, numbers, xp.ones_like(numbers))
+    inverse = 1 / divisors(xp, numbers)
     return matrices * xp.astype(inverse, matrices.dtype)[..., None, None]
 
 

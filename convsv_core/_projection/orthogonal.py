@@ -223,7 +223,7 @@ def _step(operand: Operand, *arrays: Array) -> _State:
 
 def polar_and_cut(operand: Operand, kernel: Array) -> Array:
     """Return the taps nearest to the polar factors of a kernel's symbol."""
-    operand = dataclasses.replace(operand, kernel=kernel)
+    operand = operand.of(kernel)
     symbol = symbol_polynomial(operand)
 
     def polar(phases: Array, _: Array) -> tuple[Array, ...]:
@@ -235,5 +235,5 @@ def polar_and_cut(operand: Operand, kernel: Array) -> Array:
 
 def _deviation(operand: Operand, kernel: Array) -> Array:
     """Return the largest distance of a singular value from 1."""
-    values = visited_values(dataclasses.replace(operand, kernel=kernel), "auto", BLOCK_BYTES)
+    values = visited_values(operand.of(kernel), "auto", BLOCK_BYTES)
     return operand.xp.max(operand.xp.abs(values - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt, squared_norm
 from convsv_core.backend import Array, Backend
 
 __all__ = ["polar_by_products", "polar_factors", "prefers_products"]
@@ -42,7 +42,7 @@ def polar_by_products(backend: Backend, matrices: Array) -> Array:
     """Return the polar factors of wide matrices by Newton and Schulz's iteration, which uses matrix products alone."""
     xp = backend.namespace(matrices)
     norms = safe_sqrt(xp, squared_norm(xp, matrices, axis=(-2, -1)))[..., None, None]
-    x = matrices / xp.astype(xp.where(norms > 0, norms, xp.ones_like(norms)), matrices.dtype)
+    x = matrices / xp.astype(divisors(xp, norms), matrices.dtype)
     for a, b, c in FAST_STEPS * [FAST] + LAST_STEPS * [LAST]:
         gram = xp.matmul(x, backend.adjoint(x))
         x = a * x + xp.matmul(b * gram + c * xp.matmul(gram, gram), x)

@@ -259,10 +259,7 @@ def _project_steps(problem: Problem, steps: int, state: ProjectionState | None) 
     operand = problem.operand
     plan = operand.plan
     if state is None:
-        shape = (len(plan.frequencies), plan.groups, *plan.block)
-        dual = operand.xp.broadcast_to(
-            operand.xp.astype(operand.xp.zeros_like(operand.scale), operand.complex_dtype), shape
-        )
+        dual = operand.complex_zeros((len(plan.frequencies), plan.groups, *plan.block))
     else:
         _, dual = from_state(problem, state)
         if dual.shape[0] != len(plan.frequencies):

@@ -6,7 +6,6 @@ rescaling moves the whole kernel by the largest excess. A clip-and-cut step move
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -67,7 +66,7 @@ def restored(problem: Problem, work: Operand, kernel: Array, value: float, chose
             break
         chosen = np.union1d(chosen, tops)
         kernel = _lowered(problem, work, kernel, chosen, allowed)
-    assert first is not None  # there is at least one round
+    assert first is not None  # There is at least one round.
     return Restored(best, least <= allowed, first)
 
 
@@ -89,8 +88,7 @@ def _lowered(problem: Problem, work: Operand, kernel: Array, places: HostArray, 
             norm = above.computed
             if len(above.places):
                 samples = Samples.at(work, above.places)
-                zero = xp.astype(xp.zeros_like(work.scale), work.complex_dtype)
-                zeros = xp.broadcast_to(zero, (len(above.places), work.plan.groups, *work.plan.block))
+                zeros = work.complex_zeros((len(above.places), work.plan.groups, *work.plan.block))
                 excess = dual_excess(work, narrow, bound, samples, zeros)
         if norm <= limit or _squared(operand, kernel, limit / norm) <= allowed or _squared(operand, kernel) > allowed:
             break
@@ -108,7 +106,7 @@ def _length(operand: Operand, weights: Array, excess: Array, change: Array) -> f
     """
     xp = operand.xp
     square = xp.sum(xp.real(weights)[:, None, None, None] * absolute_square(xp, excess)) * operand.plan.copies
-    kept = float(squared_frobenius(dataclasses.replace(operand, kernel=change)))
+    kept = float(squared_frobenius(operand.of(change)))
     return float(square) / kept if kept > 0 else 1.0
 
 
@@ -132,4 +130,4 @@ def _squared(operand: Operand, kernel: Array, share: float = 1.0) -> float:
 
 def squared_change(operand: Operand, kernel: Array) -> Array:
     """Return the squared Frobenius distance, over the grid, between the operators of a kernel and of the operand."""
-    return squared_frobenius(dataclasses.replace(operand, kernel=kernel - operand.kernel))
+    return squared_frobenius(operand.of(kernel - operand.kernel))

@@ -23,7 +23,6 @@ The groups of a convolution have problems of their own, with a norm and a weight
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -44,7 +43,7 @@ from convsv_core._projection.polar import prefers_products
 from convsv_core._symbol.joined import group_axis
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, TrigonometricPolynomial, symbol_polynomial
-from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt, squared_norm
 from convsv_core.backend import Array
 
 __all__ = [
@@ -59,6 +58,7 @@ __all__ = [
     "pull_of",
     "resume",
     "with_equal_parts",
+    "with_norm_one",
 ]
 
 WEIGHT = 8.0
@@ -133,7 +133,7 @@ def with_equal_parts(operand: Operand, kernel: Array) -> Array:
     """Return a kernel in which taps that act at one place are replaced by their mean."""
     if not np.any(operand.plan.sharing > 1):
         return kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
     (kernel,) = nearest_taps(symbol, Samples.at(operand), lambda phases, _: (symbol.matrices(phases),))
     return kernel
 
@@ -143,11 +143,9 @@ def begin(operand: Operand) -> Split:
 
     The start is the taps nearest to the polar factors, scaled to norm 1.
     """
-    polar = polar_and_cut(operand, operand.kernel)
-    norms = norms_of_groups(dataclasses.replace(operand, kernel=polar))
-    polar = by_group(operand, polar, 1 / operand.xp.where(norms > 0, norms, operand.xp.ones_like(norms)))
+    polar = with_norm_one(operand, polar_and_cut(operand, operand.kernel))
     kernel = polar + (1 - RELAXATION) * operand.kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
     matrices = _map(symbol, Samples.at(operand), lambda phases, _: symbol.matrices(phases))
     return Split(matrices, kernel, polar)
 
@@ -167,7 +165,7 @@ def advance(operand: Operand, *arrays: Array) -> Split:
     found = _excess(operand, split.matrices)
     kernel = split.kernel + RELAXATION * operand.kernel
     direction = kernel - found.kernel
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=RELAXATION * (direction - found.kernel)))
+    symbol = symbol_polynomial(operand.of(RELAXATION * (direction - found.kernel)))
 
     def moved(phases: Array, chosen: Array) -> Array:
         matrices, excess = (xp.take(one, chosen, axis=0) for one in (found.matrices, found.excess))
@@ -198,7 +196,7 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
     if matrices is not None:
         found = _excess(operand, matrices)
         kernel, excess = kernel - found.kernel, found.excess
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
 
     def nuclear(phases: Array, chosen: Array) -> Array:
         dual = symbol.matrices(phases)
@@ -208,7 +206,7 @@ def dual_uppers(operand: Operand, matrices: Array | None) -> Array:
         return xp.sum(operand.backend.svdvals(dual), axis=-1)
 
     sums = xp.sum(_map(symbol, samples, nuclear) * xp.real(samples.weights)[:, None], axis=0)
-    side, offsets, count = min(plan.block), math.prod(len(axis.offsets) for axis in plan.axes), len(plan.frequencies)
+    side, offsets, count = min(plan.block), plan.offset_count, len(plan.frequencies)
     units = math.sqrt(side) * (VALUE_EPS * side + 8 * math.sqrt(offsets * (offsets + count)))
     return sums / math.prod(plan.periods) * (1 + units * operand.eps)
 
@@ -221,6 +219,11 @@ def by_group(operand: Operand, kernel: Array, factors: Array) -> Array:
     shape[axis] = operand.plan.groups
     factors = xp.astype(xp.reshape(factors, tuple(shape)), kernel.dtype)
     return kernel * xp.repeat(factors, kernel.shape[axis] // operand.plan.groups, axis=axis)
+
+
+def with_norm_one(operand: Operand, kernel: Array) -> Array:
+    """Return a kernel of which each group is divided by an upper bound of its norm on the grid; zeros stay zeros."""
+    return by_group(operand, kernel, 1 / divisors(operand.xp, norms_of_groups(operand.of(kernel))))
 
 
 def choose_by_group(operand: Operand, chosen: Array, one: Array, other: Array) -> Array:
@@ -236,7 +239,7 @@ def inner_products(operand: Operand, one: Array, other: Array) -> Array:
 
 
 def _taps(operand: Operand, kernel: Array) -> Array:
-    return dataclasses.replace(operand, kernel=kernel).taps()
+    return operand.of(kernel).taps()
 
 
 class _Excess(NamedTuple):
@@ -252,7 +255,7 @@ def _excess(operand: Operand, matrices: Array) -> _Excess:
     xp, backend = operand.xp, operand.backend
     one = xp.ones_like(operand.scale)
     excess_of = excess_by_products if prefers_products(backend, operand.kernel) else excess_by_eigenvectors
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=RELAXATION * operand.kernel))
+    symbol = symbol_polynomial(operand.of(RELAXATION * operand.kernel))
 
     def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
         pulled = xp.take(matrices, chosen, axis=0) + symbol.matrices(phases)

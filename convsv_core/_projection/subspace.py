@@ -10,7 +10,6 @@ excess that was found, so it is a lower bound in any case.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from convsv_core._projection.excess import BLOCK_COPIES, Excess, Samples, neares
 from convsv_core._symbol.gram import smaller_gram
 from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
-from convsv_core._symbol.small_matrices import safe_sqrt
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt
 from convsv_core.backend import Array
 
 __all__ = [
@@ -80,7 +79,7 @@ def first_vectors(operand: Operand, count: int, columns: int) -> Array:
 def leading_vectors(operand: Operand, kernel: Array, frequencies: Array, columns: int) -> Array:
     """Return the leading right singular vectors of the symbol of a kernel, from decompositions."""
     xp, backend = operand.xp, operand.backend
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
 
     def of_block(chosen: Array) -> Array:
         matrices = symbol(xp.take(frequencies, chosen, axis=0))
@@ -108,7 +107,7 @@ def excess_of_followed(
     `vectors` are near the leading right singular vectors, shape (count, groups, columns of a matrix, followed).
     """
     xp, backend = operand.xp, operand.backend
-    symbol = symbol_polynomial(dataclasses.replace(operand, kernel=kernel))
+    symbol = symbol_polynomial(operand.of(kernel))
 
     def of_block(phases: Array, chosen: Array) -> tuple[Array, ...]:
         matrices = symbol.matrices(phases)
@@ -118,7 +117,7 @@ def excess_of_followed(
         squares, rotations = backend.eigh(xp.matmul(backend.adjoint(right), right))
         left, right = xp.matmul(left, rotations), xp.matmul(right, rotations)
         norms = safe_sqrt(xp, squares)
-        inverse = 1 / xp.where(norms > 0, norms, xp.ones_like(norms))
+        inverse = 1 / divisors(xp, norms)
         right = right * xp.astype(inverse, right.dtype)[..., None, :]
         excess = xp.maximum(norms - limit, xp.zeros_like(norms))
         found = xp.matmul(left * xp.astype(excess, left.dtype)[..., None, :], backend.adjoint(right))

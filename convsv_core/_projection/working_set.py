@@ -10,7 +10,6 @@ import numpy as np
 from convsv_core._geometry.plan import HostArray
 from convsv_core._projection.certificate import Problem
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import itemsize
 from convsv_core.backend import Array
 
 __all__ = ["ProjectionState", "WorkingSet", "extended", "from_state"]
@@ -47,8 +46,7 @@ def from_state(problem: Problem, state: ProjectionState | None) -> WorkingSet:
     xp = operand.xp
     shape = (plan.groups, *plan.block)
     if state is None:
-        dual = xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype)
-        return WorkingSet(np.zeros(0, int), xp.broadcast_to(dual, (0, *shape)))
+        return WorkingSet(np.zeros(0, int), operand.complex_zeros((0, *shape)))
     if not isinstance(state, ProjectionState):
         raise TypeError(f"state is a {type(state).__qualname__}: wanted the state of an earlier result, or None")
     frequencies, dual = state
@@ -69,11 +67,8 @@ def extended(operand: Operand, chosen: HostArray, dual: Array, above: HostArray)
     """Return a working set with more places, as far as memory allows, and zeros as their dual matrices."""
     xp = operand.xp
     fresh = np.setdiff1d(above, chosen)
-    affordable = DUAL_BYTES // (3 * math.prod(dual.shape[1:]) * itemsize(operand))
+    affordable = DUAL_BYTES // (3 * math.prod(dual.shape[1:]) * operand.complex_bytes)
     fresh = fresh[: max(1, affordable - len(chosen))]
-    zeros = xp.broadcast_to(
-        xp.astype(xp.zeros_like(operand.scale), operand.complex_dtype), (len(fresh), *dual.shape[1:])
-    )
-    return WorkingSet(
-        np.concatenate([chosen, fresh]), xp.concat([xp.astype(dual, zeros.dtype, copy=False), zeros], axis=0)
-    )
+    zeros = operand.complex_zeros((len(fresh), *dual.shape[1:]))
+    dual = xp.concat([xp.astype(dual, zeros.dtype, copy=False), zeros], axis=0)
+    return WorkingSet(np.concatenate([chosen, fresh]), dual)

@@ -12,7 +12,7 @@ from convsv_core._norm.padded import padded_operator_norm
 from convsv_core._spectrum.values import make_spectral_operand, mean_over_frequencies, visited_values
 from convsv_core._symbol.folding import fold
 from convsv_core._symbol.operand import Operand, check_conv, make_operand
-from convsv_core._symbol.small_matrices import safe_sqrt, squared_norm
+from convsv_core._symbol.small_matrices import divisors, safe_sqrt, squared_norm
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of, on_host
@@ -84,8 +84,8 @@ def operator_norm(kernel: Array, input_shape: tuple[int, ...], conv: Conv) -> Ar
     if circular or is_circulant(shape, extents, conv):
         operand = make_operand(kernel, extents, conv)
         return operand.answer(norm_on_grid(operand).norm)
-    taps, *_ = resolve_channels(shape, conv)
-    tap_reads(tuple(taps), extents, conv)  # A lazy kernel is computed later, but errors are raised now.
+    # A lazy kernel is computed later, but errors are raised now.
+    tap_reads(resolve_channels(shape, conv).taps, extents, conv)
     return backend.run_to_number(padded_operator_norm, kernel, extents, conv)
 
 
@@ -220,9 +220,7 @@ def _frobenius_norm(operand: Operand) -> Array:
 def _stable_rank(operand: Operand, norm: Array) -> Array:
     """Return the stable rank from the operator norm, given at the operand's scale."""
     xp = operand.xp
-    nonzero = norm > 0
-    squared = xp.where(nonzero, norm, xp.ones_like(norm)) ** 2
-    rank = xp.where(nonzero, squared_frobenius(operand) / squared, xp.zeros_like(norm))
+    rank = xp.where(norm > 0, squared_frobenius(operand) / divisors(xp, norm) ** 2, xp.zeros_like(norm))
     return operand.answer(rank, scaled=False)
 
 
@@ -257,7 +255,6 @@ def _log_abs_det(operand: Operand) -> Array:
 def squared_frobenius(operand: Operand) -> Array:
     """Return the sum of all squared singular values, at the operand's own scale."""
     xp, plan = operand.xp, operand.plan
-    taps = operand.taps()
-    taps = xp.reshape(taps, (*(len(axis.offsets) for axis in plan.axes), -1))
-    folded = fold(operand.backend, taps, [axis.offsets for axis in plan.axes], plan.periods)
+    taps = xp.reshape(operand.taps(), (*map(len, plan.offsets), -1))
+    folded = fold(operand.backend, taps, plan.offsets, plan.periods)
     return squared_norm(xp, folded.coefficients) * math.prod(plan.grid)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convsv_core._geometry.phases import unit_phases
 from convsv_core._geometry.plan import Plan
 from convsv_core._symbol.matrices import expand, with_column_phases
 from convsv_core._symbol.operand import Operand, make_operand
@@ -100,7 +101,7 @@ class SVD:
         channels = vector.shape[0] // math.prod(strides)
         wave = np.ones(())
         for j, n in zip(frequency, grid, strict=True):
-            wave = np.multiply.outer(wave, np.exp(2j * np.pi * (j * np.arange(n) % n) / n))
+            wave = np.multiply.outer(wave, unit_phases(j * np.arange(n), n))
         wave = wave / math.sqrt(math.prod(grid))
         image = xp.reshape(vector, (*strides, channels, *(1,) * ndim)) * xp.astype(
             backend.asarray_like(wave, vector), vector.dtype, copy=False

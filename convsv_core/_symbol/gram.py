@@ -18,8 +18,9 @@ from typing import TypeAlias
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray, Plan
+from convsv_core._geometry.rounding import summation_units
 from convsv_core._symbol.operand import Operand
-from convsv_core._symbol.polynomial import Evaluator, itemsize, phase_tables, phases_at
+from convsv_core._symbol.polynomial import Evaluator, phase_tables, phases_at
 from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core._symbol.transform import is_long, lag_lengths, lag_products, transform_roundings
 from convsv_core.backend import Array, Backend
@@ -36,6 +37,7 @@ __all__ = [
     "half_differences",
     "polynomial_roundings",
     "smaller_gram",
+    "sum_rounding",
     "useful_polynomial",
 ]
 
@@ -104,7 +106,7 @@ class GramPolynomial:
     def row_bytes(self) -> int:
         """Return the bytes of working memory of one frequency; see `Evaluator`."""
         half, groups, side, _ = self.coefficients.shape
-        return (4 * half + 4 * groups * side**2) * itemsize(self.operand)
+        return (4 * half + 4 * groups * side**2) * self.operand.complex_bytes
 
     def __call__(self, frequencies: Array) -> Array:
         """Return the Gram matrices at the frequencies of the given indices."""
@@ -113,11 +115,11 @@ class GramPolynomial:
 
     def on_grid(self, plan: Plan) -> GramPolynomial | None:
         """Return the same polynomial on the grid of another plan, or None if the offsets differ there."""
-        offsets, others = ([axis.offsets for axis in one.axes] for one in (self.operand.plan, plan))
-        if offsets != others:
+        if plan.offsets != self.operand.plan.offsets:
             return None
         operand = dataclasses.replace(self.operand, plan=plan)
-        return dataclasses.replace(self, operand=operand, tables=phase_tables(operand, [*map(differences_of, offsets)]))
+        tables = phase_tables(operand, [*map(differences_of, plan.offsets)])
+        return dataclasses.replace(self, operand=operand, tables=tables)
 
     def _waves(self, frequencies: Array) -> tuple[Array, Array]:
         """Return the cosines and the sines of the angles of the differences at the given frequencies."""
@@ -186,10 +188,9 @@ def sum_rounding(plan: Plan) -> float:
     The unit is eps times the sum of the absolute values of the terms.
     """
     rows, columns = plan.block
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
-    terms = differences + offsets * max(rows, columns) + min(rows, columns)
-    return min(terms, 8 * math.sqrt(terms)) / 2
+    differences = math.prod(map(len, map(differences_of, plan.offsets)))
+    terms = differences + plan.offset_count * max(rows, columns) + min(rows, columns)
+    return summation_units(terms) / 2
 
 
 def smaller_gram(backend: Backend, matrices: Array) -> Array:
@@ -224,8 +225,7 @@ def _is_cheaper(operand: Operand, pair_cost: float) -> bool:
     plan = operand.plan
     rows, columns = plan.block
     side = min(rows, columns)
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    differences = math.prod(len(differences_of(axis.offsets)) for axis in plan.axes)
+    offsets, differences = plan.offset_count, math.prod(map(len, map(differences_of, plan.offsets)))
     direct = len(plan.frequencies) * rows * columns * ((4 if plan.real else 8) * offsets + 8 * side)
     if is_long(operand):
         points = math.prod(lag_lengths(plan))
@@ -258,7 +258,7 @@ def gram_polynomial(operand: Operand, coefficients: Array | None = None) -> Gram
         coefficients,
         xp.reshape(cosines, (cosines.shape[0], math.prod(cosines.shape[1:]))),
         xp.reshape(sines, (sines.shape[0], math.prod(sines.shape[1:]))),
-        phase_tables(operand, [differences_of(axis.offsets) for axis in plan.axes]),
+        phase_tables(operand, [*map(differences_of, plan.offsets)]),
     )
 
 
@@ -278,7 +278,7 @@ def gram_coefficients(operand: Operand) -> Array:
         taps, sign = operand.backend.adjoint(taps), -1
     if is_long(operand):
         return _transformed_coefficients(operand, taps, reverse=sign < 0)
-    pairs = _pairs(tuple(axis.offsets for axis in operand.plan.axes), sign)
+    pairs = _pairs(operand.plan.offsets, sign)
     if taps.shape[1] * (taps.shape[0] * taps.shape[2]) ** 2 <= PAIRED_ENTRIES:
         return _paired_products(operand.backend, taps, pairs)
     return _summed_products(operand.backend, taps, pairs)
@@ -299,7 +299,7 @@ def half_differences(plan: Plan) -> HostArray:
 
     They are the second half of all combinations of the axes' differences, in row-major order, so 0 comes first.
     """
-    return _half_differences(tuple(axis.offsets for axis in plan.axes))
+    return _half_differences(plan.offsets)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from convsv_core._geometry.shapes import channel_letters
 from convsv_core.backend import Array
 from convsv_core.conv import Conv
 from convsv_core.plugins import backend_of
@@ -13,7 +14,7 @@ __all__ = ["group_axis", "join_kernels"]
 
 def group_axis(conv: Conv) -> int:
     """Return the axis of a kernel along which its groups lie side by side."""
-    return conv.layout.index("I" if conv.transposed else "O")
+    return conv.layout.index(channel_letters(conv)[0])
 
 
 def join_kernels(kernels: Sequence[Array], conv: Conv) -> Array:

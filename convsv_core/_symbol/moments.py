@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray, Plan
+from convsv_core._geometry.rounding import summation_units
 from convsv_core._symbol.gram import GramPolynomial, factor_rows, half_differences
 from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
@@ -78,9 +79,8 @@ def moment_bounds(gram: GramPolynomial) -> MomentBounds | None:
     for some, products in parts:
         squares += np.einsum("gfa,fa->fg", some @ products, some)
         moduli += np.abs(some) @ np.sqrt(np.einsum("gaa->ag", products))
-    terms = side**2 + 2 * half
     # The rounding error of an inner product is at most `eps` times the inner product of the absolute values.
-    eps = min(terms, 8 * math.sqrt(terms)) * operand.eps
+    eps = summation_units(side**2 + 2 * half) * operand.eps
     means, lost = traces / side, eps * moduli / math.sqrt(side)
     variances = (squares + eps * moduli**2) / side - np.maximum(means - lost, 0.0) ** 2
     uppers = means + lost + np.sqrt((side - 1) * np.maximum(variances, 0.0))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import IntArray, Plan, make_plan
-from convsv_core._geometry.shapes import check_input_shape
+from convsv_core._geometry.shapes import channel_letters, check_input_shape
 from convsv_core.backend import Array, ArraySpec, Backend
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
@@ -60,6 +60,11 @@ class Operand:
         return self.computed_in != self.answered_in
 
     @property
+    def is_double(self) -> bool:
+        """Tell whether the computation is in double precision."""
+        return self.computed_in == "float64"
+
+    @property
     def real_dtype(self) -> Any:
         """Return the library's own object for the real dtype of the computation."""
         return getattr(self.xp, self.computed_in)
@@ -68,6 +73,21 @@ class Operand:
     def complex_dtype(self) -> Any:
         """Return the library's own object for the complex dtype of the computation."""
         return getattr(self.xp, COMPLEX_OF[self.computed_in])
+
+    @property
+    def kernel_dtype(self) -> str:
+        """Return the name of the kernel's dtype, real or complex."""
+        return self.computed_in if self.plan.real else COMPLEX_OF[self.computed_in]
+
+    @property
+    def complex_bytes(self) -> int:
+        """Return the bytes of one complex number of the computation."""
+        return int(2 * self.xp.finfo(self.real_dtype).bits // 8)
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Return the bytes of one entry of the kernel."""
+        return self.complex_bytes // (2 if self.plan.real else 1)
 
     @property
     def eps(self) -> float:
@@ -138,14 +158,22 @@ class Operand:
         plan = make_plan(shape, self.plan.real, input_shape, self.plan.conv, all_residues=all_residues)
         return dataclasses.replace(self, plan=plan)
 
+    def of(self, kernel: Array) -> Operand:
+        """Return the operand of another kernel, given in the dtype and at the scale of this one."""
+        return dataclasses.replace(self, kernel=kernel)
+
+    def complex_zeros(self, shape: tuple[int, ...]) -> Array:
+        """Return zeros of this shape in the complex dtype of the computation, on the device of the kernel."""
+        xp = self.xp
+        return xp.broadcast_to(xp.astype(xp.zeros_like(self.scale), self.complex_dtype), shape)
+
     def widen(self) -> Operand:
         """Return the operand in float64 if the library computes fast in it, with the dtype of the answer kept."""
-        if self.computed_in == "float64" or not self.backend.has_fast_float64(self.kernel):
+        if self.is_double or not self.backend.has_fast_float64(self.kernel):
             return self
         xp = self.xp
-        kind = "complex128" if not self.plan.real else "float64"
-        kernel, scale = xp.astype(self.kernel, getattr(xp, kind)), xp.astype(self.scale, xp.float64)
-        return dataclasses.replace(self, kernel=kernel, scale=scale, computed_in="float64")
+        kernel = xp.astype(self.kernel, xp.float64 if self.plan.real else xp.complex128)
+        return dataclasses.replace(self, kernel=kernel, scale=xp.astype(self.scale, xp.float64), computed_in="float64")
 
     def answer(self, values: Array, *, scaled: bool = True) -> Array:
         """Return `values` in the dtype of the answer, multiplied by the operand's scale if `scaled`.
@@ -191,8 +219,7 @@ class Operand:
         xp, plan = self.xp, self.plan
         conv = plan.conv
         ndim = conv.ndim
-        whole, grouped = ("I", "O") if conv.transposed else ("O", "I")
-        order = [conv.layout.index(letter) for letter in (*conv.spatial, whole, grouped)]
+        order = [conv.layout.index(letter) for letter in (*conv.spatial, *channel_letters(conv))]
         taps = xp.permute_dims(self.kernel, tuple(order))
         if conv.transposed:
             # The layer is the transpose of a convolution, which is the adjoint of the conjugate kernel's convolution.
@@ -207,8 +234,7 @@ class Operand:
         offset_axes = range(0, 2 * ndim, 2)
         class_axes = range(1, 2 * ndim, 2)
         taps = xp.permute_dims(taps, (*offset_axes, 2 * ndim, 2 * ndim + 1, *class_axes, 2 * ndim + 2))
-        count = math.prod(len(axis.offsets) for axis in plan.axes)
-        taps = xp.reshape(taps, (count, plan.groups, plan.rows, math.prod(classes) * plan.columns))
+        taps = xp.reshape(taps, (plan.offset_count, plan.groups, plan.rows, math.prod(classes) * plan.columns))
         return self.backend.contiguous(taps)
 
     def take_or_zero(self, array: Array, places: IntArray, axis: int) -> Array:
@@ -235,7 +261,7 @@ class Operand:
                 taps = self.backend.take(taps, axis.slot_of_tap, index)
         if conv.transposed:
             taps = self.backend.conj(taps)
-        letters = (*conv.spatial, *(("I", "O") if conv.transposed else ("O", "I")))
+        letters = (*conv.spatial, *channel_letters(conv))
         return xp.permute_dims(taps, tuple(letters.index(letter) for letter in conv.layout))
 
 

@@ -31,7 +31,6 @@ __all__ = [
     "Tabulated",
     "TrigonometricPolynomial",
     "fft_is_cheaper",
-    "itemsize",
     "phase_tables",
     "phases_at",
     "phases_on_host",
@@ -88,7 +87,7 @@ class TrigonometricPolynomial:
     def row_bytes(self) -> int:
         """Return the bytes of working memory of one frequency; see `Evaluator`."""
         offsets, groups, rows, columns = self.coefficients.shape
-        return (2 * offsets + groups * (2 * rows * columns + min(rows, columns) ** 2)) * itemsize(self.operand)
+        return (2 * offsets + groups * (2 * rows * columns + min(rows, columns) ** 2)) * self.operand.complex_bytes
 
     def __call__(self, frequencies: Array) -> Array:
         """Return the matrices at the frequencies of the given indices."""
@@ -130,7 +129,7 @@ class Tabulated:
     @property
     def row_bytes(self) -> int:
         """Return the bytes of working memory of one frequency; see `Evaluator`."""
-        return 2 * math.prod(self.matrices.shape[1:]) * itemsize(self.operand)
+        return 2 * math.prod(self.matrices.shape[1:]) * self.operand.complex_bytes
 
     def part(self, groups: slice) -> Tabulated:
         """Return the matrices of some of the groups."""
@@ -163,8 +162,7 @@ class RealPart:
 
 def symbol_polynomial(operand: Operand) -> TrigonometricPolynomial:
     """Return the symbol as a polynomial whose coefficients are the taps."""
-    offsets = [axis.offsets for axis in operand.plan.axes]
-    return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, offsets))
+    return TrigonometricPolynomial(operand, operand.taps(), phase_tables(operand, operand.plan.offsets))
 
 
 def symbol_at(operand: Operand, frequencies: IntArray) -> Array:
@@ -189,11 +187,6 @@ def phases_on_host(plan: Plan, frequencies: IntArray, dtype: str) -> HostArray:
 def symbol_evaluator(operand: Operand) -> TrigonometricPolynomial | Tabulated:
     """Return the cheapest way to evaluate the symbol: a polynomial, or an FFT for kernels of many taps."""
     return _transform(operand) if fft_is_cheaper(operand) else symbol_polynomial(operand)
-
-
-def itemsize(operand: Operand) -> int:
-    """Return the bytes of one complex number of the computation."""
-    return int(2 * operand.xp.finfo(operand.real_dtype).bits // 8)
 
 
 def phase_tables(operand: Operand, offsets: Sequence[tuple[int, ...]]) -> list[Array]:
@@ -232,12 +225,11 @@ def fft_is_cheaper(operand: Operand) -> bool:
     also holds the whole symbol in memory.
     """
     plan = operand.plan
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
     count = math.prod(plan.periods)
     fits = all(len({q % axis.period for q in axis.offsets}) == len(axis.offsets) for axis in plan.axes)
     entries = count * plan.groups * math.prod(plan.block)
-    affordable = 2 * entries * itemsize(operand) <= BLOCK_BYTES
-    return (fits or is_long(operand)) and affordable and offsets > FFT_FACTOR * math.log2(max(count, 2))
+    affordable = 2 * entries * operand.complex_bytes <= BLOCK_BYTES
+    return (fits or is_long(operand)) and affordable and plan.offset_count > FFT_FACTOR * math.log2(max(count, 2))
 
 
 def _transform(operand: Operand) -> Tabulated:

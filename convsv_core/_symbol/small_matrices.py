@@ -14,6 +14,7 @@ __all__ = [
     "absolute_square",
     "are_below",
     "block_singular_values",
+    "divisors",
     "gram_singular_values",
     "largest_eigenvalues",
     "real_and_complex",
@@ -64,6 +65,11 @@ def safe_sqrt(xp: ModuleType, values: Array) -> Array:
     root = xp.sqrt(xp.where(positive, values, xp.ones_like(values)))
     root = xp.where(positive, root, xp.zeros_like(values))
     return xp.where(xp.isnan(values), values, root)
+
+
+def divisors(xp: ModuleType, values: Array) -> Array:
+    """Return positive values, and 1 in place of others: to divide by where the quotient is 0 or not used."""
+    return xp.where(values > 0, values, xp.ones_like(values))
 
 
 def absolute_square(xp: ModuleType, array: Array) -> Array:
@@ -134,8 +140,7 @@ def _values_of_side_2(backend: Backend, blocks: Array) -> Array:
     largest = safe_sqrt(xp, (a + d) / 2 + half_gap)
     longer = xp.where(swap[..., 0], d, a)
     nonzero = longer > 0
-    divisor = xp.where(nonzero, longer, xp.ones_like(longer))
-    along = product / divisor
+    along = product / xp.where(nonzero, longer, xp.ones_like(longer))
     remainder = second - along[..., None] * first
     determinant = safe_sqrt(xp, longer) * safe_sqrt(xp, squared_norm(xp, remainder, axis=-1))
     smallest = determinant / xp.where(nonzero, largest, xp.ones_like(largest))

@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray, IntArray, Plan
+from convsv_core._geometry.rounding import summation_units
 from convsv_core._symbol.operand import Operand
 from convsv_core.backend import Array
 
@@ -43,9 +44,6 @@ LONG_OFFSETS_IN_SINGLE = 1024
 The rounding error bound of transforms is larger than the bound of sums, which matters in single precision.
 """
 
-DOUBLE_EPS = 1e-15
-"""Largest eps of an arithmetic that counts as double precision."""
-
 LEVEL_EPS = 8
 """Rounding error of one level of a transform, in units of eps times the sum of the moduli of the inputs.
 
@@ -61,8 +59,7 @@ Measured with NumPy: larger parts save no time, and a transform holds about four
 
 def is_long(operand: Operand) -> bool:
     """Return whether the kernel has so many taps that its Gram polynomial is made by transforms."""
-    least = LONG_OFFSETS if operand.eps <= DOUBLE_EPS else LONG_OFFSETS_IN_SINGLE
-    return math.prod(len(axis.offsets) for axis in operand.plan.axes) >= least
+    return operand.plan.offset_count >= (LONG_OFFSETS if operand.is_double else LONG_OFFSETS_IN_SINGLE)
 
 
 @functools.lru_cache(maxsize=256)
@@ -106,9 +103,9 @@ def place_taps(operand: Operand, taps: Array, lengths: tuple[int, ...], places: 
     for index, (length, along) in enumerate(zip(lengths, places, strict=True)):
         order = np.argsort(along, kind="stable")
         ordered = along[order]
-        layer = np.arange(len(along)) - np.searchsorted(ordered, ordered)  # counts the taps at one place
+        layer = np.arange(len(along)) - np.searchsorted(ordered, ordered)  # It counts the taps at one place.
         layers = int(layer.max()) + 1
-        source: IntArray = np.full((layers, length), len(along))  # the appended zeros, except at the places
+        source: IntArray = np.full((layers, length), len(along))  # Other places take the appended zeros.
         source[layer, ordered] = order
         padded = operand.take_or_zero(padded, source.reshape(-1), index)
         if layers > 1:
@@ -137,7 +134,7 @@ def lag_products(operand: Operand, taps: Array, *, reverse: bool) -> Array:
     places = [_places(np.asarray(axis.offsets), reverse) for axis in plan.axes]
     axes = tuple(range(len(lengths)))
     _, groups, side, inner = taps.shape
-    row_bytes = math.prod(lengths) * groups * side * int(2 * xp.finfo(operand.real_dtype).bits // 8)
+    row_bytes = math.prod(lengths) * groups * side * operand.complex_bytes
     step = max(1, min(inner, TRANSFORM_BYTES // row_bytes))
     total = None
     for start in range(0, inner, step):
@@ -163,9 +160,8 @@ def transform_roundings(operand: Operand) -> Array:
     """
     plan = operand.plan
     count = math.prod(lag_lengths(plan))
-    inner = max(plan.block)
     span = sum(max(axis.offsets) - min(axis.offsets) for axis in plan.axes)
-    units = 3 * LEVEL_EPS * math.log2(count) + min(inner, 8 * math.sqrt(inner))
+    units = 3 * LEVEL_EPS * math.log2(count) + summation_units(max(plan.block))
     return (math.sqrt(count) * units + 2 * math.pi * span) * operand.eps * _modulus(operand) ** 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,8 +54,7 @@ def _pairs_are_cheaper(plan: Plan) -> bool:
 
     It is always so on the infinite lattice, where there are no frequencies to visit.
     """
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    side = min(plan.block)
+    offsets, side = plan.offset_count, min(plan.block)
     of_pairs, of_frequencies = offsets**2 * side, 8 * len(plan.frequencies) * (offsets + side)
     return not all(plan.periods) or (offsets <= MOST_OFFSETS and of_pairs <= of_frequencies)
 
@@ -65,7 +63,7 @@ def _folded(operand: Operand, coefficients: Array) -> tuple[Array, int]:
     """Return the coefficients after folding, one matrix a row, and the row of the difference 0."""
     xp, plan = operand.xp, operand.plan
     matrices = coefficients.shape[1:]
-    differences = [differences_of(axis.offsets) for axis in plan.axes]
+    differences = [*map(differences_of, plan.offsets)]
     coefficients = xp.reshape(coefficients, (*map(len, differences), *matrices))
     folded = fold(operand.backend, coefficients, differences, plan.periods)
     zeros = tuple(np.flatnonzero(places == 0)[0] for places in folded.places)

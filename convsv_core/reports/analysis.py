@@ -29,7 +29,6 @@ from convsv_core.reports.views import spectrum_view
 
 __all__ = [
     "CURVE_POINTS",
-    "Placement",
     "analyze",
     "bounds_reports",
     "declared_bounds",

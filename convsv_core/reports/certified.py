@@ -18,7 +18,15 @@ from convsv_core.layers import Layer, Operator, layer_operators
 from convsv_core.plugins import backend_of
 from convsv_core.reports.placement import Placement
 
-__all__ = ["ENTRY_EPS", "LayerBounds", "certified_norms", "folded_upper", "layer_operator", "scaled_outputs"]
+__all__ = [
+    "ENTRY_EPS",
+    "LayerBounds",
+    "certified_bounds",
+    "certified_norms",
+    "folded_upper",
+    "layer_operator",
+    "scaled_outputs",
+]
 
 ENTRY_EPS = 4 * float(np.finfo(np.float64).eps)
 """Relative error of an entry that a few operations in float64 computed.
@@ -123,7 +131,7 @@ def scaled_outputs(kernel: Array, conv: Conv, scale: Array) -> Array:
     xp = backend_of(kernel).namespace(kernel)
     outputs, inputs = conv.layout.index("O"), conv.layout.index("I")
     columns, rows = kernel.shape[outputs], kernel.shape[inputs]
-    groups = conv.groups if conv.transposed else 1  # the axis O of a transposed kernel has the outputs of one group
+    groups = conv.groups if conv.transposed else 1  # A transposed kernel's axis O is for one group.
     if tuple(scale.shape) != (groups * columns,):
         raise ValueError(f"{math.prod(scale.shape)} factors for a layer of {groups * columns} output channels")
     shape = [1] * kernel.ndim

@@ -13,18 +13,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from convsv_core._network.constant import checked_range, network_graph
-from convsv_core._network.constant import lipschitz as network_constant
 from convsv_core._network.difference import output_difference
-from convsv_core._network.result import Lipschitz, finite
 from convsv_core.backend import Backend
 from convsv_core.layers import Layer, Operator, ReadOptions, UnknownExtents, lattice
 from convsv_core.plugins import get_backend, one_line
 from convsv_core.reports.certified import certified_bounds, layer_operator
+from convsv_core.reports.constant import checked_range, network_graph
+from convsv_core.reports.constant import lipschitz as network_constant
+from convsv_core.reports.constant_report import Lipschitz
 from convsv_core.reports.live_models import COMPUTING_FAILS, model_layers
 from convsv_core.reports.matching import Pair, Unmatched, match_layers
 from convsv_core.reports.model_files import read_model
-from convsv_core.reports.network_report import Report
+from convsv_core.reports.network_report import Report, finite
 from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import DifferenceReport
 from convsv_core.reports.views import DIFFERENCE, View

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from convsv_core._network.result import Lipschitz
 from convsv_core.reports import difference_charts, sentences, texts
 from convsv_core.reports.comparison import Comparison
+from convsv_core.reports.constant_report import Lipschitz
 from convsv_core.reports.page_parts import Content, figure_part, origins_part, plain_table, table_part
 from convsv_core.reports.plain_table import lay_out
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from convsv_core._network.result import Lipschitz
 from convsv_core.reports import texts
 from convsv_core.reports.charts import COLOURS, Chart, Spec, chosen, interactive, number, row_target
+from convsv_core.reports.constant_report import Lipschitz
 
 __all__ = ["blocks_chart", "growth_chart"]
 

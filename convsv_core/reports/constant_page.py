@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from convsv_core._network.result import Lipschitz
 from convsv_core.reports import constant_charts, texts
+from convsv_core.reports.constant_report import Lipschitz
 from convsv_core.reports.constant_views import default_title, nodes_table, sentences_of, subtitle_of
 from convsv_core.reports.page_parts import Content, figure_part, origins_part, plain_table, table_part, written
 

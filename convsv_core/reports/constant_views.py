@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convsv_core._network.result import Lipschitz, LipschitzNode, ResidualBlock
 from convsv_core.reports import texts
 from convsv_core.reports.curves import Plot, empty_figure
 from convsv_core.reports.extras import import_for
 from convsv_core.reports.plain_table import TextColumn, TextTable
+
+if TYPE_CHECKING:
+    from convsv_core._network.blocks import ResidualBlock
+    from convsv_core.reports.constant_report import Lipschitz, LipschitzNode
 
 __all__ = ["default_title", "nodes_frame", "nodes_table", "plot_constant", "sentences_of", "subtitle_of"]
 

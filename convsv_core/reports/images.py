@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
+from convsv_core._geometry.shapes import channel_letters
 from convsv_core.conv import Conv
 
 __all__ = ["MOST_CHANNELS", "PATCH", "PIXELS", "TopVectors", "by_frequency", "top_vectors"]
@@ -101,8 +102,7 @@ def _matrices(kernel: HostArray, conv: Conv, angles: tuple[float, ...]) -> HostA
     lies at ``dilation * t``, so that the operator is the layer up to a shift of its input. A shift changes the
     phases of the singular vectors and leaves the singular values as they are.
     """
-    few, many = ("I", "O") if conv.transposed else ("O", "I")
-    axes = [conv.layout.index(letter) for letter in (few, many, *conv.spatial)]
+    axes = [conv.layout.index(letter) for letter in (*channel_letters(conv), *conv.spatial)]
     taps = np.transpose(kernel, axes).astype(np.result_type(kernel.dtype, np.float64))
     if conv.transposed:  # A transposed layer is the transpose, without conjugation: the adjoint of this convolution.
         taps = np.conj(taps)

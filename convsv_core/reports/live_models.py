@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 from convsv_core.layers import Layer, join_notes
-from convsv_core.plugins import backend_of, one_line, plugins
+from convsv_core.plugins import backend_of, one_line, plugin_names, plugins
 
 __all__ = ["COMPUTING_FAILS", "asking_for_extents", "model_layers"]
 
@@ -25,13 +25,11 @@ def model_layers(model: object, example_input: object = None, *, linear: bool = 
     """
     layers = plugins().manager.hook.convsv_model_layers(model=model, example_input=example_input, linear=linear)
     if layers is None:
-        known = [name for name, _ in plugins().manager.list_name_plugin() if name.startswith("convsv.models:")]
-        names = ", ".join(sorted(name.partition(":")[2] for name in known)) or "none is installed"
         if isinstance(model, str | os.PathLike):
             raise TypeError(f"model={str(model)!r}: wanted a model in memory; convsv spectrum reports on a file")
         raise TypeError(
             f"model is a {type(model).__module__}.{type(model).__qualname__}: wanted a model of a framework that a "
-            f"plugin knows ({names})"
+            f"plugin knows ({plugin_names('convsv.models') or 'none is installed'})"
         )
     return list(map(_on_host, layers))
 

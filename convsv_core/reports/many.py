@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Future: TypeAlias = Any
+"""A `distributed.Future`."""
 
 __all__ = ["ROUNDS", "SECONDS_PER_TASK", "analyze_many"]
 
@@ -168,7 +169,7 @@ class _Run:
                 self._submit()
         finally:
             if self._handlers:
-                with contextlib.suppress(Exception):  # the error, if any, that led here is more useful
+                with contextlib.suppress(Exception):  # The error that led here is more useful.
                     self._client.cancel([future for future, *_ in self._handlers.values()])
 
     # ---- submitting ------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ class _Run:
         while self._under_way < (most := TASKS_PER_THREAD * self._count_threads()):
             if self._splits:
                 self._submit_blocks(*self._splits.popleft())
-            elif self._left and len(self._window) < 2 * most * self._models_per_task():  # the first may take long
+            elif self._left and len(self._window) < 2 * most * self._models_per_task():  # The first may take long.
                 models = [self._left.popleft() for _ in range(self._pack_size())]
                 self._window.extend(models)
                 self._submit_survey(models)
@@ -231,8 +232,8 @@ class _Run:
         surveys, error = _outcome(future)
         if error is not None:
             if not _is_fatal(error):
-                raise error  # no task of any model would fare better
-            if len(models) > 1:  # survey each model alone, to find the one that failed
+                raise error  # No task of any model would fare better.
+            if len(models) > 1:  # Survey each model alone, to find the one that failed.
                 for model in models:
                     self._submit_survey([model])
                 return
@@ -285,7 +286,7 @@ def _outcome(future: Future) -> tuple[Any, BaseException | None]:
         if future.status != "error":
             raise ConnectionError("the scheduler has gone, or has dropped the tasks under way") from error
         return None, error
-    except Exception as error:  # a worker can raise any kind of error
+    except Exception as error:  # A worker can raise any kind of error.
         return None, error
 
 

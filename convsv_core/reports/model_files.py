@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core.layers import LayerList, ModelError, ReadOptions
-from convsv_core.plugins import plugins
+from convsv_core.plugins import plugin_names, plugins
 
 __all__ = ["files_of_model", "read_model", "write_model"]
 
@@ -43,15 +43,13 @@ def read_model(path: Path, options: ReadOptions | None = None) -> LayerList:
     >>> layer.name, layer.kernel.shape
     ('first', (4, 3, 3, 3))
     """
-    loaded = plugins()
     try:
-        layers = loaded.manager.hook.convsv_read_model(path=path, options=options or ReadOptions())
+        layers = plugins().manager.hook.convsv_read_model(path=path, options=options or ReadOptions())
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
     if layers is None:
-        known = [name for name, _ in loaded.manager.list_name_plugin() if name.startswith("convsv.readers:")]
-        readers = ", ".join(sorted(name.partition(":")[2] for name in known))
-        raise ModelError(f"{path}: in no format that is known here ({readers or 'no reader is installed'})")
+        readers = plugin_names("convsv.readers") or "no reader is installed"
+        raise ModelError(f"{path}: in no format that is known here ({readers})")
     return layers if isinstance(layers, LayerList) else LayerList(layers)
 
 

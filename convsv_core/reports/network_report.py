@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeVar, overload
+from typing import Any, Literal, Self, SupportsIndex, TypeVar, overload
 
 from convsv_core.reports import texts
+from convsv_core.reports.curves import Plot
 from convsv_core.reports.extras import import_for
 from convsv_core.reports.notebook import table_html
 from convsv_core.reports.plain_table import lay_out, plain_text
 from convsv_core.reports.report import Row
 from convsv_core.reports.views import SPECTRUM, View
 
-if TYPE_CHECKING:
-    import os
-
-    from convsv_core.reports.curves import Plot
-
-__all__ = ["Report", "figures_of"]
+__all__ = ["Report", "figures_of", "finite"]
 
 R = TypeVar("R", bound=Row)
 
@@ -220,12 +217,13 @@ def figures_of(rows: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any
     >>> figures_of([Row("first", reshaped_norm=float("inf"))], ("name", "reshaped_norm"))
     [{'name': 'first', 'reshaped_norm': None}]
     """
-    figures = [{field: _finite(getattr(row, field)) for field in fields} for row in rows]
+    figures = [{field: finite(getattr(row, field)) for field in fields} for row in rows]
     for row, found in zip(rows, figures, strict=True):
         if row.transposed:
             found["note"] = "; ".join(filter(None, ("transposed", row.note)))
     return figures
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a value as JSON has it: None in place of a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,28 +1,15 @@
-"""The keys that sort the rows of a report: functions with names, so that a report can be pickled."""
+"""The keys that sort the rows of a report: functions that can be pickled, so that a report can be too."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from convsv_core.reports.report import Row
 
-__all__ = [
-    "SortKey",
-    "by_condition",
-    "by_depth",
-    "by_distance",
-    "by_factor",
-    "by_name",
-    "by_norm",
-    "by_norm_before",
-    "by_place",
-    "by_rank",
-    "by_share",
-    "by_smallest",
-    "descending",
-]
+__all__ = ["SortKey", "by_depth", "by_factor", "descending", "largest_first"]
 
 SortKey: TypeAlias = Callable[[Any], float | str | None]
 """The key by which a row is sorted, or None for the end of the table."""
@@ -39,56 +26,20 @@ def descending(value: float | None) -> float | None:
     return None if value is None else -value
 
 
+def largest_first(field: str) -> SortKey:
+    """Return the key that sorts rows from the largest value of a field on."""
+    return functools.partial(_descending_field, field)
+
+
+def _descending_field(field: str, row: Row) -> float | None:
+    return descending(getattr(row, field))
+
+
 def by_depth(row: Row) -> float:
     """Return the same key for every row, which keeps the order of the network."""
     return 0.0
 
 
-def by_name(row: Row) -> str:
-    """Return the row's name."""
-    return row.name
-
-
-def by_norm(row: Row) -> float | None:
-    """Return the key that sorts from the largest norm on."""
-    return descending(row.norm)
-
-
 def by_factor(row: Row) -> float | None:
     """Return the key that sorts from the norm that the reshaped norm misses most on."""
     return -abs(math.log(row.factor)) if row.factor else None
-
-
-def by_smallest(row: Any) -> float | None:
-    """Return the smallest singular value."""
-    return row.smallest_singular_value
-
-
-def by_condition(row: Any) -> float | None:
-    """Return the key that sorts from the largest condition number on."""
-    return descending(row.condition_number)
-
-
-def by_rank(row: Any) -> float | None:
-    """Return the stable rank."""
-    return row.stable_rank
-
-
-def by_norm_before(row: Any) -> float | None:
-    """Return the key that sorts from the largest norm before a projection on."""
-    return descending(row.norm_before)
-
-
-def by_distance(row: Any) -> float | None:
-    """Return the key that sorts from the largest change on."""
-    return descending(row.distance)
-
-
-def by_share(row: Any) -> float | None:
-    """Return the key that sorts from the largest share of a norm on."""
-    return descending(row.share)
-
-
-def by_place(row: Any) -> float:
-    """Return the row's place in the network."""
-    return float(row.place)

@@ -27,6 +27,8 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """Shares of the singular values at which a report gives quantiles."""
 
 Bounds: TypeAlias = Literal["none", "upper", "both"]
+"""The type of an entry of `BOUNDS`."""
+
 BOUNDS: tuple[Bounds, ...] = ("none", "upper", "both")
 """Choices of the certified bounds of a layer's norm with its own padding."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from convsv_core.reports import texts
 
-__all__ = ["of_bounds", "of_differences", "of_spectrum"]
+__all__ = ["how_many_differ", "of_bounds", "of_differences", "of_spectrum"]
 
 NEAR_SINGULAR = 1e4
 """Condition number from which a layer counts as near singular. A guess: it loses more than half of float32's digits."""
@@ -67,8 +67,7 @@ def of_bounds(rows: Sequence[Any]) -> list[str]:
 
 def of_differences(rows: Sequence[Any]) -> list[str]:
     """Return how many layers differ, and where the difference is largest, relative to the layer and alone."""
-    same = sum(row.difference_upper == 0 or row.share == 0 for row in rows)
-    found = [f"{texts.layers(rows)} compared, of which {same} {'has' if same == 1 else 'have'} equal weights."]
+    found = [how_many_differ(rows)]
     shares = [row for row in rows if row.share]
     if shares:
         largest = max(shares, key=lambda row: row.share)
@@ -86,6 +85,12 @@ def of_differences(rows: Sequence[Any]) -> list[str]:
             f"changes by at most {texts.rounded_up(largest.difference_upper)}."
         )
     return found + _without(rows)
+
+
+def how_many_differ(rows: Sequence[Any]) -> str:
+    """Return how many layers were compared, and how many of them have equal weights."""
+    same = sum(row.difference_upper == 0 or row.share == 0 for row in rows)
+    return f"{texts.layers(rows)} compared, of which {same} {'has' if same == 1 else 'have'} equal weights."
 
 
 def _misleading(rows: Sequence[Any]) -> list[str]:

@@ -8,7 +8,6 @@ computes it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,15 +29,10 @@ from convsv_core._symbol.polynomial import BLOCK_BYTES
 from convsv_core._symbol.small_matrices import real_and_complex
 from convsv_core.layers import Layer, ModelError, ReadOptions, lattice
 from convsv_core.plugins import get_backend, one_line
-from convsv_core.reports.analysis import (
-    Placement,
-    describe,
-    layer_reports,
-    with_bounds,
-    with_spectrum,
-)
+from convsv_core.reports.analysis import describe, layer_reports, with_bounds, with_spectrum
 from convsv_core.reports.live_models import COMPUTING_FAILS
 from convsv_core.reports.model_files import read_model
+from convsv_core.reports.placement import Placement
 from convsv_core.reports.report import Bounds, LayerReport
 
 __all__ = [
@@ -219,8 +213,7 @@ def work_per_frequency(plan: Plan) -> float:
     """
     rows, columns = plan.block
     side = min(rows, columns)
-    offsets = math.prod(len(axis.offsets) for axis in plan.axes)
-    return float(plan.groups * (8 * rows * columns * offsets + 16 * max(rows, columns) * side**2))
+    return float(plan.groups * (8 * rows * columns * plan.offset_count + 16 * max(rows, columns) * side**2))
 
 
 def cut(plan: Plan) -> tuple[Block, ...]:
@@ -240,7 +233,7 @@ def _survey(path: Path, options: TaskOptions) -> Survey:
         layers = read_model(path, options.read)
     except ModelError as error:
         return Survey(failure=str(error), seconds=time.perf_counter() - start)
-    except Exception as error:  # a damaged file can make a reader fail in any way, and costs no other model
+    except Exception as error:  # A damaged file can make a reader fail in any way, and costs no other model.
         reason = f"{path}: {one_line(error, with_type=True)}"
         return Survey(failure=reason, seconds=time.perf_counter() - start)
     now: list[int] = []

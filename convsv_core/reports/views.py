@@ -8,25 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 from convsv_core.reports import sentences, texts
 from convsv_core.reports.curves import Plot, plot_curves
 from convsv_core.reports.layer_plots import plot_bounds, plot_shares
-from convsv_core.reports.orders import (
-    SortKey,
-    by_condition,
-    by_depth,
-    by_distance,
-    by_factor,
-    by_name,
-    by_norm,
-    by_norm_before,
-    by_place,
-    by_rank,
-    by_share,
-    by_smallest,
-)
+from convsv_core.reports.orders import SortKey, by_depth, by_factor, largest_first
 from convsv_core.reports.report import Bounds, Row
 
 __all__ = [
@@ -159,7 +147,11 @@ def _moved(rows: Sequence[Any]) -> str:
     return f"{len(changed)} of {texts.layers(rows)} changed, by {texts.figure(total)} in all."
 
 
-ANY_SORT_KEYS: Mapping[str, SortKey] = {"depth": by_depth, "name": by_name, "norm": by_norm}
+ANY_SORT_KEYS: Mapping[str, SortKey] = {
+    "depth": by_depth,
+    "name": attrgetter("name"),
+    "norm": largest_first("norm"),
+}
 """The orders that the rows of every report have."""
 
 _FACTOR_SORT_KEYS: Mapping[str, SortKey] = {**ANY_SORT_KEYS, "factor": by_factor}
@@ -261,7 +253,12 @@ SPECTRUM = View(
         *FACTS_OF_SOME,
         "note",
     ),
-    {**_FACTOR_SORT_KEYS, "smallest": by_smallest, "condition": by_condition, "rank": by_rank},
+    {
+        **_FACTOR_SORT_KEYS,
+        "smallest": attrgetter("smallest_singular_value"),
+        "condition": largest_first("condition_number"),
+        "rank": attrgetter("stable_rank"),
+    },
     _off_by,
     sentences=sentences.of_spectrum,
 )
@@ -355,15 +352,9 @@ def projection_view(bound: float, method: str) -> View:
             *FACTS_OF_SOME,
             "note",
         ),
-        {**ANY_SORT_KEYS, "before": by_norm_before, "distance": by_distance},
+        {**ANY_SORT_KEYS, "before": largest_first("norm_before"), "distance": largest_first("distance")},
         _moved,
     )
-
-
-def _changed(rows: Sequence[Any]) -> str:
-    """Return a line that says how many layers differ."""
-    same = sum(row.difference_upper == 0 or row.share == 0 for row in rows)
-    return f"{texts.layers(rows)} compared, of which {same} {'has' if same == 1 else 'have'} equal weights."
 
 
 DIFFERENCE = View(
@@ -390,8 +381,8 @@ DIFFERENCE = View(
         ),
     ),
     (*GEOMETRY_FIELDS, "other_name", "difference_upper", "norm_upper", "share", "linear", "note"),
-    {"share": by_share, "depth": by_place, "name": by_name, "norm": by_norm},
-    _changed,
+    {"share": largest_first("share"), **ANY_SORT_KEYS, "depth": attrgetter("place")},
+    sentences.how_many_differ,
     sentences=sentences.of_differences,
     draw=plot_shares,
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from convsv_core import Conv, lipschitz
+from convsv_core._network.ranges import moduli_of
 from convsv_core.networks import (
     BranchMatmul,
     Convolution,
@@ -76,3 +77,8 @@ def test_the_range_of_a_function_with_a_turn_for_some_elements(function, paramet
     values = elementwise.value(kind, np.linspace(low, high, 4001))
     assert np.all(found.low <= values.min(axis=0))
     assert np.all(values.max(axis=0) <= found.high)
+
+
+def test_moduli_of_integer_weights_do_not_overflow() -> None:
+    """The least integer of a dtype has no modulus in that dtype."""
+    assert moduli_of(Scale(np.asarray([-128, 3], np.int8))).scale.tolist() == [128, 3]

@@ -11,7 +11,7 @@ from convsv_conformance.dense import dense_matrix
 
 import convsv_core as convsv
 from convsv_core import Conv
-from convsv_core._geometry.padding import lattice, tap_places
+from convsv_core._geometry.padding import lattice, tap_reads
 from convsv_core._geometry.shapes import forward_extents
 from convsv_core.conv import transposed_conv
 from convsv_core.plugins import get_backend
@@ -107,8 +107,8 @@ def test_a_dilated_layer_has_the_outputs_of_torch(dilation: int) -> None:
     module = torch.nn.ConvTranspose1d(1, 1, 4, 3, padding=1, output_padding=2, dilation=dilation)
     found = module(torch.zeros(1, 1, 5)).shape[-1]
     assert forward_extents((4,), (5,), conv) == (found,) == (outputs(4, 3, 1, 2, 5, dilation),)
-    (places,) = tap_places((4,), (5,), conv)
-    assert places.shape == (5, 4)
+    (reads,) = tap_reads((4,), (5,), conv)
+    assert reads.places().shape == (5, 4)
 
 
 def test_pads_may_be_negative_where_outputs_are_added() -> None:

@@ -8,9 +8,8 @@ import math
 import numpy as np
 
 from convsv_core import Conv
-from convsv_core._network.attained import jacobian_norm
-from convsv_core._network.jacobian import linearize
-from convsv_core._network.result import ResidualBlock
+from convsv_core._network.blocks import ResidualBlock
+from convsv_core._network.jacobian import Linearized, linearize
 from convsv_core.networks import (
     AveragePool,
     AxisMaps,
@@ -333,11 +332,23 @@ def largest_jacobian(graph: Graph, seed: int, box: tuple[float, float] | None = 
             tried = x if step == 0 else x + rng.normal(size=shape) * size / 2
             tried = tried if box is None else np.clip(tried, *box)
             with np.errstate(all="ignore"):
-                found = jacobian_norm(linearize(graph, {"x": tried}), 15) or 0.0
+                found = _norm_from_below(linearize(graph, {"x": tried}))
             if found > reached:
                 x, reached = tried, found
         best = max(best, reached)
     return best
+
+
+def _norm_from_below(network: Linearized, steps: int = 15) -> float:
+    """Return the largest factor by which power iteration with a Jacobian stretches a vector; 0 if it is infinite."""
+    vector, largest = np.random.default_rng(0).standard_normal(network.input_size), 0.0
+    for _ in range(steps):
+        length = float(np.linalg.norm(vector))
+        if not 0 < length < np.inf:
+            break
+        image = network.apply(vector / length)
+        largest, vector = max(largest, float(np.linalg.norm(image))), network.adjoint(image)
+    return largest * (1 - 1e-9) if np.isfinite(largest) else 0.0
 
 
 def block_values(graph: Graph, block: ResidualBlock, seed: int) -> np.ndarray:

@@ -18,10 +18,10 @@ from convsv_core._network.graph import Graph, Node
 from convsv_core._network.kinds import NumberArray
 from convsv_core._network.logarithms import log_of, log_root, power_of_ten
 from convsv_core._network.patterns import simplify
-from convsv_core._network.result import Lipschitz, LipschitzNode
 from convsv_core.conv import as_float, as_int
 from convsv_core.layers import ModelError, ReadOptions
 from convsv_core.plugins import plugins
+from convsv_core.reports.constant_report import Lipschitz, LipschitzNode
 
 __all__ = ["checked_range", "lipschitz", "network_graph", "network_lipschitz"]
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from convsv_core._network.blocks import ResidualBlock
 from convsv_core._network.bounds import Missing
-from convsv_core._network.shown import Shown
+from convsv_core.reports.constant_views import nodes_frame, nodes_table, plot_constant
+from convsv_core.reports.curves import Plot
+from convsv_core.reports.extras import import_for
+from convsv_core.reports.network_report import finite
+from convsv_core.reports.notebook import table_html
 
-__all__ = ["Lipschitz", "LipschitzNode", "ResidualBlock", "finite"]
+__all__ = ["Lipschitz", "LipschitzNode"]
 
 
 @dataclass(frozen=True)
@@ -37,43 +45,7 @@ class LipschitzNode:
 
 
 @dataclass(frozen=True)
-class ResidualBlock:
-    """A residual block ``S x + f(x)`` with a linear shortcut S, as a rule the identity.
-
-    Attributes
-    ----------
-    name : str
-        The name of the sum.
-    start : str
-        The name of x.
-    branch_upper : float
-        Upper bound of the Lipschitz constant of f.
-    smallest_singular_value : float
-        Lower bound of all singular values of the block's Jacobian, at every input: the smallest singular value of S
-        less `branch_upper`, at least 0. A Jacobian with m rows and n columns has ``min(m, n)`` singular values. If the
-        bound is positive, the Jacobian has full rank, and ``x + f(x)`` is invertible. It is 0 too where no
-        positive bound for S is known: of a shortcut that is no small map and whose windows overlap.
-    largest_singular_value : float
-        Upper bound of all singular values: ``shortcut_upper + branch_upper``, rounded upward.
-    shortcut_upper : float
-        Upper bound of the norm of S, 1 for the identity.
-    """
-
-    name: str
-    start: str
-    branch_upper: float
-    smallest_singular_value: float
-    largest_singular_value: float
-    shortcut_upper: float = 1.0
-
-    def __str__(self) -> str:
-        shortcut = "" if self.shortcut_upper == 1 else f"shortcut {self.shortcut_upper:.4g}, "
-        values = f"in [{self.smallest_singular_value:.4g}, {self.largest_singular_value:.4g}]"
-        return f"block {self.name}: {shortcut}branch {self.branch_upper:.4g}, singular values {values}"
-
-
-@dataclass(frozen=True)
-class Lipschitz(Shown):
+class Lipschitz:
     """The certified Lipschitz constant of a network, in Euclidean norms of whole tensors; `str` gives a table.
 
     Like a `Report`, it displays itself in a notebook, and has `plot`, `to_html`, `to_json` and `to_pandas`.
@@ -124,7 +96,7 @@ class Lipschitz(Shown):
             for node in self.nodes
         ]
         lines += map(str, self.blocks)
-        lines += [line for missing in self.missing for line in [self._missing_line(missing)]]
+        lines += map(self._missing_line, self.missing)
         lines.append(f"upper: {self.upper_text}")
         lines.append(f"product of all factors: {self._number(self.log10_product, None)}")
         lines.append(f"lower: {'unknown' if self.lower is None else self._lower_text(self.lower)}")
@@ -159,14 +131,84 @@ class Lipschitz(Shown):
             ],
         }
 
+    def _repr_html_(self) -> str:
+        """Return the table of the nodes as a notebook shows it."""
+        return table_html(nodes_table(self))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Print the table where IPython has no HTML."""
+        printer.text(repr(self) if cycle else str(self))
+
+    def to_json(self) -> str:
+        """Return the figures as JSON, as ``convsv lipschitz --json`` writes them, without the name of the model.
+
+        JSON has no infinity: a figure is null where a node has no bound and where it is infinite.
+        """
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with a row for each node: name, op, log10_factor, log10_upper and note.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            pandas is not installed.
+        """
+        return nodes_frame(self)
+
+    def plot(self, figure: Any = None, *, title: str = "") -> Plot:
+        """Draw the decimal logarithm of the bound along the graph, and of each node's factor.
+
+        Parameters
+        ----------
+        figure : matplotlib.figure.Figure, optional
+            An empty figure to draw in. By default `pyplot` makes one, which a notebook displays.
+        title : str, default ""
+            The name of the network. By default the name of its output.
+
+        Returns
+        -------
+        figure : matplotlib.figure.Figure
+        axes : matplotlib.axes.Axes
+
+        Raises
+        ------
+        ModuleNotFoundError
+            matplotlib is not installed.
+        """
+        return plot_constant(self, figure, title)
+
+    def to_html(self, path: str | os.PathLike[str], *, title: str = "") -> None:
+        """Write a page to read in a browser, offline: the bound along the graph, residual blocks and a table of nodes.
+
+        Parameters
+        ----------
+        path : path
+            The file to write. It needs no other file and no network.
+        title : str, default ""
+            The name of the network. By default the name of its output.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            The libraries of the extra ``html``, whose scripts the page contains, are not installed.
+        OSError
+            The file cannot be written.
+        """
+        Path(path).write_text(self.page(title), encoding="utf-8")
+
+    def page(self, title: str = "") -> str:
+        """Return the content of the file that `to_html` writes."""
+        return import_for("convsv_core.reports.constant_page", "to_html()", "html").constant_page(self, title)
+
     def _lower_text(self, lower: float) -> str:
         where = "at one input" if self.lower_inputs == 1 else f"the largest at {self.lower_inputs} inputs"
         return f"{lower:.6g}, {where}"
 
     @staticmethod
     def _missing_line(missing: Missing) -> str:
-        before = f"the bound up to it is 10^{missing.log10_before:.4f}" if missing.log10_before < math.inf else ""
-        return f"no bound for {missing.name} ({missing.op}): {missing.reason}" + (f"; {before}" if before else "")
+        before = f"; the bound up to it is 10^{missing.log10_before:.4f}" if missing.log10_before < math.inf else ""
+        return f"no bound for {missing.name} ({missing.op}): {missing.reason}{before}"
 
     @staticmethod
     def _number(log: float, value: float | None) -> str:
@@ -174,8 +216,3 @@ class Lipschitz(Shown):
             return "none"
         shown = "" if value is None or not math.isfinite(value) else f" = {value:.6g}"
         return "0" if log == -math.inf else f"10^{log:.4f}{shown}"
-
-
-def finite(value: float) -> float | None:
-    """Return the number, or None if it is infinite."""
-    return value if math.isfinite(value) else None
