@@ -110,6 +110,16 @@ def make_flat_kernels(norms: list[float]) -> list[np.ndarray]:
     return kernels
 
 
+@pytest.mark.parametrize("padding", [{"padding_mode": "reflect"}, {"padding_mode": "circular", "padding": 2}])
+def test_padding_that_repeats_pixels_has_no_certificate_for_every_size(padding: dict[str, object]) -> None:
+    kernel = np.full((1, 1, 3, 3), 0.1)
+    conv = convsv.Conv("OIHW", **padding)
+    with pytest.raises(NotImplementedError, match="repeats pixels"):
+        rescale_together([kernel], None, conv, 1.0)
+    with pytest.raises(ValueError, match="rtol=-1"):
+        rescale_together([kernel], None, convsv.Conv("OIHW"), 1.0, rtol=-1)
+
+
 def test_kernels_of_which_no_frequency_can_be_left_out() -> None:
     conv = convsv.Conv("OIHW")
     kernels = make_flat_kernels([0.5, 0.9999, 1.001, 1.3])
