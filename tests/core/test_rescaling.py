@@ -131,6 +131,19 @@ def test_kernels_of_which_no_frequency_can_be_left_out() -> None:
         assert float(convsv.operator_norm(found, (8, 8), conv)) <= upper <= 1
 
 
+@pytest.mark.parametrize("exponent", [18, 24, 30, 36, 42])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_eigenvalues_of_small_matrices_keep_their_digits_beside_a_large_neighbour(dtype: str, exponent: int) -> None:
+    """The closed form for matrices of side 2 takes fourth powers of norms, which vanish first."""
+    rng, extents, conv = np.random.default_rng(1), (6, 6), convsv.Conv("OIHW")
+    kernel = rng.standard_normal((2, 3, 2, 2)) + (1j * rng.standard_normal((2, 3, 2, 2)) if dtype[0] == "c" else 0)
+    kernel = kernel.astype(dtype)
+    norm = float(convsv.operator_norm(kernel, extents, conv))
+    large = kernel * np.asarray(2.0**exponent, dtype)
+    (found, upper), _ = rescale_together([kernel, large], extents, conv, 0.9 * norm)
+    assert 0.9 * norm * (1 - 1e-3) < float(convsv.operator_norm(found.astype("complex128"), extents, conv)) <= upper
+
+
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_a_large_neighbour_takes_nothing_from_a_small_kernel(library: str) -> None:
     shape, extents, conv = GEOMETRIES["plain"]
