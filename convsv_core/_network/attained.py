@@ -54,6 +54,14 @@ INSIDE = 1e-6
 At an end, the derivative on the other side of a kink could be taken. A guess.
 """
 
+NUDGE = 1e-6
+"""Size of the random changes of the first input, as a share of the root mean square of its elements.
+
+Where several functions have a kink at once, as at an input of zeros, their derivatives may be those of different sides.
+Together they can exceed every derivative of the network: ``x - relu(x) + relu(-x)``, which is 0, would get 1 at the
+input 0. A guess, far above the eps of float64.
+"""
+
 Point = Mapping[str, Float64Array]
 """A value for each input of a network, by its name."""
 
@@ -97,7 +105,7 @@ def attained_norm(
     work = sum(node_work(node, [graph[name].shape for name in node.inputs]) for node in graph)
     if all(isinstance(node.kind, Input) or is_linear(node.kind) for node in graph):
         search = 1
-    at: Point = {name: _inside(value, box) for name, value in inputs_of(graph, box, seed).items()}
+    at: Point = {name: _inside(_nudged(value, rng), box, rng) for name, value in inputs_of(graph, box, seed).items()}
     points = _Points(graph, at, box, rng)
     # Half of the work is for more iterations at the best input, which often gain more than another input.
     left, inputs, cost = MOST_WORK, 1, (2 * EXPLORING_STEPS + 1) * work
@@ -126,8 +134,7 @@ class _Points:
 
     def __init__(self, graph: Graph, first: Point, box: tuple[float, float] | None, rng: np.random.Generator) -> None:
         self._inputs, self._box, self._rng, self._count = graph.inputs, box, rng, 0
-        sizes = {name: float(np.sqrt(np.mean(value**2))) if value.size else 0.0 for name, value in first.items()}
-        self._sizes = {name: size or SPREAD for name, size in sizes.items()}
+        self._sizes = {name: _size(value) for name, value in first.items()}
 
     def next(self, best: Point, direction: Float64Array) -> dict[str, Float64Array]:
         """Return a new random input, or one in some distance from the best one, along a direction or at random."""
@@ -145,13 +152,23 @@ class _Points:
             step = direction if kind == 1 else self._rng.standard_normal(direction.size) / np.sqrt(direction.size)
             step = step * (REACHES[turn % len(REACHES)] * length)
             point = {name: best[name] + part for name, part in tensors_of(step, self._inputs)}
-        return {name: _inside(value, self._box) for name, value in point.items()}
+        return {name: _inside(value, self._box, self._rng) for name, value in point.items()}
 
 
-def _inside(value: Float64Array, box: tuple[float, float] | None) -> Float64Array:
+def _size(value: Float64Array) -> float:
+    """Return the root mean square of an input's elements, or `SPREAD` where it is 0."""
+    return (float(np.sqrt(np.mean(value**2))) if value.size else 0.0) or SPREAD
+
+
+def _nudged(value: Float64Array, rng: np.random.Generator) -> Float64Array:
+    return value + NUDGE * _size(value) * rng.standard_normal(value.shape)
+
+
+def _inside(value: Float64Array, box: tuple[float, float] | None, rng: np.random.Generator) -> Float64Array:
+    """Return an input within the box. Each element keeps a distance of its own, so that no two are equal at an end."""
     if box is None:
         return value
-    margin = INSIDE * (box[1] - box[0])
+    margin = INSIDE * (box[1] - box[0]) * rng.uniform(0.5, 1.0, value.shape)
     return np.clip(value, box[0] + margin, box[1] - margin)
 
 

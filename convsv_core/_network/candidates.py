@@ -231,7 +231,8 @@ def _convolution(kind: kinds.Convolution, shape: Shape, out: Shape) -> Form | No
     (operator,) = layer_operators(kind.kernel.shape, conv, [extents])
     mode = "zeros"
     if conv.padding_mode != "zeros" and any(map(any, pads)):
-        mode = "circular" if is_circulant(tuple(kind.kernel.shape), extents, conv) else "cut"
+        mode = "part" if conv.padding_mode == "circular" else "cut"
+        mode = "circular" if is_circulant(tuple(kind.kernel.shape), extents, conv) else mode
 
     def along(values: tuple[int, ...], own: int) -> tuple[int, ...]:
         found = [values[place] for place in order]

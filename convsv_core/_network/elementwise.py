@@ -230,7 +230,7 @@ def _power_slope(p: Parameters) -> float:
 def _power_slope_on(low: Float64Array, high: Float64Array, p: Parameters) -> Float64Array:
     exponent = p["exponent"]
     most, least = np.maximum(np.abs(low), np.abs(high)), least_modulus(low, high)
-    bound = np.abs(exponent) * np.where(exponent >= 1, most, least) ** (exponent - 1)
+    bound = np.where(exponent == 0, 0.0, np.abs(exponent) * np.where(exponent >= 1, most, least) ** (exponent - 1))
     whole = exponent == np.round(exponent)
     return np.where(whole | (low >= 0), bound, np.inf)  # A negative number has no such root.
 
@@ -361,7 +361,7 @@ ELEMENTWISE: dict[str, Function] = {
         lambda x, p: x ** p["exponent"],
         lambda x, p: p["exponent"] * x ** (p["exponent"] - 1),
         _power_slope,
-        turns=lambda p: (0.0,) if np.all(p["exponent"] > 0) else (),
+        turns=lambda p: (0.0,) if np.any(p["exponent"] > 0) else (),
         slope_on=_power_slope_on,
         pole=lambda p: bool(np.any(p["exponent"] < 0)),
         required=("exponent",),

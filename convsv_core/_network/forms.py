@@ -8,8 +8,9 @@ is ``P' B E P A E``, and ``E P`` may be left out, so that the symbols are multip
 - A gives nothing outside this box, as 1 x 1 convolutions and 'full' padding do.
 
 Elsewhere the product of the symbols is no bound (T(b) T(a) = T(ba) less a Hankel term), and there is no composition.
-Circular convolutions of one period multiply too. Padding that repeats pixels is a map of its own in front of A, with
-the norm that the padding rule gives.
+Circular convolutions of one period multiply too. A map that reads inside of the box may follow one of them if the total
+stride divides the period: with period 3, outputs 0 and 2 are neighbours, which those of the lattice are not. Padding
+that repeats pixels is a map of its own in front of A, with the norm that the padding rule gives.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ MOST_ENTRIES = 1 << 23
 MOST_PRODUCTS = 1 << 34
 """Largest number of multiplications to compose two kernels: about one processor second. A guess."""
 
+PERIODIC = ("circular", "part")
+"""The modes in which the output of the map is periodic, or part of a periodic image."""
+
 
 @dataclass(frozen=True, eq=False)
 class Form:
@@ -49,9 +53,10 @@ class Form:
         The extents of the input's and of the output's box.
     axes_in, axes_out : tuple of int
         Which axis of the input, and of the output, is the channels, and which are the axes of taps, in this order.
-    mode : {"zeros", "circular", "cut"}
+    mode : {"zeros", "circular", "cut", "part"}
         "circular" if the images are periods of the lattice. "cut" if the output is part of a larger image that is not
-        zero outside: only maps that read inside the box may follow.
+        zero outside: only maps that read inside the box may follow. "part" if this larger image is periodic, with the
+        period `extents` of the input: then the total stride must divide the period too.
     adjoint : bool
         Whether the map is the adjoint of the one described: a transposed convolution.
     factor : float
@@ -158,6 +163,10 @@ def _joint_mode(second: Form, first: Form) -> str | None:
     if second.mode != "zeros":
         return None
     inside = [_reads_inside(second, axis) for axis in axes]
+    if first.mode in PERIODIC:
+        steps = (early * late for early, late in zip(first.stride, second.stride, strict=True))
+        whole = not any(extent % step for extent, step in zip(first.extents, steps, strict=True))
+        return "part" if whole and all(inside) else None
     if first.mode != "zeros":
         return "cut" if all(inside) else None
     return "zeros" if all(inside[axis] or _vanishes_outside(first, axis) for axis in axes) else None
@@ -290,7 +299,14 @@ def add(first: Form, second: Form) -> Form | None:
     ):
         return None
     modes = {form.mode for form in (first, second) if not form.is_pointwise}
-    if first.adjoint or second.adjoint or first.factor != 1 or second.factor != 1 or len(modes) > 1 or "cut" in modes:
+    if (
+        first.adjoint
+        or second.adjoint
+        or first.factor != 1
+        or second.factor != 1
+        or len(modes) > 1
+        or modes & {"cut", "part"}
+    ):
         return None
     groups = math.gcd(len(first.kernel), len(second.kernel))
     start, steps, taps = [], [], []

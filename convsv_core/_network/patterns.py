@@ -158,6 +158,8 @@ def _normalization(graph: Graph, node: Node) -> tuple[Node, ...]:
     mean = variance.base.kind
     if variance.scale != 1 or not (isinstance(mean, kinds.Reduce) and mean.function == "mean"):
         return ()
+    if variance.base.shape != _kept_shape(top.base, mean.axes):
+        return ()  # A mean without the axes that it was taken along is broadcast along others.
     square = graph[variance.base.inputs[0]]
     if not _is_square_of(graph, square, top.base):
         return ()
@@ -197,5 +199,9 @@ def _centred_input(graph: Graph, node: Node, axes: tuple[int, ...]) -> str | Non
     x, mean = node.inputs
     other = graph[mean].kind
     fits = isinstance(other, kinds.Reduce) and other.function == "mean" and other.axes == axes
-    kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(graph[x].shape))
-    return x if fits and graph[mean].inputs == (x,) and graph[mean].shape == kept else None
+    return x if fits and graph[mean].inputs == (x,) and graph[mean].shape == _kept_shape(graph[x], axes) else None
+
+
+def _kept_shape(node: Node, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a tensor after a reduction that keeps the axes with the extent 1."""
+    return tuple(1 if axis in axes else extent for axis, extent in enumerate(node.shape))

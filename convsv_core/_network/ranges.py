@@ -18,7 +18,7 @@ from convsv_core._network.linear_maps import forward_kernel, linear_map, shift_o
 from convsv_core._network.norms import EPS
 from convsv_core._network.rule_types import Float64Array, Range
 
-__all__ = ["RANGES", "everything", "largest_modulus", "moduli_of"]
+__all__ = ["RANGES", "everything", "is_damping", "largest_modulus", "moduli_of"]
 
 
 def largest_modulus(box: Range) -> Float64Array:
@@ -165,9 +165,16 @@ def _normalize(node: Node, box: Range) -> Range:
     return Range(np.full(node.shape, -most), np.full(node.shape, most))
 
 
+def is_damping(kind: kinds.LocalResponse) -> bool:
+    """Tell whether a local response normalisation divides by a power that only grows with the neighbours."""
+    return kind.bias > 0 and kind.alpha >= 0 and kind.beta > 0
+
+
 def _local_response(node: Node, box: Range) -> Range:
     kind = node.kind
     assert isinstance(kind, kinds.LocalResponse)
+    if not is_damping(kind):
+        return everything(node)
     gain = kind.bias**-kind.beta * (1 + 8 * EPS)
     return Range(np.minimum(box.low, 0) * gain, np.maximum(box.high, 0) * gain)
 

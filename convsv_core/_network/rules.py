@@ -17,7 +17,7 @@ from convsv_core._network.graph import Node, Shape
 from convsv_core._network.linear_maps import axis_matrices, axis_sources, stack_shapes, window_reads
 from convsv_core._network.norms import EPS, euclidean_norm, kronecker_norm, matrix_norm, product_up, supremum_norm
 from convsv_core._network.opaque import Bounded
-from convsv_core._network.ranges import RANGES, everything, largest_modulus
+from convsv_core._network.ranges import RANGES, everything, is_damping, largest_modulus
 from convsv_core._network.rule_types import Factors, Float64Array, KindRule, NoRule, Range, Tensor
 from convsv_core.plugins import one_line, plugins
 
@@ -246,7 +246,7 @@ def _local_response(node: Node, inputs: Sequence[Tensor]) -> Factors:
     """
     kind = node.kind
     assert isinstance(kind, kinds.LocalResponse)
-    if not (kind.bias > 0 and kind.alpha >= 0 and kind.beta > 0):
+    if not is_damping(kind):
         raise NoRule("a local response normalisation needs a positive bias and beta, and an alpha that is not negative")
     size = min(kind.size, inputs[0].shape[kind.axis])
     worst = kind.bias / kind.beta

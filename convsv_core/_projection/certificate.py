@@ -285,6 +285,8 @@ def quick_tests(problem: Problem) -> Undecided:
     """
     operand, plan = problem.narrow, problem.operand.plan
     limit = float(problem.bound) * (1 - 4 * operand.eps)
+    if limit == math.inf:
+        return Undecided(np.zeros(0, int), False)
     shape = tuple(int(extent) for extent in operand.kernel.shape)
     grids = []
     for tested in TESTED:

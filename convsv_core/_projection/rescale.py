@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convsv_core._geometry.padding import lattice
+from convsv_core._geometry.padding import check_repeats_no_pixel, lattice
 from convsv_core._geometry.plan import HostArray
 from convsv_core._norm.cover import Cover, covered_grid, grid_cover
 from convsv_core._norm.search import largest_of_each, moments_of, parts_of
@@ -25,16 +25,18 @@ from convsv_core._symbol.operand import check_values, make_operand, shape_of
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import PolynomialRows, ProductRows
 from convsv_core.backend import Array
-from convsv_core.conv import Conv, as_float
+from convsv_core.conv import Conv, as_float, check_positive
 from convsv_core.plugins import backend_of
 
 __all__ = ["Rescaling", "rescale_together", "rescaling_factors"]
 
 
-LEAST_LIMIT = 2.0**-40
+LEAST_LIMIT = 2.0**-20
 """Least bound, at the scale of the largest kernel, with which kernels are tested together.
 
-Its square is far above the least normal number of float32. A guess: no two layers differ as much, unless one diverges.
+Moments, and closed forms for matrices of side 2, square the entries of Gram matrices, which makes fourth powers of
+norms. A square below the least normal number of float32, 2^-126, may be lost: up to 2^-63 of an eigenvalue, which is
+less than an eps of eigenvalues above 2^-40.
 """
 
 
@@ -157,7 +159,9 @@ def _factors(
     xp = backend.namespace(kernels[0])
     together = dataclasses.replace(conv, groups=conv.groups * len(kernels))
     factor, cover, every_size, shape = 1.0, None, input_shape is None, input_shape
+    check_positive("rtol", rtol)
     if input_shape is None:
+        check_repeats_no_pixel(shape_of(kernels[0], conv), conv)
         real = not xp.isdtype(kernels[0].dtype, "complex floating")
         grid, cover = covered_grid(shape_of(kernels[0], conv), conv, rtol, real)
         input_shape, factor, together = grid.input_shape, grid.factor, lattice(together)

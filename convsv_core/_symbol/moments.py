@@ -84,7 +84,8 @@ def moment_bounds(gram: GramPolynomial) -> MomentBounds | None:
     means, lost = traces / side, eps * moduli / math.sqrt(side)
     variances = (squares + eps * moduli**2) / side - np.maximum(means - lost, 0.0) ** 2
     uppers = means + lost + np.sqrt((side - 1) * np.maximum(variances, 0.0))
-    return MomentBounds(uppers, squares / np.maximum(traces, np.finfo(float).tiny))
+    known = means > lost  # The quotient of a smaller trace is one of rounding errors, and may overflow.
+    return MomentBounds(uppers, np.where(known, squares / np.where(known, traces, 1.0), 0.0))
 
 
 def frequency_factors(plan: Plan, where: HostArray | None = None, dtype: str = "float64") -> HostArray:

@@ -12,7 +12,7 @@ from small_networks import conv, network
 import convsv_core as convsv
 from convsv_core import Conv, lipschitz
 from convsv_core._network import rules
-from convsv_core._network.attained import inputs_of
+from convsv_core._network.attained import inputs_of, jacobian_norm
 from convsv_core._network.jacobian import linearize
 from convsv_core._network.patterns import simplify
 from convsv_core.layers import ModelError
@@ -294,6 +294,25 @@ def test_normalisations_in_parts_are_recognised(centred):
     assert lipschitz(graph).upper == pytest.approx(10)
 
 
+def test_a_normalisation_along_one_axis_and_broadcast_along_another_is_none():
+    """Without ``keepdims`` the spread of each row divides a column, and no epsilon bounds the derivative."""
+    shape = (4, 4)
+    graph = network(
+        shape,
+        Node("q", Elementwise("square"), ("x",), shape),
+        Node("v", Reduce("mean", (1,)), ("q",), (4,)),
+        Node("e", Scale(shift=np.asarray(0.01)), ("v",), (4,)),
+        Node("r", Elementwise("sqrt"), ("e",), (4,)),
+        Node("y", Quotient(), ("x", "r"), shape),
+    )
+    at = np.zeros(shape)
+    at[0, 1], at[1, 0] = 50.0, 0.1
+    reached = jacobian_norm(linearize(graph, {"x": at}))
+    assert reached > 100  # ten times the constant of the normalisation
+    assert lipschitz(graph).upper == math.inf
+    assert reached <= lipschitz(graph, input_range=(-50, 50)).upper < math.inf
+
+
 # ---- the search for a lower bound ----------------------------------------------------
 
 
@@ -328,3 +347,19 @@ def test_the_search_stays_in_the_range_of_the_input():
         graph = Graph((Node("x", Input(example), (), shape), cube), ("y",))
         found = lipschitz(graph, input_range=(0, 2))
         assert 10 < found.lower <= 12 <= found.upper  # the slope at 2
+
+
+@pytest.mark.parametrize("search", [1, 32])
+@pytest.mark.parametrize("box", [None, (0, 1)])
+def test_kinks_that_meet_at_the_example_raise_no_lower_bound(search, box):
+    """At 0 the derivatives of the two functions, each of some side, would add up to 1. The network is 0."""
+    shape = (1, 3)
+    nodes = [
+        Node("r", Elementwise("relu"), ("x",), shape),
+        Node("m", Scale(np.asarray(-1.0)), ("x",), shape),
+        Node("s", Elementwise("relu"), ("m",), shape),
+        Node("y", Sum((1.0, -1.0, 1.0)), ("x", "r", "s"), shape),
+    ]
+    graph = Graph((Node("x", Input(np.zeros(shape)), (), shape), *nodes), ("y",))
+    found = lipschitz(graph, input_range=box, search=search)
+    assert found.lower == 0 < found.upper

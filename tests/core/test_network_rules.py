@@ -276,6 +276,21 @@ def test_a_normalisation_without_a_floor_has_no_constant():
         node_factors(Node("y", Normalize((1,), 0.0), ("x",), (1, 3)), [Tensor((1, 3))])
 
 
+@pytest.mark.parametrize(("alpha", "beta", "bias"), [(-1.0, 0.75, 2.0), (1.0, -1.0, 1.0), (1.0, 0.75, 0.0)])
+def test_a_local_response_that_may_enlarge_has_no_range(alpha, beta, bias):
+    node, box = Node("y", LocalResponse(1, 3, alpha, beta, bias), ("x",), (1, 3)), np.ones((1, 3))
+    with pytest.raises(NoRule, match="positive bias"):
+        node_factors(node, [Tensor((1, 3))])
+    assert np.all(RANGES[LocalResponse](node, Range(-box, box)).high == np.inf)
+
+
+def test_powers_of_several_exponents_have_slopes_and_ranges():
+    kind = Elementwise("power", {"exponent": np.asarray([2.0, 0.0])})
+    box = Range(np.full(2, -1.0), np.full(2, 2.0))
+    assert elementwise.slope(kind, box) == pytest.approx(4)
+    assert elementwise.function_range(kind, box).low == pytest.approx([0, 1])
+
+
 def test_weights_that_are_no_numbers_have_no_constant():
     for kind in (Matmul(np.full((3, 3), np.nan)), Scale(np.asarray(np.inf))):
         with pytest.raises(NoRule, match="NaN or infinity"):

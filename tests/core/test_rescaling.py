@@ -110,6 +110,16 @@ def make_flat_kernels(norms: list[float]) -> list[np.ndarray]:
     return kernels
 
 
+@pytest.mark.parametrize("padding", [{"padding_mode": "reflect"}, {"padding_mode": "circular", "padding": 2}])
+def test_padding_that_repeats_pixels_has_no_certificate_for_every_size(padding: dict[str, object]) -> None:
+    kernel = np.full((1, 1, 3, 3), 0.1)
+    conv = convsv.Conv("OIHW", **padding)
+    with pytest.raises(NotImplementedError, match="repeats pixels"):
+        rescale_together([kernel], None, conv, 1.0)
+    with pytest.raises(ValueError, match="rtol=-1"):
+        rescale_together([kernel], None, convsv.Conv("OIHW"), 1.0, rtol=-1)
+
+
 def test_kernels_of_which_no_frequency_can_be_left_out() -> None:
     conv = convsv.Conv("OIHW")
     kernels = make_flat_kernels([0.5, 0.9999, 1.001, 1.3])
@@ -119,6 +129,19 @@ def test_kernels_of_which_no_frequency_can_be_left_out() -> None:
         assert (found is kernel) == (norm < 1)
         assert float(convsv.operator_norm(found, (8, 8), conv)) == pytest.approx(min(norm, 1.0), rel=1e-9)
         assert float(convsv.operator_norm(found, (8, 8), conv)) <= upper <= 1
+
+
+@pytest.mark.parametrize("exponent", [18, 24, 30, 36, 42])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_eigenvalues_of_small_matrices_keep_their_digits_beside_a_large_neighbour(dtype: str, exponent: int) -> None:
+    """The closed form for matrices of side 2 takes fourth powers of norms, which vanish first."""
+    rng, extents, conv = np.random.default_rng(1), (6, 6), convsv.Conv("OIHW")
+    kernel = rng.standard_normal((2, 3, 2, 2)) + (1j * rng.standard_normal((2, 3, 2, 2)) if dtype[0] == "c" else 0)
+    kernel = kernel.astype(dtype)
+    norm = float(convsv.operator_norm(kernel, extents, conv))
+    large = kernel * np.asarray(2.0**exponent, dtype)
+    (found, upper), _ = rescale_together([kernel, large], extents, conv, 0.9 * norm)
+    assert 0.9 * norm * (1 - 1e-3) < float(convsv.operator_norm(found.astype("complex128"), extents, conv)) <= upper
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
