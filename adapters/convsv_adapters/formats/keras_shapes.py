@@ -182,7 +182,7 @@ def _fit(given: tuple[int, ...], declared: Shape | None, name: str) -> Shape:
     """Return the whole shape that `given` stands for; `ShapeMisfit` if the model declares another one."""
     if declared is None:
         return (1, *given)
-    candidates = [given, (1, *given), (1, *given[1:], *given[:1]), (*given[:1], *given[2:], *given[1:2])]
+    candidates: list[Shape] = [given, (1, *given), (1, *given[1:], *given[:1]), (*given[:1], *given[2:], *given[1:2])]
     if len(given) == len(declared) - 2:  # the spatial extents alone
         candidates += [(1, *given, declared[-1]), (1, declared[1], *given)]
     for candidate in candidates:

@@ -27,9 +27,9 @@ class Wanted(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The shapes that each wanted tensor took, and the index of the inputs on which the network ran."""
+    """The shapes that each wanted tensor took, and the place of the inputs on which the network ran."""
 
-    index: int
+    choice: int
     shapes: list[list[tuple[int, ...]]]
 
 
