@@ -21,6 +21,7 @@ from convsv_adapters.formats.errors import damaged, load_library
 from convsv_adapters.formats.files import first_bytes, zip_members
 from convsv_adapters.formats.keras_arrays import Arrays, arrays_of, holds_arrays_of_rank, replace_entries
 from convsv_adapters.formats.keras_config import Configured, configured_layers
+from convsv_adapters.formats.keras_shapes import Shape, ShapeMisfit, input_names, inputs_of_layers
 from convsv_adapters.formats.keras_weights import is_of_older_format, weights_alone
 from convsv_adapters.parameters import LAYOUTS, HostArray, kernel_ranks, layers_from_networks, refuse_geometry
 from convsv_core.conv import SPATIAL_LETTERS, Conv, transposed_conv
@@ -70,15 +71,17 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
             else:
                 refuse_geometry(options, path)
                 layers = list(_Reading(file, archive, options).layers(config))
+    except ShapeMisfit as error:
+        raise ModelError(f"{path}: {error}") from None
     except (AttributeError, KeyError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise damaged(path, "a Keras model", error) from None
     if config is None:
         if options.network is not None:
             raise ModelError(f"{path}: holds one network, and none that is called {options.network!r}")
         return layers_from_networks([network], options, path, ordered=ordered)
-    unknown = [name for name in options.input_shapes if name and name not in {layer.name for layer in layers}]
-    if unknown:
-        raise ModelError(f"{path}: no convolution is called {unknown[0]!r}")
+    known = {*(layer.name for layer in layers), *input_names(config)}
+    if unknown := [name for name in options.input_shapes if name and name not in known]:
+        raise ModelError(f"{path}: no convolution is called {unknown[0]!r}, and no input")
     return layers
 
 
@@ -152,10 +155,12 @@ class _Reading:
 
     def __init__(self, file: Any, archive: bool, options: ReadOptions) -> None:
         self.file, self.archive, self.options = file, archive, options
+        self.shapes: dict[str, Shape] = {}
 
     def layers(self, config: Mapping[str, Any]) -> Iterator[Layer]:
         """Yield the layers of a configuration, each with the normalisation that is directly behind it."""
         configured = list(configured_layers(config))
+        self.shapes = inputs_of_layers(config, self.options.input_shapes)
         by_name = {layer.name: layer for layer in configured}
         for layer in configured:
             arrays = arrays_of(self.file, layer, self.archive)
@@ -181,7 +186,20 @@ class _Reading:
                 recurrent = layer.is_keras and re.fullmatch(r"ConvLSTM\dD", layer.kind)
                 yield Layer(layer.name, None, None, None, RECURRENT if recurrent else OTHER_CLASS.format(layer.kind))
             return
-        yield from _convolutions(layer, arrays, match, _extents(layer, int(match[2]), self.options))
+        yield from _convolutions(layer, arrays, match, self._extents(layer, int(match[2])))
+
+    def _extents(self, layer: Configured, rank: int) -> Extents | None:
+        """Return the spatial extents of a layer's input: the user's for it, or those that follow, or the file's."""
+        last = layer.config.get("data_format") != "channels_first"
+        given = self.options.input_shapes
+        for shape in (given.get(layer.name), self.shapes.get(layer.name), layer.input_shape):
+            if shape is None:
+                continue
+            spatial = shape if len(shape) == rank else shape[-rank - 1 : -1] if last else shape[-rank:]
+            known = tuple(extent for extent in spatial if extent is not None)
+            if len(known) == rank:
+                return known
+        return None
 
     def _normalisation(self, norm: Configured, layer: Configured, outputs: Layer) -> Normalisation | None:
         """Return what a batch normalisation behind a layer does at inference; None if the file does not surely tell."""
@@ -269,16 +287,3 @@ def _doubt(layer: Configured, arrays: Arrays | str, rank: int, *, separable: boo
     if any(array.ndim != rank + 2 or array.dtype.kind != "f" for array in arrays.values[: 1 + separable]):
         return "where its kernel is expected, the file holds another array"
     return ""
-
-
-def _extents(layer: Configured, rank: int, options: ReadOptions) -> Extents | None:
-    """Return the spatial extents of a layer's input: the user's for this layer, the file's, or the user's for all."""
-    last = layer.config.get("data_format") != "channels_first"
-    for shape in (options.input_shapes.get(layer.name), layer.input_shape, options.input_shapes.get("")):
-        if shape is None:
-            continue
-        spatial = shape if len(shape) == rank else shape[-rank - 1 : -1] if last else shape[-rank:]
-        known = tuple(extent for extent in spatial if extent is not None)
-        if len(known) == rank:
-            return known
-    return None

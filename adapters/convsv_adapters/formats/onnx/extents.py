@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,9 @@ The first suits images and spectrograms, and leaves 4 pixels after five strides 
 is tried only where one axis is free, because two of them would take too long.
 """
 
+SYMBOL = re.compile(r"[A-Za-z_][\w.]*")
+"""The form of a symbol that stands for one extent wherever it is. Some exporters write "?" for every free axis."""
+
 
 # ---- the inputs of the network ---------------------------------------------------------------------
 
@@ -52,7 +56,8 @@ is tried only where one axis is free, because two of them would take too long.
 def pin_inputs(scope: Scope, wanted: Mapping[str, tuple[int, ...]], path: Path) -> Types:
     """Return the type of each input of the network, with the shapes that the user gave.
 
-    Extents in the model that are symbolic or not positive count as unknown. An unknown batch size is taken as 1.
+    Extents in the model that are symbolic or not positive count as unknown. An unknown batch size is taken as 1. An
+    axis has the extent of another axis with the same symbol.
 
     Parameters
     ----------
@@ -87,7 +92,27 @@ def pin_inputs(scope: Scope, wanted: Mapping[str, tuple[int, ...]], path: Path) 
                 dims = tuple(1 if axis == 0 and d is None else d for axis, d in enumerate(declared))
             set_dims(kind, dims)
         types[value.name] = kind
+    _equate_symbols(inputs, types)
     return types
+
+
+def _equate_symbols(inputs: Sequence[Any], types: Types) -> None:
+    """Give axes of unknown extent the extent that another axis with the same symbol has, if there is only one."""
+    symbols = {
+        value.name: [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+        for value in inputs
+        if value.type.HasField("tensor_type")
+    }
+    known: dict[str, set[int]] = {}
+    for name, axes in symbols.items():
+        for symbol, extent in zip(axes, dims_of(types[name]) or (), strict=False):
+            if extent is not None and SYMBOL.fullmatch(symbol):
+                known.setdefault(symbol, set()).add(extent)
+    told = {symbol: extents.pop() for symbol, extents in known.items() if len(extents) == 1}
+    for name, axes in symbols.items():
+        dims = dims_of(types[name])
+        if dims is not None and None in dims:
+            set_dims(types[name], tuple(told.get(s) if d is None else d for s, d in zip(axes, dims, strict=True)))
 
 
 def open_inputs(types: Types) -> list[str]:
@@ -107,11 +132,11 @@ def shown_inputs(types: Types) -> list[str]:
 def with_free_axes(types: Types) -> Iterator[Types]:
     """Yield the inputs whose shape is not fully known, with each of `FREE_EXTENTS` on their free axes.
 
-    Nothing is yielded where the number of axes of an input is not known.
+    Nothing is yielded where no axis is free, or where the number of axes of an input is not known.
     """
     opened = {name: kind for name, kind in types.items() if _is_open(kind)}
     shapes = {name: dims_of(kind) or () for name, kind in opened.items()}
-    if not all(shapes.values()):
+    if not shapes or not all(shapes.values()):
         return
     one_axis = all(dims.count(None) <= 1 for dims in shapes.values())
     for extent in FREE_EXTENTS if one_axis else FREE_EXTENTS[:1]:

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +60,7 @@ def network_layers(
     found = [row for row in rows if isinstance(row, _Found)]
     for item in found:
         item.dims = _known_dims(types[item.scope], item.source, item.rank)
-    _run_for_the_rest(model, root.folder, found, _take_free_axes(root, found, inputs))
+    _find_extents(model, root, found, inputs)
     return list(with_unique_names(_layer(row, stored) if isinstance(row, _Found) else row for row in rows))
 
 
@@ -226,30 +225,69 @@ def _known_dims(types: Types, name: str, rank: int | None) -> Dims | None:
     return dims if dims is not None and len(dims) == rank else None
 
 
-def _take_free_axes(root: Scope, found: list[_Found], inputs: Types) -> Types:
-    """Choose extents for free axes of the inputs if a layer's extents depend on them, and note the choice.
+def _find_extents(model: Any, root: Scope, found: list[_Found], inputs: Types) -> None:
+    """Find the extents of layers that depend on free axes or that shape inference leaves unknown; note the choices.
 
-    Returns the inputs with the chosen shapes. The first choice is kept if none gives every layer an output.
+    Of the extents for free axes, those are chosen for which every layer has an output and the network runs.
     """
     rest = [item for item in found if item.rank is not None and item.extents is None]
-    choices = list(with_free_axes(inputs)) if rest else []
-    if not choices:
-        return inputs
-    for taken in choices:
-        types = infer_types(root, inputs | taken)
+    if not rest:
+        return
+    choices = [inputs | taken for taken in with_free_axes(inputs)]
+    chosen = _first_that_fits(root, rest, choices)
+    to_run = choices[chosen:] if choices else [inputs]
+    unknown = [item for item in rest if item.extents is None]
+    reason = ""
+    if unknown and not choices and (opened := open_inputs(inputs)):
+        reason = f"extents unknown: give the shape of the input, {' and '.join(opened)}"
+    elif unknown:
+        wanted = [Wanted(item.scope, item.source, item.rank or 0) for item in unknown]
+        try:
+            index, shapes = run_for_shapes(model, root.folder, to_run, wanted)
+        except ModuleNotFoundError:
+            reason = "extents unknown to shape inference, and onnxruntime is not installed"
+        except RuntimeError as error:
+            shown = f" for the input {' and '.join(shown_inputs(_taken(inputs, to_run[0])))}" if choices else ""
+            reason = f"extents unknown to shape inference, and running{shown} fails: {one_line(error)}"
+            reason += "; --input-shape gives another input" if choices else ""
+        else:
+            if index:
+                _take(root, rest, to_run[index])
+            to_run = to_run[index:]
+            for item, seen in zip(unknown, shapes, strict=True):
+                _take_seen(item, seen)
+    for item in rest:
+        if item.extents is None:
+            item.notes.extend(filter(None, [reason]))
+        elif choices:
+            item.notes.append(
+                f"the model leaves axes free, {' and '.join(open_inputs(inputs))}: its extents are those for the input "
+                f"{' and '.join(shown_inputs(_taken(inputs, to_run[0])))}; --input-shape gives others"
+            )
+
+
+def _first_that_fits(root: Scope, rest: list[_Found], choices: list[Types]) -> int:
+    """Take the first choice of inputs for which every layer has an output, or else the first; return its index."""
+    for index, inputs in enumerate(choices):
+        types = _take(root, rest, inputs)
         if all(_has_output(item, types[item.scope]) for item in rest):
-            break
-    else:
-        taken = choices[0]
-        types = infer_types(root, inputs | taken)
-    note = (
-        f"the model leaves axes free, {' and '.join(open_inputs(inputs))}: its extents are those for the input "
-        f"{' and '.join(shown_inputs(taken))}; --input-shape gives others"
-    )
+            return index
+    if choices:
+        _take(root, rest, choices[0])
+    return 0
+
+
+def _take(root: Scope, rest: list[_Found], inputs: Types) -> dict[Scope, Types]:
+    """Give layers the extents that shape inference finds for inputs with chosen extents, and return all types."""
+    types = infer_types(root, inputs)
     for item in rest:
         item.dims, item.assumed = _known_dims(types[item.scope], item.source, item.rank), True
-        item.notes.append(note)
-    return inputs | taken
+    return types
+
+
+def _taken(inputs: Types, chosen: Types) -> Types:
+    """Return the inputs whose shape was not fully known, with the shapes that were chosen."""
+    return {name: kind for name, kind in chosen.items() if kind is not inputs[name]}
 
 
 def _has_output(item: _Found, types: Types) -> bool:
@@ -269,33 +307,14 @@ def _has_output(item: _Found, types: Types) -> bool:
     )
 
 
-def _run_for_the_rest(model: Any, folder: Path, found: list[_Found], inputs: Types) -> None:
-    """Find by running the network the extents that shape inference left unknown, or note why they stay unknown."""
-    rest = [item for item in found if item.rank is not None and item.extents is None]
-    if not rest:
-        return
-    reason = ""
-    if unpinned := open_inputs(inputs):
-        reason = f"extents unknown: give the shape of the input, {' and '.join(unpinned)}"
+def _take_seen(item: _Found, seen: list[tuple[int, ...]]) -> None:
+    """Give a layer the extents that it had while the network ran."""
+    if seen:
+        item.dims = max(seen, key=math.prod)
     else:
-        wanted = [Wanted(item.scope, item.source, item.rank or 0) for item in rest]
-        try:
-            shapes = run_for_shapes(model, folder, inputs, wanted)
-        except ModuleNotFoundError:
-            reason = "extents unknown to shape inference, and onnxruntime is not installed"
-        except RuntimeError as error:
-            reason = f"extents unknown to shape inference, and running fails: {one_line(error)}"
-    if reason:
-        for item in rest:
-            item.notes.append(reason)
-        return
-    for item, seen in zip(rest, shapes, strict=True):
-        if seen:
-            item.dims = max(seen, key=math.prod)
-        else:
-            item.notes.append("extents unknown: it is in a branch that is not taken for an input of ones")
-        if len(seen) > 1:
-            item.notes.append(f"takes {len(seen)} different extents in a loop, of which the largest is used")
+        item.notes.append("extents unknown: it is in a branch that is not taken for an input of ones")
+    if len(seen) > 1:
+        item.notes.append(f"takes {len(seen)} different extents in a loop, of which the largest is used")
 
 
 # ---- the geometry ------------------------------------------------------------------------------------------

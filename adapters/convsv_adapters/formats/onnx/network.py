@@ -209,7 +209,7 @@ def _shapes(
         copy.CopyFrom(model)
         again = Scope(copy.graph, copy.opset_import, folder)
         try:
-            found = run_for_shapes(copy, folder, inputs, [want._replace(scope=again) for want in rest])
+            found = run_for_shapes(copy, folder, [inputs], [want._replace(scope=again) for want in rest]).shapes
         except ImportError:
             raise ModelError(
                 f"{path}: the shape of {rest[0].name!r} is unknown to shape inference, and onnxruntime is not installed"

@@ -26,7 +26,14 @@ class Wanted(NamedTuple):
     rank: int
 
 
-def run_for_shapes(model: Any, folder: Path, inputs: Types, wanted: Sequence[Wanted]) -> list[list[tuple[int, ...]]]:
+class Seen(NamedTuple):
+    """The shapes that each wanted tensor took, and the place of the inputs on which the network ran."""
+
+    choice: int
+    shapes: list[list[tuple[int, ...]]]
+
+
+def run_for_shapes(model: Any, folder: Path, choices: Sequence[Types], wanted: Sequence[Wanted]) -> Seen:
     """Run the network once on ones, and return for each wanted tensor the shapes that it takes.
 
     A tensor in the body of a loop may take several shapes. A tensor in a branch that is not taken has none.
@@ -37,8 +44,8 @@ def run_for_shapes(model: Any, folder: Path, inputs: Types, wanted: Sequence[Wan
         Changed in place: a `Shape` node is put behind each tensor, and its result is made an output of the network.
     folder : Path
         Where files with external data lie.
-    inputs : Types
-        The inputs of the network, with all their extents.
+    choices : sequence of Types
+        The inputs of the network, with all their extents. The first of them on which the network runs counts.
     wanted : sequence of Wanted
 
     Raises
@@ -46,14 +53,11 @@ def run_for_shapes(model: Any, folder: Path, inputs: Types, wanted: Sequence[Wan
     ImportError
         onnxruntime is not installed.
     RuntimeError
-        onnxruntime cannot run the network.
+        onnxruntime cannot run the network on any of the inputs. The reason is that for the first.
     """
     import onnxruntime
 
     labels = [_lead_out(*tensor, f"convsv.shape.{index}") for index, tensor in enumerate(wanted)]
-    for value in model.graph.input:
-        if value.name in inputs:
-            value.type.CopyFrom(inputs[value.name])
     del model.graph.value_info[:]
     for value in model.graph.output:
         if value.type.HasField("tensor_type"):
@@ -62,16 +66,24 @@ def run_for_shapes(model: Any, folder: Path, inputs: Types, wanted: Sequence[Wan
     settings.log_severity_level = 4
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-        results = session.run(labels, {name: _ones(kind) for name, kind in inputs.items()})
-    except Exception as error:  # onnxruntime's exceptions share no base class, and protobuf has a limit of size
-        raise RuntimeError(one_line(error)) from error
-    shapes = []
-    for result, tensor in zip(results, wanted, strict=True):
-        rows = {tuple(int(extent) for extent in row) for row in np.reshape(result, (-1, tensor.rank))}
-        shapes.append(sorted(row for row in rows if min(row) > 0))
-    return shapes
+    errors: list[Exception] = []
+    for index, inputs in enumerate(choices):
+        for value in model.graph.input:
+            if value.name in inputs:
+                value.type.CopyFrom(inputs[value.name])
+        try:
+            content = model.SerializeToString()
+            session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+            results = session.run(labels, {name: _ones(kind) for name, kind in inputs.items()})
+        except Exception as error:  # onnxruntime's exceptions share no base class, and protobuf has a limit of size
+            errors.append(error)
+            continue
+        shapes = []
+        for result, tensor in zip(results, wanted, strict=True):
+            rows = {tuple(int(extent) for extent in row) for row in np.reshape(result, (-1, tensor.rank))}
+            shapes.append(sorted(row for row in rows if min(row) > 0))
+        return Seen(index, shapes)
+    raise RuntimeError(one_line(errors[0])) from errors[0]
 
 
 def _lead_out(scope: Scope, name: str, rank: int, label: str) -> str:
