@@ -13,6 +13,7 @@ from convsv_conformance.checks import (
     direction,
     drawn,
     errors,
+    operations,
     padded,
     penalties,
     projection,
@@ -110,6 +111,8 @@ _STEEPEST = by_name(
 _ANY_SIZE = by_name("1d", "keras-layout", "stride-beyond-taps", "dilation", "depthwise", "transposed-stride", "3d")
 
 FEATURES: tuple[Feature, ...] = (
+    # A backend that is wrong fails here first, with the name of the method.
+    Feature("operations", operations.check, operations.OPERATIONS, ("float32", "float64")),
     Feature("values", spectrum.values, TABLE, ALL_DTYPES),
     Feature("values, compiled", derivatives.compiled_values, TABLE, ("float32",), ("jit",)),
     Feature("methods", spectrum.methods, _HARD),
@@ -118,6 +121,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("svd", spectrum.svd, TABLE),
     Feature("singular vectors", spectrum.singular_vectors, TABLE),
     Feature("scalars", spectrum.scalars, TABLE),
+    Feature("views", spectrum.views, by_name("rectangular", "groups", "transposed-stride")),
     Feature("clip", spectrum.clip, (*_CLIPPED, *_LEADING), ALL_DTYPES),
     Feature("project", projection.of_one_size, _PROJECTED, ALL_DTYPES, costly=True),
     Feature("project, nearest", projection.nearest, _NEAREST, costly=True),

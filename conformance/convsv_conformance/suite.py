@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import convsv_core as convsv
 from convsv_conformance.cases import Case
 from convsv_conformance.checks.drawn import Drawn
+from convsv_conformance.checks.operations import Operation
 from convsv_conformance.features import ALL_DTYPES, FEATURES, Feature
 from convsv_conformance.table import by_name, geometry_of
 from convsv_conformance.target import Ledger, Target
@@ -67,7 +68,9 @@ class Item:
     def verify(self) -> Ledger:
         """Run the check, and raise what it raises."""
         ledger = Ledger(self.target.eps)
-        self.feature.check(self.target, self.subject, ledger)
+        target = replace(self.target, made=[])
+        self.feature.check(target, self.subject, ledger)
+        target.check_unchanged()
         ledger.cases = max(ledger.cases, 1)
         return ledger
 
@@ -109,6 +112,10 @@ class Selection:
                     yield Item(feature, subject, target)
 
     def _subjects(self, feature: Feature, target: Target) -> Iterable[Any]:
+        asked = self._of_depth(feature, target)
+        return [s for s in asked if not (isinstance(s, Operation) and target.backend.lazy and not s.lazy)]
+
+    def _of_depth(self, feature: Feature, target: Target) -> Iterable[Any]:
         if self.depth == "thorough":
             return feature.subjects
         subjects = _usual(feature, target)

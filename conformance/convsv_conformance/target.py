@@ -96,6 +96,8 @@ class Target:
     backend: Backend = field(repr=False)
     device: str
     dtype: str
+    made: list[tuple[Any, Array]] | None = field(default=None, repr=False, compare=False)
+    """Arrays that `array` has made, with their values; None if nobody asks `check_unchanged`."""
 
     @property
     def name(self) -> str:
@@ -134,7 +136,15 @@ class Target:
         eps = UNITS_IN_LAST_PLACE.get(dtype, UNITS_IN_LAST_PLACE[REAL_ANSWERS[dtype]])
         if exact.shape != values.shape or not np.all(np.abs(exact - values) <= eps * np.max(np.abs(values))):
             raise Failure(f"{self.backend.name}: asarray and to_numpy do not give back the values put in")
+        if self.made is not None:
+            self.made.append((made, np.array(exact)))
         return made
+
+    def check_unchanged(self) -> None:
+        """Raise `Failure` if one of the arrays that `array` has made was written to: they are the user's."""
+        for array, values in self.made or ():
+            if not np.array_equal(self.backend.to_numpy(array), values):
+                raise Failure(f"the user's array of shape {values.shape} was written to")
 
     def kernel(self, case: Case) -> tuple[Any, Truth]:
         """Return the kernel of `case` as an array of the library, and the truth about its rounded values."""
@@ -152,14 +162,17 @@ class Target:
         The wanted dtype is `dtype`, or else the dtype of real results.
         """
         like = self.backend.asarray(np.zeros(1), dtype=dtype or self.answer, device=self.device)
-        # The namespaces are compared, not the types: NumPy's own reductions give a scalar where others give an array.
-        if not array_api_compat.is_array_api_obj(result) or _namespace(result) != _namespace(like):
-            raise Failure(f"{what}: a {type(result).__name__}, not an array of {self.backend.name}")
+        if not self.backend.owns_array(result) and not _alike(result, like):
+            kind = type(result)
+            raise Failure(
+                f"{what}: a {kind.__module__}.{kind.__qualname__}, not an array of {self.backend.name}: "
+                "its owns_array is False"
+            )
         if tuple(result.shape) != shape:
             raise Failure(f"{what}: shape {tuple(result.shape)}, wanted {shape}")
         if result.dtype != like.dtype:
             raise Failure(f"{what}: dtype {result.dtype}, wanted {like.dtype}")
-        there, wanted = array_api_compat.device(result), array_api_compat.device(like)
+        there, wanted = _device(result), _device(like)
         if there != wanted:
             raise Failure(f"{what}: on {there}, wanted {wanted}")
         return self.exact(result)
@@ -170,6 +183,15 @@ class Target:
         return COMPLEX_ANSWERS[self.answer]
 
 
-def _namespace(array: Any) -> str:
-    name: str = array_api_compat.array_namespace(array).__name__
-    return name
+def _alike(result: Any, like: Any) -> bool:
+    """Return whether two arrays have one namespace: NumPy's reductions give a scalar where others give an array."""
+    both = array_api_compat.is_array_api_obj(result) and array_api_compat.is_array_api_obj(like)
+    return both and array_api_compat.array_namespace(result) is array_api_compat.array_namespace(like)
+
+
+def _device(array: Any) -> Any:
+    """Return the device of an array; None where arrays of the library have no attribute for it."""
+    try:
+        return array_api_compat.device(array)
+    except AttributeError:
+        return None

@@ -340,9 +340,7 @@ class PowerRows(ProductRows):
     def _are_below(self, block: Array, level: float) -> Array:
         xp, grams = self.operand.xp, self.matrices(block)
         if level <= 0:
-            import array_api_compat
-
-            return xp.zeros(grams.shape[:2], dtype=xp.bool, device=array_api_compat.device(grams))
+            return xp.zeros_like(xp.real(grams[:, :, 0, 0]), dtype=xp.bool)
         powers = grams / level
         for _ in range(SQUARINGS if grams.shape[-1] > 1 else 0):
             powers = xp.matmul(powers, powers)

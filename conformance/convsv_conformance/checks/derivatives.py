@@ -168,7 +168,8 @@ def _weighted_sum(target: Target, case: Case, weights: Array) -> Scalar:
     factors = target.array(weights, target.answer)
 
     def function(kernel: Any) -> Any:
-        return (convsv.singular_values(kernel, case.input_shape, case.conv) * factors).sum()
+        weighted = convsv.singular_values(kernel, case.input_shape, case.conv) * factors
+        return target.backend.namespace(weighted).sum(weighted)
 
     return function
 

@@ -21,6 +21,7 @@ __all__ = [
     "svd",
     "symbol",
     "values",
+    "views",
 ]
 
 VALUE_FACTOR = 20.0
@@ -172,6 +173,21 @@ def scalars(target: Target, case: Case, ledger: Ledger) -> None:
             vanishing = sigma <= 2 * blur
             most = float(np.sum(np.log(np.maximum(sigma, 4 * blur)))) if norm else -math.inf
             ledger.true(f"log_abs_det: {got} with {vanishing.sum()} values near 0", bool(got <= most))
+
+
+def views(target: Target, case: Case, ledger: Ledger) -> None:
+    """Check a kernel that is a view of an array with its axes in another order."""
+    drawn = case.values(target.dtype)
+    base = target.array(np.ascontiguousarray(drawn.transpose()))
+    xp = target.backend.namespace(base)
+    kernel = xp.permute_dims(base, tuple(reversed(range(drawn.ndim))))
+    truth = case.truth(target.exact(kernel))
+    result = convsv.singular_values(kernel, case.input_shape, case.conv)
+    got = target.fetch("singular_values of a view", result, (case.count,))
+    ledger.close("singular_values of a view", got, truth.singular_values, scale=truth.norm, factor=VALUE_FACTOR)
+    result = convsv.clip(kernel, case.input_shape, case.conv, truth.norm / 2)
+    got = target.fetch("clip of a view", result, drawn.shape, target.dtype)
+    ledger.close("clip of a view", got, truth.clipped(truth.norm / 2), scale=truth.norm, factor=VALUE_FACTOR)
 
 
 def clip(target: Target, case: Case, ledger: Ledger) -> None:
