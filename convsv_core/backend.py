@@ -110,9 +110,9 @@ class Backend:
         return xp.asarray(array, dtype=None if dtype is None else getattr(xp, dtype), device=device)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Return a copy of `array` on the host as a NumPy array, with bfloat16 as float32.
+        """Return `array` on the host as a NumPy array, with bfloat16 as float32.
 
-        Override it if ``numpy.asarray`` refuses arrays on another device, or arrays recorded for gradients.
+        The result may share the memory of `array`, and nobody writes to it. Override it if ``numpy.asarray`` refuses arrays on another device, or arrays recorded for gradients.
         """
         return np.asarray(array)
 

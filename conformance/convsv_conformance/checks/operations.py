@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from convsv_conformance.checks.arrays import dtype_of, made, random_values
 from convsv_conformance.checks.spectrum import VALUE_FACTOR
+from convsv_conformance.checks.standard import standard
 from convsv_conformance.dense import Array
 from convsv_conformance.target import Ledger, Target
 from convsv_core.backend import ArraySpec, BlockWork
 
 __all__ = ["OPERATIONS", "Operation", "check"]
 
-SHAPES = ((3, 4, 4), (2, 2, 3, 5), (2, 5, 2), (70, 3, 3))
-"""Shapes of matrices: square, wide with two batch axes, tall, and a batch of many."""
+SHAPES = ((3, 4, 4), (2, 2, 3, 5), (2, 5, 2), (70, 3, 3), (1, 20, 24))
+"""Shapes of matrices: square, wide with two batch axes, tall, a batch of many, and a larger one."""
 
 HERMITIAN = ((2, 1, 1), (2, 20, 20), (70, 3, 3))
 """Shapes of Hermitian matrices: numbers, larger matrices, and a batch of many."""
@@ -59,52 +61,36 @@ def check(target: Target, operation: Operation, ledger: Ledger) -> None:
     operation.check(target, ledger)
 
 
-# ---- arrays --------------------------------------------------------------------------------------------
-
-
-def _dtype(target: Target, values: Array) -> str:
-    return target.complex_answer if np.iscomplexobj(values) else target.answer
-
-
-def _made(target: Target, values: Array) -> tuple[Any, Array]:
-    """Return `values` as an array of the library, and the values after rounding to its dtype."""
-    array = target.array(values, _dtype(target, values))
-    return array, target.exact(array)
-
-
 def _view(target: Target, values: Array) -> tuple[Any, Array]:
     """Return the same as `_made`, with an array that is a transposed view of another array."""
-    array, exact = _made(target, np.ascontiguousarray(values.swapaxes(-1, -2)))
+    array, exact = made(target, np.ascontiguousarray(values.swapaxes(-1, -2)))
     return target.backend.namespace(array).matrix_transpose(array), exact.swapaxes(-1, -2)
-
-
-def _random(shape: tuple[int, ...], kind: str) -> Array:
-    rng = np.random.default_rng(len(shape) + sum(shape))
-    values: Array = rng.standard_normal(shape)
-    return values + 1j * rng.standard_normal(shape) if kind == "complex" else values
 
 
 def _matrices(target: Target) -> Iterator[tuple[str, Any, Array]]:
     """Yield a description, an array of the library and its values, for matrices of every kind."""
     for kind in ("real", "complex"):
         for shape in SHAPES:
-            yield f"{kind} matrices of shape {shape}", *_made(target, _random(shape, kind))
-        yield f"{kind} matrices in a transposed view", *_view(target, _random(SHAPES[0], kind))
-        yield f"{kind} matrices of rank one", *_made(target, _random((3, 4, 1), kind) @ _random((3, 1, 4), kind))
-        yield f"{kind} matrices of zeros", *_made(target, 0 * _random(SHAPES[0], kind))
+            yield f"{kind} matrices of shape {shape}", *made(target, random_values(shape, kind))
+        yield f"{kind} matrices in a transposed view", *_view(target, random_values(SHAPES[0], kind))
+        yield (
+            f"{kind} matrices of rank one",
+            *made(target, random_values((3, 4, 1), kind) @ random_values((3, 1, 4), kind)),
+        )
+        yield f"{kind} matrices of zeros", *made(target, 0 * random_values(SHAPES[0], kind))
 
 
 def _hermitian(target: Target) -> Iterator[tuple[str, Any, Array]]:
     for kind in ("real", "complex"):
         for shape in HERMITIAN:
-            drawn = _random(shape, kind)
+            drawn = random_values(shape, kind)
             whole = drawn + drawn.conj().swapaxes(-1, -2)
-            yield f"{kind} Hermitian matrices of shape {shape}", *_made(target, whole)
-        frame = np.linalg.qr(_random((3, 4, 4), kind))[0]
+            yield f"{kind} Hermitian matrices of shape {shape}", *made(target, whole)
+        frame = np.linalg.qr(random_values((3, 4, 4), kind))[0]
         equal = (frame * np.asarray([3.0, 3.0, 1.0, 1.0])) @ frame.conj().swapaxes(-1, -2)
-        yield f"{kind} Hermitian matrices with equal eigenvalues", *_made(target, equal)
-        yield f"{kind} identity matrices", *_made(target, np.broadcast_to(np.eye(4) + 0 * frame, (3, 4, 4)).copy())
-        yield f"{kind} Hermitian matrices of zeros", *_made(target, 0 * frame)
+        yield f"{kind} Hermitian matrices with equal eigenvalues", *made(target, equal)
+        yield f"{kind} identity matrices", *made(target, np.broadcast_to(np.eye(4) + 0 * frame, (3, 4, 4)).copy())
+        yield f"{kind} Hermitian matrices of zeros", *made(target, 0 * frame)
 
 
 def _adjoint(values: Array) -> Array:
@@ -120,7 +106,7 @@ def _largest(values: Array) -> float:
 
 
 def _fourier(target: Target, ledger: Ledger) -> None:
-    array, values = _made(target, _random((5, 4, 3, 2), "complex"))
+    array, values = made(target, random_values((5, 4, 3, 2), "complex"))
     for axes in ((0,), (1,), (0, 1), (0, 1, 2)):
         for name, reference in (("fftn", np.fft.fftn), ("ifftn", np.fft.ifftn)):
             expected = reference(values, axes=axes)
@@ -134,9 +120,9 @@ def _svd(target: Target, ledger: Ledger) -> None:
         rows, columns = values.shape[-2:]
         side, outer = min(rows, columns), values.shape[:-2]
         u, s, vh = target.backend.svd(array)
-        left = target.fetch(f"svd of {what}: U", u, (*outer, rows, side), _dtype(target, values))
+        left = target.fetch(f"svd of {what}: U", u, (*outer, rows, side), dtype_of(target, values))
         middle = target.fetch(f"svd of {what}: S", s, (*outer, side))
-        right = target.fetch(f"svd of {what}: Vh", vh, (*outer, side, columns), _dtype(target, values))
+        right = target.fetch(f"svd of {what}: Vh", vh, (*outer, side, columns), dtype_of(target, values))
         ledger.true(f"svd of {what}: S is not in descending order", bool(np.all(np.diff(middle, axis=-1) <= 0)))
         factor, unit = VALUE_FACTOR * side, np.broadcast_to(np.eye(side), (*outer, side, side))
         product = (left * middle[..., None, :]) @ right
@@ -157,7 +143,7 @@ def _eigh(target: Target, ledger: Ledger) -> None:
         side, expected = values.shape[-1], np.linalg.eigvalsh(values)
         squares, vectors = target.backend.eigh(array)
         got = target.fetch(f"eigh of {what}: values", squares, expected.shape)
-        columns = target.fetch(f"eigh of {what}: vectors", vectors, values.shape, _dtype(target, values))
+        columns = target.fetch(f"eigh of {what}: vectors", vectors, values.shape, dtype_of(target, values))
         factor, unit = VALUE_FACTOR * side, np.broadcast_to(np.eye(side), values.shape)
         ledger.close(f"eigh of {what}: values", got, expected, scale=_largest(values), factor=VALUE_FACTOR)
         product = columns * got[..., None, :]
@@ -179,8 +165,8 @@ def _positive(target: Target, ledger: Ledger) -> None:
             least = INDEFINITE * side * target.eps * np.where(np.arange(count) % 3 == 1, -1.0, 1.0)
             spread = np.linspace(0.0, 1.0, side)[1:]
             eigenvalues = np.concatenate([least[:, None], np.broadcast_to(spread, (count, side - 1))], axis=1)
-            frame = np.linalg.qr(_random(shape, kind))[0]
-            array, _ = _made(target, (frame * eigenvalues[:, None, :]) @ _adjoint(frame))
+            frame = np.linalg.qr(random_values(shape, kind))[0]
+            array, _ = made(target, (frame * eigenvalues[:, None, :]) @ _adjoint(frame))
             what = f"is_positive_definite of {kind} matrices of shape {shape}"
             got = target.fetch(what, target.backend.is_positive_definite(array), (count,), "bool")
             wrong = np.flatnonzero(got != (least > 0))
@@ -192,23 +178,26 @@ def _positive(target: Target, ledger: Ledger) -> None:
 
 def _conjugates(target: Target, ledger: Ledger) -> None:
     for kind in ("real", "complex"):
-        array, values = _made(target, _random((2, 3, 3, 4), kind))
+        array, values = made(target, random_values((2, 3, 3, 4), kind))
         for what, result, expected in (
             ("conj", target.backend.conj(array), values.conj()),
             ("adjoint", target.backend.adjoint(array), _adjoint(values)),
         ):
-            got = target.fetch(f"{what} of {kind} arrays", result, expected.shape, _dtype(target, values))
+            got = target.fetch(f"{what} of {kind} arrays", result, expected.shape, dtype_of(target, values))
             ledger.true(f"{what} of {kind} arrays is wrong", bool(np.all(got == expected)))
 
 
 def _complex(target: Target, ledger: Ledger) -> None:
-    (one, real), (other, imaginary) = _made(target, _random((3, 2), "real")), _made(target, _random((2, 3), "real").T)
+    (one, real), (other, imaginary) = (
+        made(target, random_values((3, 2), "real")),
+        made(target, random_values((2, 3), "real").T),
+    )
     got = target.fetch("complex", target.backend.complex(one, other), real.shape, target.complex_answer)
     ledger.true("complex does not have the parts that it was given", bool(np.all(got == real + 1j * imaginary)))
 
 
 def _places(target: Target, ledger: Ledger) -> None:
-    array, values = _made(target, _random((4, 5, 3), "complex"))
+    array, values = made(target, random_values((4, 5, 3), "complex"))
     for axis, places in ((0, [3, 0, 0]), (1, [4, 1, 1, 2, 0, 3]), (2, [2, 0])):
         expected = np.take(values, places, axis=axis)
         what = f"take of the places {places} along axis {axis}"
@@ -223,7 +212,7 @@ def _places(target: Target, ledger: Ledger) -> None:
 
 
 def _tables(target: Target, ledger: Ledger) -> None:
-    like, _ = _made(target, np.zeros((2, 3)))
+    like, _ = made(target, np.zeros((2, 3)))
     # Without double precision, as JAX is by default, a table has the precision that the library has.
     double = "float64" in target.backend.dtypes(target.device)
     eps = np.finfo(np.float64 if double else np.float32).eps
@@ -239,40 +228,48 @@ def _tables(target: Target, ledger: Ledger) -> None:
 # ---- control -------------------------------------------------------------------------------------------
 
 
-def _double_and_sum(block: Any) -> tuple[Any, Any]:
-    return 2 * block, block[:, 0] + block[:, 1]
+def _scaled_and_summed(block: Any, scale: Any = 2.0) -> tuple[Any, Any]:
+    return scale * block, block[:, 0] + block[:, 1]
 
 
-def _prepare(array: Any, factor: int) -> BlockWork:
-    del array, factor
-    return BlockWork(_double_and_sum, BLOCK_BYTES)
+def _prepare(kernel: Any, other: Any, factor: int) -> BlockWork:
+    scale = factor * kernel[0, 0] + other[1]
+    return BlockWork(functools.partial(_scaled_and_summed, scale=scale), BLOCK_BYTES)
 
 
 def _blocks(target: Target, ledger: Ledger) -> None:
     """Check that blocks keep the order of the rows, with a budget for one, for a few and for all rows."""
-    like, _ = _made(target, np.ones((2, 2)))
-    rows = np.stack([np.arange(11), np.arange(11) ** 2 + 1], axis=1)
+    (like, _), (other, _) = made(target, np.full((2, 2), 3.0)), made(target, np.asarray([5.0, -4.0]))
+    rows = np.stack([np.arange(11) / 3, np.arange(11) ** 2 + 0.1], axis=1)
+    # Without double precision, as JAX is by default, rows have the precision that the library has.
+    eps = np.finfo(np.float64 if "float64" in target.backend.dtypes(target.device) else np.float32).eps
+
+    def agree(what: str, result: Any, wanted: Array) -> None:
+        host = np.asarray(target.backend.to_numpy(result))
+        same = host.shape == wanted.shape and bool(np.all(np.abs(host - wanted) <= 4 * eps * np.abs(wanted).max()))
+        ledger.true(f"{what}: {host.tolist()}, wanted {wanted.tolist()}", same)
+
     for at_once in (1, 3, 20):
-        found = [("map_prepared", target.backend.map_prepared(_prepare, rows, (like,), (1,), at_once * BLOCK_BYTES))]
+        room = f"with room for {at_once} rows"
+        found = [
+            ("map_prepared", target.backend.map_prepared(_prepare, rows, (like, other), (2,), at_once * BLOCK_BYTES))
+        ]
         if not target.backend.lazy:
             run = functools.partial(target.backend.map_blocks, row_bytes=BLOCK_BYTES, budget=at_once * BLOCK_BYTES)
-            found.append(("map_blocks", run(_double_and_sum, rows, like)))
-            alone = np.asarray(target.backend.to_numpy(run(lambda block: 2 * block, rows, like)))
-            ledger.true(f"map_blocks with room for {at_once} rows: {alone.tolist()}", np.array_equal(alone, 2 * rows))
+            found.append(("map_blocks", run(_scaled_and_summed, rows, like)))
+            agree(f"map_blocks of one result, {room}", run(lambda block: 2 * block, rows, like), 2 * rows)
             sums = run(lambda block: target.backend.namespace(block).sum(block, axis=0, keepdims=True), rows, like)
-            total = np.asarray(target.backend.to_numpy(sums)).sum(axis=0)
-            what = f"map_blocks of a sum, with room for {at_once} rows"
-            ledger.true(f"{what}: {total}, wanted {rows.sum(axis=0)}", np.array_equal(total, rows.sum(axis=0)))
+            total = target.backend.namespace(sums).sum(sums, axis=0)
+            agree(f"map_blocks of a sum, {room}", total, rows.sum(axis=0))
         for name, results in found:
-            what = f"{name} of two results, with room for {at_once} rows"
+            what = f"{name} of two results, {room}"
             ledger.true(f"{what}: {type(results).__name__}, wanted a tuple of 2", len(results) == 2)
-            for got, expected in zip(results, (2 * rows, rows.sum(axis=1)), strict=True):
-                host = np.asarray(target.backend.to_numpy(got))
-                ledger.true(f"{what}: {host.tolist()}, wanted {expected.tolist()}", np.array_equal(host, expected))
+            for got, wanted in zip(results, (2 * rows, rows.sum(axis=1)), strict=True):
+                agree(what, got, wanted)
 
 
 def _groups(target: Target, ledger: Ledger) -> None:
-    like, _ = _made(target, np.ones((2, 2)))
+    like, _ = made(target, np.ones((2, 2)))
     groups = ((1, 2, 3, 4, 5), (6,), (7, 8))
     for cost in (1.0, 1e9):
         found = target.backend.map_groups(lambda group: [10 * one for one in group], groups, (cost,) * 3, like)
@@ -281,7 +278,7 @@ def _groups(target: Target, ledger: Ledger) -> None:
 
 
 def _joined(target: Target, ledger: Ledger) -> None:
-    parts = [_made(target, _random((count, 2, 2), "complex")) for count in (2, 1, 3)]
+    parts = [made(target, random_values((count, 2, 2), "complex")) for count in (2, 1, 3)]
     expected = np.concatenate([values for _, values in parts])
     arrays = [array for array, _ in parts]
     pairs = target.backend.concatenate([(array, 2 * array) for array in arrays])
@@ -295,7 +292,7 @@ def _joined(target: Target, ledger: Ledger) -> None:
 
 
 def _repeated(target: Target, ledger: Ledger) -> None:
-    state, values = _made(target, np.asarray([[1.0, 2.0], [3.0, 5.0]]))
+    state, values = made(target, np.asarray([[1.0, 2.0], [3.0, 5.0]]))
     for count in (0, 1, 7):
         found = target.backend.repeat(lambda one, other: (other, one + other), (state, 2 * state), count, state)
         one, other = values, 2 * values
@@ -314,12 +311,12 @@ def _scaled(array: Any, factor: int) -> Any:
 
 def _called(target: Target, ledger: Ledger) -> None:
     """Check that `run` and `call_host` keep no answer of other values, or of other static arguments."""
-    for values in (np.ones((2, 3)), np.asarray([[1.0, 4.0, 2.0], [3.0, 5.0, 0.5]])):
-        array, exact = _made(target, values)
+    for values in (random_values((2, 3), "real"), random_values((3, 2), "real").T):
+        array, exact = made(target, values)
         for factor in (2, 3):
             got = target.fetch("run", target.backend.run(_scaled, (array,), (factor,)), exact.shape)
-            wanted = factor * exact
-            ledger.true(f"run: {got.tolist()}, wanted {wanted.tolist()}", np.array_equal(got, wanted))
+            scale = float(np.abs(factor * exact).max())
+            ledger.close("run", got, factor * exact, scale=scale, factor=VALUE_FACTOR)
         (total,) = target.backend.call_host(
             lambda host: (np.sum(np.asarray(host) ** 2, dtype=host.dtype),),
             (array,),
@@ -337,7 +334,7 @@ def _called(target: Target, ledger: Ledger) -> None:
 
 def _contexts(target: Target, ledger: Ledger) -> None:
     """Check that context managers can be entered twice, and let exceptions pass."""
-    array, _ = _made(target, np.ones((2, 2)))
+    array, _ = made(target, np.ones((2, 2)))
     for name, make in (
         ("computation_context", lambda: target.backend.computation_context(array)),
         ("products_context", lambda: target.backend.products_context(4)),
@@ -353,7 +350,7 @@ def _contexts(target: Target, ledger: Ledger) -> None:
 
 
 def _conditions(target: Target, ledger: Ledger) -> None:
-    array, _ = _made(target, np.asarray([1.0, 2.0]))
+    array, _ = made(target, np.asarray([1.0, 2.0]))
     ledger.true("owns_array is False for an array of the library", target.backend.owns_array(array))
     ledger.true("owns_array is True for a list", not target.backend.owns_array([1.0]))
     for condition, wanted in ((array[0] < array[1], True), (array[0] > array[1], False)):
@@ -365,7 +362,7 @@ def _conditions(target: Target, ledger: Ledger) -> None:
 
 
 def _derivatives(target: Target, ledger: Ledger) -> None:
-    array, values = _made(target, np.asarray([1.0, 2.0, -0.5]))
+    array, values = made(target, np.asarray([1.0, 2.0, -0.5]))
     got = target.fetch("stop_gradient", target.backend.stop_gradient(array), values.shape)
     ledger.true("stop_gradient changes the values", bool(np.all(got == values)))
     for what, function, expected in (
@@ -376,98 +373,6 @@ def _derivatives(target: Target, ledger: Ledger) -> None:
         if gradient is not None:
             found = target.fetch(what, gradient(array), values.shape)
             ledger.close(what, found, expected, scale=float(np.abs(expected).max()), factor=VALUE_FACTOR)
-
-
-# ---- functions of the array API standard that the core calls ---------------------------------------------
-
-
-_Call = Callable[[Any, Any], Any]
-
-STANDARD: tuple[tuple[str, str, _Call, Callable[[Array], Array]], ...] = (
-    ("abs", "rc", lambda xp, x: xp.abs(x), np.abs),
-    ("all", "b", lambda xp, x: xp.all(x, axis=0), lambda x: x.all(axis=0)),
-    ("any", "b", lambda xp, x: xp.any(x, axis=0), lambda x: x.any(axis=0)),
-    ("argmax", "r", lambda xp, x: xp.argmax(x, axis=-1), lambda x: x.argmax(axis=-1)),
-    ("argsort", "r", lambda xp, x: xp.argsort(x, axis=-1), lambda x: x.argsort(axis=-1)),
-    ("broadcast_to", "rc", lambda xp, x: xp.broadcast_to(x, (2, *x.shape)), lambda x: np.stack([x, x])),
-    ("clip", "r", lambda xp, x: xp.clip(x, 0.0, 1.0), lambda x: x.clip(0.0, 1.0)),
-    ("concat", "rc", lambda xp, x: xp.concat((x, x), axis=1), lambda x: np.concatenate([x, x], axis=1)),
-    ("cumulative_sum", "r", lambda xp, x: xp.cumulative_sum(x, axis=-1), lambda x: x.cumsum(axis=-1)),
-    ("flip", "rc", lambda xp, x: xp.flip(x, axis=1), lambda x: x[:, ::-1]),
-    ("floor", "r", lambda xp, x: xp.floor(x), np.floor),
-    ("imag", "c", lambda xp, x: xp.imag(x), np.imag),
-    ("isfinite", "n", lambda xp, x: xp.isfinite(x), np.isfinite),
-    ("isnan", "n", lambda xp, x: xp.isnan(x), np.isnan),
-    ("linalg.qr", "rc", lambda xp, x: xp.matmul(*xp.linalg.qr(x)), lambda x: x),
-    ("linalg.trace", "rc", lambda xp, x: xp.linalg.trace(x), lambda x: x.trace(axis1=-2, axis2=-1)),
-    ("linalg.vector_norm", "rc", lambda xp, x: xp.linalg.vector_norm(x, axis=-1), lambda x: np.linalg.norm(x, axis=-1)),
-    ("log", "p", lambda xp, x: xp.log(x), np.log),
-    ("log2", "p", lambda xp, x: xp.log2(x), np.log2),
-    ("matmul", "rc", lambda xp, x: xp.matmul(x, xp.matrix_transpose(x)), lambda x: x @ x.swapaxes(-1, -2)),
-    ("matmul of broadcast stacks", "rc", lambda xp, x: xp.matmul(x[0, ...], x), lambda x: x[0] @ x),
-    ("max", "r", lambda xp, x: xp.max(x, axis=1), lambda x: x.max(axis=1)),
-    ("max of an array with NaN", "m", lambda xp, x: xp.isnan(xp.max(x)), lambda x: np.isnan(x.max())),
-    ("maximum with NaN", "m", lambda xp, x: xp.isnan(xp.maximum(x, 0 * x + 1)), np.isnan),
-    ("maximum", "r", lambda xp, x: xp.maximum(x, xp.zeros_like(x)), lambda x: np.maximum(x, 0)),
-    ("min", "r", lambda xp, x: xp.min(x, axis=1), lambda x: x.min(axis=1)),
-    ("min of an array with NaN", "m", lambda xp, x: xp.isnan(xp.min(x)), lambda x: np.isnan(x.min())),
-    ("minimum", "r", lambda xp, x: xp.minimum(x, xp.ones_like(x)), lambda x: np.minimum(x, 1)),
-    ("moveaxis", "rc", lambda xp, x: xp.moveaxis(x, 0, -1), lambda x: np.moveaxis(x, 0, -1)),
-    ("permute_dims", "rc", lambda xp, x: xp.permute_dims(x, (2, 0, 1)), lambda x: x.transpose(2, 0, 1)),
-    ("pow", "p", lambda xp, x: x**1.5, lambda x: x**1.5),
-    ("real", "rc", lambda xp, x: xp.real(x), np.real),
-    ("repeat", "r", lambda xp, x: xp.repeat(x, 2, axis=1), lambda x: x.repeat(2, axis=1)),
-    (
-        "reshape",
-        "rc",
-        lambda xp, x: xp.reshape(xp.matrix_transpose(x), (-1,)),
-        lambda x: x.swapaxes(-1, -2).reshape(-1),
-    ),
-    ("sort", "r", lambda xp, x: xp.sort(x, axis=-1), lambda x: np.sort(x, axis=-1)),
-    ("sort, descending", "r", lambda xp, x: xp.sort(x, descending=True), lambda x: np.sort(x, axis=-1)[..., ::-1]),
-    ("sqrt", "p", lambda xp, x: xp.sqrt(x), np.sqrt),
-    ("stack", "rc", lambda xp, x: xp.stack([x, 2 * x], axis=-1), lambda x: np.stack([x, 2 * x], axis=-1)),
-    ("sum", "rc", lambda xp, x: xp.sum(x, axis=(0, 1)), lambda x: x.sum(axis=(0, 1))),
-    ("tensordot", "r", lambda xp, x: xp.tensordot(x, x, axes=((1,), (1,))), lambda x: np.tensordot(x, x, ((1,), (1,)))),
-    ("tril", "rc", lambda xp, x: xp.tril(x, k=-1), lambda x: np.tril(x, -1)),
-    ("where", "r", lambda xp, x: xp.where(x > 0, x, xp.zeros_like(x)), lambda x: np.where(x > 0, x, 0)),
-)
-"""Functions of the standard that the core calls: a name, the kinds of operands, the call, and NumPy's answer.
-
-The kinds are real, complex, positive, boolean, not finite in one entry or part, and with one NaN.
-"""
-
-
-def _operands(target: Target) -> dict[str, tuple[Any, Array]]:
-    real, complex_ = _random((70, 3, 3), "real"), _random((70, 3, 3), "complex")
-    special: Array = np.ones(6, complex)
-    special.real[1], special.real[2], special.imag[3], special.imag[4] = np.nan, np.inf, np.nan, np.inf
-    missing = np.asarray([1.0, np.nan, 2.0])
-    made = {"r": _made(target, real), "c": _made(target, complex_), "p": _made(target, np.abs(real) + 0.5)}
-    for kind, values in (("n", special), ("m", missing)):
-        array = target.backend.asarray(values, dtype=_dtype(target, values), device=target.device)
-        made[kind] = (array, values)
-    array, values = made["r"]
-    made["b"] = (array > 0, values > 0)
-    return made
-
-
-def _standard(target: Target, ledger: Ledger) -> None:
-    operands = _operands(target)
-    xp = target.backend.namespace(operands["r"][0])
-    for name, kinds, call, reference in STANDARD:
-        for kind in kinds:
-            array, values = operands[kind]
-            what = f"{xp.__name__}.{name} of {'complex' if np.iscomplexobj(values) else values.dtype} entries"
-            expected = np.asarray(reference(values))
-            host = np.asarray(target.backend.to_numpy(call(xp, array)))
-            if expected.dtype.kind in "bi":
-                ledger.true(f"{what} is wrong", host.shape == expected.shape and bool(np.all(host == expected)))
-                continue
-            dtype = np.dtype(_dtype(target, expected))
-            ledger.true(f"{what}: dtype {host.dtype}, wanted {dtype}", host.dtype == dtype)
-            scale = float(np.abs(expected).max()) + float(np.abs(values).max())
-            ledger.close(what, host, expected, scale=scale, factor=VALUE_FACTOR)
 
 
 OPERATIONS = (
@@ -489,6 +394,6 @@ OPERATIONS = (
     Operation("run-and-call_host", _called, lazy=True),
     Operation("contexts", _contexts, lazy=True),
     Operation("stop_gradient-and-grad", _derivatives, lazy=True),
-    Operation("array-api", _standard),
+    Operation("array-api", standard),
 )
 """The methods of `Backend` that are checked alone."""
