@@ -112,7 +112,8 @@ class Backend:
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """Return `array` on the host as a NumPy array, with bfloat16 as float32.
 
-        The result may share the memory of `array`, and nobody writes to it. Override it if ``numpy.asarray`` refuses arrays on another device, or arrays recorded for gradients.
+        The result may share the memory of `array`, and nobody writes to it. Override it if ``numpy.asarray`` refuses
+        arrays on another device, or arrays recorded for gradients.
         """
         return np.asarray(array)
 
