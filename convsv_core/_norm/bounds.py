@@ -17,7 +17,8 @@ from convsv_core._norm.padded import padded_operator_norm, padded_rounding
 from convsv_core._norm.torus import TorusNorms, search_torus
 from convsv_core._norm.transformed import transforms_pay
 from convsv_core._symbol.gram import smaller_gram
-from convsv_core._symbol.operand import Operand, check_values, make_operand
+from convsv_core._symbol.kernel_values import check_values
+from convsv_core._symbol.operand import Operand, make_operand
 from convsv_core._symbol.polynomial import fft_is_cheaper, symbol_polynomial
 from convsv_core._symbol.transform import is_long
 from convsv_core.backend import Array
@@ -142,7 +143,7 @@ def norm_bounds(
     check_positive("rtol", rtol)
     budget = as_int("max_evaluations", max_evaluations, least=1)
     operand = make_operand(backend.stop_gradient(kernel), None, conv, lattice=True)
-    check_values(operand, "the search reads norms; norm_upper_bound can be traced")
+    check_values(operand.backend, operand.kernel, "the search reads norms; norm_upper_bound can be traced")
     if input_shape is None:
         check_repeats_no_pixel(tuple(kernel.shape), conv)
     extents = None if input_shape is None else check_input_shape(input_shape, conv)

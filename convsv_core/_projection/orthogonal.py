@@ -13,7 +13,8 @@ from convsv_core._projection.excess import Samples, nearest_taps
 from convsv_core._projection.momentum import next_momentum
 from convsv_core._projection.polar import polar_factors
 from convsv_core._spectrum.values import visited_values
-from convsv_core._symbol.operand import Operand, check_conv, check_values, make_operand
+from convsv_core._symbol.kernel_values import check_values
+from convsv_core._symbol.operand import Operand, check_conv, make_operand
 from convsv_core._symbol.polynomial import BLOCK_BYTES, symbol_polynomial
 from convsv_core.backend import Array
 from convsv_core.conv import Conv, as_float, as_int, check_positive
@@ -111,7 +112,7 @@ def nearest_orthogonal(
     check_positive("tolerance", tolerance)
     limit = as_int("max_iterations", max_iterations, least=1)
     operand = make_operand(backend_of(kernel).stop_gradient(kernel), input_shape, conv)
-    check_values(operand, "the iteration stops when it has converged")
+    check_values(operand.backend, operand.kernel, "the iteration stops when it has converged")
     # The polar factor does not depend on the kernel's scale. With the scale 1 no result is multiplied by it.
     one = operand.xp.ones_like(operand.scale)
     operand = dataclasses.replace(operand, scale=one).widen()

@@ -21,7 +21,8 @@ from convsv_core._norm.search import largest_of_each, moments_of, parts_of
 from convsv_core._norm.tap_bounds import sums_of_norms
 from convsv_core._symbol.gram import useful_polynomial
 from convsv_core._symbol.joined import join_kernels
-from convsv_core._symbol.operand import check_values, make_operand, shape_of
+from convsv_core._symbol.kernel_values import check_values
+from convsv_core._symbol.operand import make_operand, shape_of
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.rows import PolynomialRows, ProductRows
 from convsv_core.backend import Array
@@ -196,7 +197,7 @@ def _upper_bounds(symbol: TrigonometricPolynomial, limit: float, count: int, cov
     A bound below `limit` is returned as `limit`.
     """
     operand = symbol.operand
-    check_values(operand, "the rescaling reads norms")
+    check_values(operand.backend, operand.kernel, "the rescaling reads norms")
     gram = useful_polynomial(operand)
     frequencies = operand.backend.asarray_like(operand.plan.frequencies, operand.kernel)
     rows = ProductRows(symbol, frequencies) if gram is None else PolynomialRows(gram)

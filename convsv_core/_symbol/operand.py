@@ -14,12 +14,13 @@ import numpy as np
 
 from convsv_core._geometry.plan import IntArray, Plan, make_plan
 from convsv_core._geometry.shapes import channel_letters, check_input_shape
+from convsv_core._symbol.kernel_values import check_finite, normalise
 from convsv_core.backend import Array, ArraySpec, Backend
 from convsv_core.conv import Conv
 from convsv_core.dtypes import COMPLEX_OF, REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
 
-__all__ = ["Operand", "check_conv", "check_finite", "check_values", "make_operand", "normalise", "shape_of"]
+__all__ = ["Operand", "check_conv", "make_operand", "shape_of"]
 
 
 @dataclass(frozen=True)
@@ -299,12 +300,6 @@ def _call(*arguments: Any) -> Any:
     return function(operand, *arrays[frame.arrays :], *static)
 
 
-def check_values(operand: Operand, reason: str, name: str = "kernel") -> None:
-    """Raise ValueError, with a reason why values are read, if the kernel is traced and has none."""
-    if not operand.backend.has_values(operand.kernel):
-        raise ValueError(f"{name} is traced: wanted an array with values, because {reason}")
-
-
 def make_operand(
     kernel: Array,
     input_shape: object,
@@ -368,38 +363,3 @@ def check_conv(conv: object) -> None:
     if not isinstance(conv, Conv):
         hint = f"; did you mean Conv({conv!r})?" if isinstance(conv, str) else ""
         raise TypeError(f"conv={conv!r}: wanted a convsv.Conv, not {type(conv).__name__}{hint}")
-
-
-def check_finite(backend: Backend, kernel: Array, name: str = "kernel") -> tuple[Array, Array | None]:
-    """Raise ValueError, with the name of the argument, if the kernel holds NaN or infinity.
-
-    Returns
-    -------
-    kernel : array
-        The kernel. Under tracing it is the zero kernel if an entry is not finite.
-    finite : 0-d boolean array or None
-        Under tracing, whether all entries are finite; None if the entries have been checked.
-    """
-    xp = backend.namespace(kernel)
-    finite = xp.all(xp.isfinite(kernel))
-    known = backend.truth(finite)
-    if known is None:
-        return xp.where(finite, kernel, xp.zeros_like(kernel)), finite
-    if not known:
-        raise ValueError(f"{name} holds NaN or infinity: wanted finite numbers (has training diverged?)")
-    return kernel, None
-
-
-def normalise(kernel: Array, backend: Backend) -> tuple[Array, Array]:
-    """Return the kernel divided by a power of two near its largest entry, and that power as a 0-d array.
-
-    The power is 1 for the zero kernel. Subnormal entries become normal numbers whose squares do not vanish.
-    """
-    xp = backend.namespace(kernel)
-    largest = xp.max(xp.abs(backend.stop_gradient(kernel)))
-    # The factor 4 at each end of the range keeps the power and its reciprocal normal numbers.
-    limits = xp.finfo(largest.dtype)
-    least, most = (xp.full_like(largest, x) for x in (4 * float(limits.smallest_normal), float(limits.max) / 4))
-    largest = xp.where(largest > 0, xp.minimum(xp.maximum(largest, least), most), xp.ones_like(largest))
-    scale = xp.pow(xp.full_like(largest, 2.0), xp.floor(xp.log2(largest)))
-    return kernel / scale, scale
