@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from convsv_core._geometry.plan import HostArray
-from convsv_core._symbol.operand import Operand, normalise
+from convsv_core._symbol.kernel_values import normalise
+from convsv_core._symbol.operand import Operand
 from convsv_core._symbol.polynomial import TrigonometricPolynomial, symbol_polynomial
 from convsv_core._symbol.small_matrices import squared_norm
 from convsv_core._symbol.transform import fast_length
