@@ -80,9 +80,9 @@ class OperatorNorm(nn.Module):  # type: ignore[misc]
     """Parametrization of a convolution's weight by its operator norm, for `torch.nn.utils.parametrize`.
 
     The norm is computed from the weight alone, at each forward pass. There are no buffers, no iterations that continue
-    from one pass to the next, and no difference between training and evaluation. On the CPU, the first layer of a shape
-    in a pass has the norms of the other layers of this shape and geometry computed too. They are kept with a copy of
-    the weights, and used while the weights are equal to this copy.
+    from one pass to the next, and no difference between training and evaluation. On the CPU, the first layer in a
+    pass has the norms of the other layers computed too. They are kept with a copy of the weights, and used while the
+    weights are equal to this copy.
 
     Parameters
     ----------
