@@ -17,6 +17,7 @@ from jax_models import LinenCNN, NnxCNN, equinox_cnn
 from network_graphs import difference, unsupported
 
 import convsv_core as convsv
+from convsv_core._network.attained import NUDGE
 from convsv_core.networks import Normalize
 
 TOLERANCE = 1e-10
@@ -291,7 +292,7 @@ def check_sound(seed: int) -> None:
     attained = [np.linalg.norm(np.asarray(jacobian(scale * x.ravel())), 2) for scale in (1.0, 0.1, 3.0)]
     assert max(attained) <= found.upper
     assert found.lower is not None
-    assert found.lower <= attained[0] * (1 + 1e-9)
+    assert found.lower <= attained[0] * (1 + 100 * NUDGE)  # at an input beside the example
 
 
 @pytest.mark.parametrize("seed", range(3))
