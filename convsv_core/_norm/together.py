@@ -20,7 +20,7 @@ from convsv_core.conv import Conv, check_positive
 from convsv_core.dtypes import REAL_OF, answer_dtype
 from convsv_core.plugins import backend_of
 
-__all__ = ["NormGroup", "Norms", "norms_of_groups", "norms_together"]
+__all__ = ["KernelNorm", "NormGroup", "Norms", "norms_of_groups", "norms_together"]
 
 OPERATIONS_OF_ENTRY = 50.0
 """Operations for each entry of each matrix of the symbol that is visited, after times of ResNet-32 in training."""
@@ -34,6 +34,13 @@ SPREAD = 2.0**16
 The square of a norm then is at least about 2^-32 at the scale of the operand, far above the least normal number of
 float32.
 """
+
+
+class KernelNorm(NamedTuple):
+    """Hold the norm of one kernel and, where it is wanted, its derivative."""
+
+    value: Any
+    slope: HostArray | None
 
 
 class Norms(NamedTuple):
@@ -52,6 +59,11 @@ class Norms(NamedTuple):
     values: HostArray
     slopes: list[HostArray] | None
 
+    def of_each(self) -> list[KernelNorm]:
+        """Return the norm of each kernel with its derivative."""
+        slopes = self.slopes if self.slopes is not None else [None] * len(self.values)
+        return [KernelNorm(value, slope) for value, slope in zip(self.values, slopes, strict=True)]
+
 
 class NormGroup(NamedTuple):
     """Hold the arguments of one call of `norms_together`.
@@ -68,13 +80,6 @@ class NormGroup(NamedTuple):
     input_shape: tuple[int, ...] | None
     conv: Conv
     rtol: float = 0.1
-
-
-class _Norm(NamedTuple):
-    """Hold the norm of one kernel and, where it is wanted, its derivative."""
-
-    value: Any
-    slope: HostArray | None
 
 
 def norms_of_groups(groups: Sequence[NormGroup], *, derivatives: bool = True) -> list[Norms]:
@@ -108,15 +113,14 @@ def norms_of_groups(groups: Sequence[NormGroup], *, derivatives: bool = True) ->
     [[4.5, 9.0], [0.353553]]
     """
 
-    def norms(members: Sequence[tuple[NormGroup, HostArray]]) -> list[_Norm]:
-        group = members[0][0]
-        kernels = [kernel for _, kernel in members]
-        found = norms_together(kernels, group.input_shape, group.conv, rtol=group.rtol, derivatives=derivatives)
-        slopes = found.slopes if found.slopes is not None else [None] * len(kernels)
-        return [_Norm(value, slope) for value, slope in zip(found.values, slopes, strict=True)]
+    def call(group: NormGroup, kernels: Sequence[HostArray]) -> Norms:
+        return norms_together(kernels, group.input_shape, group.conv, rtol=group.rtol, derivatives=derivatives)
 
-    if len(groups) == 1:
-        return [norms_together(*groups[0][:3], rtol=groups[0].rtol, derivatives=derivatives)]
+    def norms(members: Sequence[tuple[NormGroup, HostArray]]) -> list[KernelNorm]:
+        return call(members[0][0], [kernel for _, kernel in members]).of_each()
+
+    if len(groups) == 1:  # Its parts would take longer than the whole.
+        return [call(group, group.kernels) for group in groups]
     like = groups[0].kernels[0]
     work = [[(group, kernel) for kernel in group.kernels] for group in groups]
     found = backend_of(like).map_groups(norms, work, [_operations(group) for group in groups], like)
@@ -212,7 +216,7 @@ def _norms(
     return Norms(values, [np.asarray(slope, dtype) for slope in apart])
 
 
-def _together(members: Sequence[_Norm], derivatives: bool) -> Norms:
+def _together(members: Sequence[KernelNorm], derivatives: bool) -> Norms:
     """Return the norms of several kernels as one result."""
     slopes = [one.slope for one in members if one.slope is not None]
     return Norms(np.asarray([one.value for one in members]), slopes if derivatives else None)

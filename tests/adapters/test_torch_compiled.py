@@ -44,13 +44,13 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """Return a list to which each computation of shared norms adds the number of kernels, and if it has derivatives."""
     counts: list[tuple[int, bool]] = []
-    compute = shared.norms_of_arrays
+    compute = shared.norms_of_groups
 
     def counted(groups: Any, *, derivatives: bool) -> Any:
-        counts.append((sum(len(group.arrays) for group in groups), derivatives))
+        counts.append((sum(len(group.kernels) for group in groups), derivatives))
         return compute(groups, derivatives=derivatives)
 
-    monkeypatch.setattr(shared, "norms_of_arrays", counted)
+    monkeypatch.setattr(shared, "norms_of_groups", counted)
     return counts
 
 

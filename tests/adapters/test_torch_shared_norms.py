@@ -53,13 +53,13 @@ def assert_current(model: nn.Sequential) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list to which every computation of norms adds its number of kernels."""
     counts: list[int] = []
-    compute = shared.norms_of_arrays
+    compute = shared.norms_of_groups
 
     def counted(groups: Any, **options: Any) -> Any:
-        counts.append(sum(len(group.arrays) for group in groups))
+        counts.append(sum(len(group.kernels) for group in groups))
         return compute(groups, **options)
 
-    monkeypatch.setattr(shared, "norms_of_arrays", counted)
+    monkeypatch.setattr(shared, "norms_of_groups", counted)
     return counts
 
 

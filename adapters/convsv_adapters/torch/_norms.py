@@ -12,7 +12,7 @@ from convsv_core import Conv, norm_upper_bound
 from convsv_core.layers import Extents
 from convsv_core.training import NormGroup, Norms, norms_of_groups
 
-__all__ = ["ArrayGroup", "NormOf", "WeightGroup", "as_numpy", "can_share", "norm_of", "norms_of", "norms_of_arrays"]
+__all__ = ["NormOf", "WeightGroup", "as_numpy", "can_share", "norm_of", "norms_of"]
 
 
 class NormOf(NamedTuple):
@@ -36,12 +36,9 @@ class NormOf(NamedTuple):
         """Whether the norm is that of a grid of frequencies, so that weights of one shape can share the work."""
         return self.input_shape is None or (self.conv.padding_mode == "circular" and self.conv.padding == "same")
 
-
-class ArrayGroup(NamedTuple):
-    """Hold NumPy arrays of one shape and dtype whose norms are wanted."""
-
-    arrays: Sequence[Any]
-    which: NormOf
+    def group(self, arrays: Sequence[Any]) -> NormGroup:
+        """Return NumPy arrays of one shape and dtype, whose norms are wanted, as a group of kernels."""
+        return NormGroup(arrays, self.input_shape, self.conv, self.rtol)
 
 
 class WeightGroup(NamedTuple):
@@ -74,18 +71,12 @@ def can_share(weight: torch.Tensor) -> bool:
     return True
 
 
-def norms_of_arrays(groups: Sequence[ArrayGroup], *, derivatives: bool) -> list[Norms]:
-    """Return the norms of groups of NumPy arrays."""
-    calls = [NormGroup(one.arrays, one.which.input_shape, one.which.conv, one.which.rtol) for one in groups]
-    return norms_of_groups(calls, derivatives=derivatives)
-
-
 def norms_of(groups: Sequence[WeightGroup]) -> list[torch.Tensor]:
     """Return the norms of each group of weights: tensors of shape (weights,), differentiable."""
     weights = [weight for group in groups for weight in group.weights]
     derivatives = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    arrays = [ArrayGroup([as_numpy(weight) for weight in group.weights], group.which) for group in groups]
-    found = norms_of_arrays(arrays, derivatives=derivatives)
+    arrays = [group.which.group([as_numpy(weight) for weight in group.weights]) for group in groups]
+    found = norms_of_groups(arrays, derivatives=derivatives)
     return [_differentiable(group, norms) for group, norms in zip(groups, found, strict=True)]
 
 

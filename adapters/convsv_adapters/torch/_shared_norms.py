@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from convsv_adapters.torch._norms import ArrayGroup, NormOf, as_numpy, can_share, norms_of_arrays
-from convsv_core.training import Norms
+from convsv_adapters.torch._norms import NormOf, as_numpy, can_share
+from convsv_core.training import Norms, norms_of_groups
 
 __all__ = ["Asked", "Known", "asked_for", "shared_norm"]
 
@@ -167,10 +167,9 @@ def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _
         groups = [groups[0][:1]]  # Another weight may be at fault, and its own layer will say so.
         found = _norms_of(groups, derivative)
     for group, norms in zip(groups, found, strict=True):
-        slopes = norms.slopes if norms.slopes is not None else [None] * len(group)
-        for one, value, slope in zip(group, norms.values, slopes, strict=True):
+        for one, norm in zip(group, norms.of_each(), strict=True):
             one.asker.wanted = one.asker is asker
-            one.asker.result = _Result(one.asker.which, one.entries, value, slope)
+            one.asker.result = _Result(one.asker.which, one.entries, norm.value, norm.slope)
     assert asker.result is not None
     return asker.result
 
@@ -189,8 +188,8 @@ def _add(work: dict[Any, list[_Work]], one: _Work, which: NormOf) -> None:
 
 def _norms_of(groups: Sequence[Sequence[_Work]], derivatives: bool) -> list[Norms]:
     """Return the norms of groups of weights."""
-    arrays = [ArrayGroup([one.entries for one in group], group[0].asker.which) for group in groups]
-    return norms_of_arrays(arrays, derivatives=derivatives)
+    arrays = [group[0].asker.which.group([one.entries for one in group]) for group in groups]
+    return norms_of_groups(arrays, derivatives=derivatives)
 
 
 def _array_of(weight: torch.Tensor | None) -> Any:
