@@ -15,7 +15,6 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from convsv_backends._threads import (
-    SHARED_OPERATIONS,
     SharedLimit,
     UserLimit,
     map_groups_in_threads,
@@ -122,16 +121,8 @@ class NumpyBackend(Backend):
         self, function: Callable[[Any], list[Any]], groups: Sequence[Any], costs: Sequence[float], like: Array
     ) -> list[list[Any]]:
         """Share the groups out to threads, each of which has one BLAS thread and maps its blocks alone."""
-
-        def alone(group: Any) -> list[Any]:
-            with _blas_limit.alone():
-                return function(group)
-
-        if sum(costs) >= SHARED_OPERATIONS:
-            with _blas_limit as threads:
-                if threads > 1:
-                    return map_groups_in_threads(alone, groups, costs, threads)
-        return super().map_groups(function, groups, costs, like)
+        found = map_groups_in_threads(function, groups, costs, _blas_limit)
+        return super().map_groups(function, groups, costs, like) if found is None else found
 
     def call_host(
         self,

@@ -21,7 +21,6 @@ import numpy as np
 from convsv_core.backend import Array, BlockFunction, split_rows
 
 __all__ = [
-    "SHARED_OPERATIONS",
     "SharedLimit",
     "UserLimit",
     "map_groups_in_threads",
@@ -200,15 +199,30 @@ def map_groups_in_threads(
     function: Callable[[Any], list[Any]],
     groups: Sequence[Any],
     costs: Sequence[float],
-    threads: int,
+    limit: SharedLimit,
     *,
     initializer: Callable[[], object] | None = None,
-) -> list[list[Any]]:
-    """Return the list ``function(group)`` of each group, as `Backend.map_groups` does.
+) -> list[list[Any]] | None:
+    """Return the list ``function(group)`` of each group, as `Backend.map_groups` does, or None if threads do not gain.
 
     A group that costs more than a thread's share of the work is cut into parts, each of which costs less. The most
-    expensive parts come first, so that the threads end at about the same time.
+    expensive parts come first, so that the threads end at about the same time. While a thread computes a part, `limit`
+    gives it no further threads.
     """
+    if sum(costs) < SHARED_OPERATIONS:
+        return None
+    with limit as threads:
+        return _map_groups(function, groups, costs, threads, limit, initializer) if threads > 1 else None
+
+
+def _map_groups(
+    function: Callable[[Any], list[Any]],
+    groups: Sequence[Any],
+    costs: Sequence[float],
+    threads: int,
+    limit: SharedLimit,
+    initializer: Callable[[], object] | None,
+) -> list[list[Any]]:
     shares = []
     for index, (group, cost) in enumerate(zip(groups, costs, strict=True)):
         parts = max(1, min(len(group), math.ceil(threads * cost / sum(costs))))
@@ -219,7 +233,8 @@ def map_groups_in_threads(
 
     def work(block: Any) -> tuple[Array, ...]:
         for share in (shares[int(place)] for place in block):
-            found = function([groups[share.group][place] for place in share.places])
+            with limit.alone():
+                found = function([groups[share.group][place] for place in share.places])
             for place, result in zip(share.places, found, strict=True):
                 results[share.group][place] = result
         return ()

@@ -13,7 +13,6 @@ import array_api_compat
 import numpy as np
 
 from convsv_backends._threads import (
-    SHARED_OPERATIONS,
     SharedLimit,
     UserLimit,
     map_groups_in_threads,
@@ -174,14 +173,13 @@ class TorchBackend(Backend):
         import torch
 
         def detached(group: Any) -> list[Any]:
-            with torch.no_grad(), _torch_limit.alone(), get_backend("numpy").single_threaded():
+            with torch.no_grad(), get_backend("numpy").single_threaded():
                 return function(group)
 
-        if sum(costs) >= SHARED_OPERATIONS and _is_plain(like):
-            with _torch_limit as threads:
-                if threads > 1:
-                    return map_groups_in_threads(detached, groups, costs, threads, initializer=_one_thread)
-        return super().map_groups(function, groups, costs, like)
+        found = None
+        if _is_plain(like):
+            found = map_groups_in_threads(detached, groups, costs, _torch_limit, initializer=_one_thread)
+        return super().map_groups(function, groups, costs, like) if found is None else found
 
     def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
         """Tell whether a search is among tensors on the CPU: NumPy takes two thirds of PyTorch's time for ResNet-32."""

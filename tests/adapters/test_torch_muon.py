@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from convsv_adapters.torch import ConvMuon, _muon, conv_layers
-from convsv_backends import _torch
+from convsv_backends import _threads
 from torch import nn
 
 import convsv_core as convsv
@@ -55,7 +55,7 @@ def norm(change: torch.Tensor, conv: convsv.Conv) -> float:
 def test_threads_change_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = []
     for least in (math.inf, 0.0):
-        monkeypatch.setattr(_torch, "SHARED_OPERATIONS", least)
+        monkeypatch.setattr(_threads, "SHARED_OPERATIONS", least)
         model = nn.Sequential(*(nn.Conv2d(6, 6, 3, padding=1) for _ in range(4)), nn.Conv2d(6, 2, 8), nn.Flatten())
         model.load_state_dict(weights[0] if weights else model.state_dict())
         start = copy.deepcopy(model.state_dict())
@@ -70,7 +70,7 @@ def test_threads_change_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_of_a_thread_names_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_torch, "SHARED_OPERATIONS", 0.0)
+    monkeypatch.setattr(_threads, "SHARED_OPERATIONS", 0.0)
     whole = _muon.steepest_together
 
     def fails_for_depthwise(kernels: Any, *arguments: Any, **options: Any) -> Any:
