@@ -9,7 +9,7 @@ import numpy as np
 from convsv_conformance.dense import Array
 from convsv_conformance.target import Target
 
-__all__ = ["dtype_of", "made", "random_values"]
+__all__ = ["dtype_of", "made", "random_values", "table_eps"]
 
 
 def dtype_of(target: Target, values: Array) -> str:
@@ -28,3 +28,8 @@ def random_values(shape: tuple[int, ...], kind: str) -> Array:
     rng = np.random.default_rng(len(shape) + sum(shape))
     values: Array = rng.standard_normal(shape)
     return values + 1j * rng.standard_normal(shape) if kind == "complex" else values
+
+
+def table_eps(target: Target) -> float:
+    """Return the eps of a table from the host. It is that of float32 without float64, as in JAX."""
+    return float(np.finfo(np.float64 if "float64" in target.backend.dtypes(target.device) else np.float32).eps)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from convsv_conformance.checks.arrays import dtype_of, made, random_values
+from convsv_conformance.checks.arrays import dtype_of, made, random_values, table_eps
 from convsv_conformance.checks.spectrum import VALUE_FACTOR
 from convsv_conformance.checks.standard import standard
 from convsv_conformance.dense import Array
@@ -62,7 +62,7 @@ def check(target: Target, operation: Operation, ledger: Ledger) -> None:
 
 
 def _view(target: Target, values: Array) -> tuple[Any, Array]:
-    """Return the same as `_made`, with an array that is a transposed view of another array."""
+    """Return the same as `made`, with an array that is a transposed view of another array."""
     array, exact = made(target, np.ascontiguousarray(values.swapaxes(-1, -2)))
     return target.backend.namespace(array).matrix_transpose(array), exact.swapaxes(-1, -2)
 
@@ -213,16 +213,13 @@ def _places(target: Target, ledger: Ledger) -> None:
 
 def _tables(target: Target, ledger: Ledger) -> None:
     like, _ = made(target, np.zeros((2, 3)))
-    # Without double precision, as JAX is by default, a table has the precision that the library has.
-    double = "float64" in target.backend.dtypes(target.device)
-    eps = np.finfo(np.float64 if double else np.float32).eps
     for table in (np.linspace(0.1, 7.0, 9), np.arange(12).reshape(3, 4), np.asarray([True, False])):
         host = np.asarray(target.backend.to_numpy(target.backend.asarray_like(table, like)))
         what = f"asarray_like of a table of {table.dtype}"
         ledger.true(f"{what}: shape {host.shape}, dtype {host.dtype}", host.shape == table.shape)
         ledger.true(f"{what}: dtype {host.dtype}, wanted {table.dtype}", host.dtype.kind == table.dtype.kind)
         off = np.abs(host.astype(float) - table.astype(float))
-        ledger.true(f"{what}: off by {off.max()}", bool(np.all(off <= eps * np.abs(table))))
+        ledger.true(f"{what}: off by {off.max()}", bool(np.all(off <= table_eps(target) * np.abs(table))))
 
 
 # ---- control -------------------------------------------------------------------------------------------
@@ -241,12 +238,11 @@ def _blocks(target: Target, ledger: Ledger) -> None:
     """Check that blocks keep the order of the rows, with a budget for one, for a few and for all rows."""
     (like, _), (other, _) = made(target, np.full((2, 2), 3.0)), made(target, np.asarray([5.0, -4.0]))
     rows = np.stack([np.arange(11) / 3, np.arange(11) ** 2 + 0.1], axis=1)
-    # Without double precision, as JAX is by default, rows have the precision that the library has.
-    eps = np.finfo(np.float64 if "float64" in target.backend.dtypes(target.device) else np.float32).eps
 
     def agree(what: str, result: Any, wanted: Array) -> None:
         host = np.asarray(target.backend.to_numpy(result))
-        same = host.shape == wanted.shape and bool(np.all(np.abs(host - wanted) <= 4 * eps * np.abs(wanted).max()))
+        off = 4 * table_eps(target) * np.abs(wanted).max()
+        same = host.shape == wanted.shape and bool(np.all(np.abs(host - wanted) <= off))
         ledger.true(f"{what}: {host.tolist()}, wanted {wanted.tolist()}", same)
 
     for at_once in (1, 3, 20):
