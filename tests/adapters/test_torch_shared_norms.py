@@ -140,6 +140,22 @@ def test_a_weight_that_has_no_norm_spoils_no_other(calls: list[int]) -> None:
     torch.testing.assert_close(model[0].weight, alone(model[0]), rtol=1e-6, atol=1e-7)
 
 
+def test_a_model_without_norms_costs_the_others_one_step(calls: list[int]) -> None:
+    """Someone keeps a model whose training has diverged, and trains another one."""
+    diverged, model = make_model(), make_model()
+    with torch.no_grad():
+        original(diverged[1]).fill_(torch.nan)
+    calls.clear()
+    for _ in range(3):
+        with torch.no_grad():
+            for layer in model:
+                fill(original(layer))
+        assert_current(model)
+    assert calls[-2:] == [3, 3]
+    with pytest.raises(ValueError, match="NaN"):
+        _ = diverged[1].weight
+
+
 def test_a_copy_that_is_not_called_costs_nothing(calls: list[int]) -> None:
     model, other = make_model(), make_model()
     calls.clear()

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +89,7 @@ class _Asker:
         The tensor whose norm it asked for last.
     which : NormOf
     wanted : bool
-        Whether it has asked since others last had its norm computed.
+        Whether it has asked since others last had its norm computed, or tried to.
     result : _Result or None
     """
 
@@ -164,7 +165,10 @@ def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _
     except (ArithmeticError, NotImplementedError, TypeError, ValueError):
         if len(groups) == 1 and len(groups[0]) == 1:
             raise
-        groups = [groups[0][:1]]  # Another weight may be at fault, and its own layer will say so.
+        # Another weight may be at fault. Its own layer will say so, and until then nobody asks for it again.
+        for one in chain.from_iterable(groups):
+            one.asker.wanted = False
+        groups = [groups[0][:1]]
         found = _norms_of(groups, derivative)
     for group, norms in zip(groups, found, strict=True):
         for one, norm in zip(group, norms.of_each(), strict=True):
