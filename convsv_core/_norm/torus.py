@@ -63,6 +63,8 @@ class TorusNorms:
         Exponential type along each axis.
     best : float
         The largest norm so far less its rounding error bound: a lower bound of the supremum.
+    best_square : float
+        The square of the norm behind `best`, as computed.
     best_angles : float array, shape (ndim,)
         The angles at which `best` was found.
     evaluations, budget : int
@@ -80,7 +82,7 @@ class TorusNorms:
         gram = gram_polynomial(operand)
         self.operand, self.budget, self.evaluations = operand, budget, spent
         self.types = operand.plan.exponential_types
-        self.best, self.best_angles = -1.0, np.zeros(len(self.types))
+        self.best, self.best_square, self.best_angles = -1.0, 0.0, np.zeros(len(self.types))
         self.tests = min(operand.plan.block) >= (TESTED_SIDE if tested_side is None else tested_side)
         self.relative_rounding = sum_rounding(operand.plan) * operand.eps
         self._rows = PolynomialRows(gram, by_angle=True)
@@ -125,7 +127,8 @@ class TorusNorms:
         self.evaluations, self.budget = self.evaluations + count, self.budget + count
         rounding = self.rounding + found.rounding
         first = int(np.argmax(found.squares))
-        self.best = math.sqrt(max(0.0, float(found.squares[first]) - rounding))
+        self.best_square = float(found.squares[first])
+        self.best = math.sqrt(max(0.0, self.best_square - rounding))
         self.best_angles = found.cover.centres[first]
         return found.cover.centres, np.sqrt(np.maximum(found.squares, 0.0) + rounding), found.cover.cells
 
@@ -136,9 +139,10 @@ class TorusNorms:
             return np.concatenate(parts)
         found = self._rows.largest(angles)
         first = int(np.argmax(found.values))
-        attained = math.sqrt(max(0.0, float(found.values[first]) - self.rounding))
+        square = float(found.values[first])
+        attained = math.sqrt(max(0.0, square - self.rounding))
         if attained > self.best:
-            self.best, self.best_angles = attained, angles[first]
+            self.best, self.best_square, self.best_angles = attained, square, angles[first]
         return np.asarray(np.sqrt(np.maximum(found.uppers, self.rounding)))
 
     def variation(self, reach: HostArray) -> HostArray:

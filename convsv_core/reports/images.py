@@ -9,6 +9,7 @@ import numpy as np
 
 from convsv_core._geometry.plan import HostArray
 from convsv_core._geometry.shapes import channel_letters
+from convsv_core._symbol.singular_pairs import largest_pairs
 from convsv_core.conv import Conv
 
 __all__ = ["MOST_CHANNELS", "PATCH", "PIXELS", "TopVectors", "by_frequency", "top_vectors"]
@@ -86,8 +87,11 @@ def top_vectors(kernel: HostArray, conv: Conv, extents: tuple[int, ...], index: 
     grid = extents if conv.transposed else tuple(n // s for n, s in zip(extents, conv.strides, strict=True))
     angles = tuple(2 * math.pi * (j if 2 * j <= n else j - n) / n for j, n in zip(index, grid, strict=True))
     matrices = _matrices(np.asarray(kernel), conv, angles)
-    group, value, left, right = _largest(matrices)
-    fine, coarse = (right, left) if not conv.transposed else (left, right)
+    found = largest_pairs(matrices[None])
+    group, value, left, right = int(found.groups[0]), float(found.values[0]), found.left[0], found.right[0]
+    entry = right[np.argmax(np.abs(right))]
+    turn = np.conj(entry) / np.abs(entry)  # The largest entry of the input becomes positive.
+    fine, coarse = (turn * left, turn * right) if conv.transposed else (turn * right, turn * left)
     strides = conv.strides
     fine_images = _wave(fine.reshape(math.prod(strides), -1), strides, grid, angles, group)
     coarse_images = _wave(coarse.reshape(1, -1), (1,) * conv.ndim, grid, angles, group)
@@ -116,27 +120,6 @@ def _matrices(kernel: HostArray, conv: Conv, angles: tuple[float, ...]) -> HostA
         matrix[(slice(None), *classes)] += np.exp(1j * turn) * taps[(slice(None), slice(None), *tap)]
     matrix = matrix.reshape(groups, rows // groups, -1)
     return np.conj(np.swapaxes(matrix, 1, 2)) if conv.transposed else matrix
-
-
-def _largest(matrices: HostArray) -> tuple[int, float, HostArray, HostArray]:
-    """Return the group with the largest singular value, this value, and its left and right singular vectors.
-
-    They follow from the eigenvectors of the smaller Gram matrix, which are as accurate as those of the SVD for the
-    largest value and cost less.
-    """
-    wide = matrices.shape[1] <= matrices.shape[2]
-    small = matrices if wide else np.conj(np.swapaxes(matrices, 1, 2))
-    grams = small @ np.conj(np.swapaxes(small, 1, 2))
-    group = int(np.argmax(np.linalg.eigvalsh(grams)[:, -1])) if len(grams) > 1 else 0
-    short = np.linalg.eigh(grams[group])[1][:, -1]
-    long = np.conj(small[group].T) @ short
-    value = float(np.linalg.norm(long))
-    long = long / value if value else long
-    right = long if wide else short
-    entry = right[np.argmax(np.abs(right))]
-    turn = np.conj(entry) / np.abs(entry) if entry else 1.0  # The largest entry of the input becomes positive.
-    short, long = short * turn, long * turn
-    return group, value, *((short, long) if wide else (long, short))
 
 
 class _Images(NamedTuple):

@@ -7,10 +7,10 @@ import pytest
 
 import convsv_core as convsv
 from convsv_core._geometry.plan import make_plan
-from convsv_core._norm import slopes
 from convsv_core._norm.cover import covered_grid, grid_cover
 from convsv_core._norm.largest import largest_on_grid
 from convsv_core._norm.search import Largest, largest_of_each, moments_of, parts_of
+from convsv_core._symbol import singular_pairs
 from convsv_core._symbol.operand import make_operand
 from convsv_core._symbol.rows import grid_rows
 from convsv_core.training import norms_together
@@ -126,7 +126,7 @@ def test_slopes_of_ties_attain_the_norm(kernels: str, dtype: str) -> None:
 def test_slopes_are_the_same_from_all_eigenvectors(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = random_kernels((6, 5, 3, 3), dtype, [1.0, 0.0, 3.0])
     found = norms_together(kernels, (8, 8), convsv.Conv("OIHW"))
-    monkeypatch.setattr(slopes, "RESIDUAL_EPS", -1)  # No vector is good enough.
+    monkeypatch.setattr(singular_pairs, "RESIDUAL_EPS", -1)  # No vector is good enough.
     wanted = norms_together(kernels, (8, 8), convsv.Conv("OIHW"))
     assert found.slopes is not None
     assert wanted.slopes is not None
