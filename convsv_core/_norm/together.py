@@ -174,9 +174,8 @@ def norms_together(
     [(1, 1, 3, 3), (1, 1, 3, 3)]
     """
     check_positive("rtol", rtol)
-    with backend_of(kernels[0]).computation_context(
-        kernels[0]
-    ):  # It depends on the size of one kernel, not on that of them all.
+    one = kernels[0]  # The context depends on the size of one kernel, not on that of them all.
+    with backend_of(one).computation_context(one):
         return _norms(kernels, input_shape, conv, rtol, derivatives)
 
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,8 @@ def assert_current(model: nn.Sequential) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list to which every computation of norms adds its number of kernels."""
+    """Return a list to which every computation of norms adds its number of kernels. No other model is known."""
+    monkeypatch.setattr(shared, "_askers", weakref.WeakKeyDictionary())
     counts: list[int] = []
     compute = shared.norms_of_groups
 
