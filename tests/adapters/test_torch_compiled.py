@@ -13,6 +13,7 @@ from convsv_adapters.torch import _operators as operators
 from convsv_adapters.torch import _shared_norms as shared
 from convsv_adapters.torch import conv_layers, operator_norm, penalty
 from torch import nn
+from torch_models import recorded_norms
 
 import convsv_core as convsv
 
@@ -42,16 +43,7 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """Return a list to which each computation of shared norms adds the number of kernels, and if it has derivatives."""
-    counts: list[tuple[int, bool]] = []
-    compute = shared.norms_of_groups
-
-    def counted(groups: Any, *, derivatives: bool) -> Any:
-        counts.append((sum(len(group.kernels) for group in groups), derivatives))
-        return compute(groups, derivatives=derivatives)
-
-    monkeypatch.setattr(shared, "norms_of_groups", counted)
-    return counts
+    return recorded_norms(monkeypatch)
 
 
 class Folded(nn.Module):
@@ -160,12 +152,8 @@ def test_a_penalty_has_derivatives_by_what_needs_them() -> None:
 # ---- one call for all layers of a shape --------------------------------------------------------------------
 
 
-RTOL = 0.05
-"""A tolerance of the parametrization that no other file of tests uses, so that no layer of theirs is computed too."""
-
-
 def alike(count: int = 3) -> nn.Sequential:
-    return nn.Sequential(*(operator_norm(nn.Conv2d(4, 4, 3, padding=1), bound=0.25, rtol=RTOL) for _ in range(count)))
+    return nn.Sequential(*(operator_norm(nn.Conv2d(4, 4, 3, padding=1), bound=0.25) for _ in range(count)))
 
 
 def original(layer: nn.Module) -> torch.Tensor:
@@ -250,7 +238,7 @@ def test_the_operators_are_what_the_compiler_takes_them_for(
     """PyTorch checks schema, fake and derivative. The second call finds kept results, which a graph must not get."""
     weight = nn.Parameter(torch.randn(shape).to(memory_format=layout))
     conv = operators.conv_arguments(convsv.Conv("OIHW", padding=1, padding_mode="zeros"))
-    number, call = torch.ops.convsv.number, repr(("layer_norm", conv, None, RTOL))
+    number, call = torch.ops.convsv.number, repr(("layer_norm", conv, None, 0.1))
     for _ in range(2):
         torch.library.opcheck(number.default, ([weight], call, [True]))
         torch.library.opcheck(number.default, ([weight.detach()], call, [False]))

@@ -6,7 +6,6 @@ import copy
 import gc
 import pickle
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from convsv_adapters.torch import _shared_norms as shared
 from convsv_adapters.torch._operators import conv_arguments
 from torch import nn
 from torch.nn.utils import parametrize
+from torch_models import recorded_norms
 
 import convsv_core as convsv
 
@@ -51,18 +51,13 @@ def assert_current(model: nn.Sequential) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list to which every computation of norms adds its number of kernels. No other model is known."""
-    monkeypatch.setattr(shared, "_askers", weakref.WeakKeyDictionary())
-    counts: list[int] = []
-    compute = shared.norms_of_groups
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    return recorded_norms(monkeypatch)
 
-    def counted(groups: Any, **options: Any) -> Any:
-        counts.append(sum(len(group.kernels) for group in groups))
-        return compute(groups, **options)
 
-    monkeypatch.setattr(shared, "norms_of_groups", counted)
-    return counts
+def counts_of(calls: list[tuple[int, bool]]) -> list[int]:
+    """Return the number of kernels of each computation of norms."""
+    return [count for count, _ in calls]
 
 
 def fill(weight: torch.Tensor) -> None:
@@ -100,7 +95,7 @@ def test_a_weight_that_changes_between_two_layers_gets_its_own_norm() -> None:
     assert_current(model)
 
 
-def test_training_computes_the_norms_of_a_shape_once_a_step(calls: list[int]) -> None:
+def test_training_computes_the_norms_of_a_shape_once_a_step(calls: list[tuple[int, bool]]) -> None:
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     images = torch.randn(2, 4, 8, 8)
@@ -111,11 +106,11 @@ def test_training_computes_the_norms_of_a_shape_once_a_step(calls: list[int]) ->
         loss.backward()
         optimizer.step()
         assert_current(model)
-    assert calls.count(3) >= 3
+    assert counts_of(calls).count(3) >= 3
     assert len(calls) <= 6
 
 
-def test_the_layers_of_all_shapes_are_computed_by_one_call(calls: list[int]) -> None:
+def test_the_layers_of_all_shapes_are_computed_by_one_call(calls: list[tuple[int, bool]]) -> None:
     model = nn.Sequential(
         operator_norm(nn.Conv2d(4, 4, 3, padding=1), bound=BOUND),
         operator_norm(nn.Conv2d(4, 8, 3, stride=2, padding=1), bound=BOUND, input_shape=(8, 8), circular=True),
@@ -127,14 +122,14 @@ def test_the_layers_of_all_shapes_are_computed_by_one_call(calls: list[int]) -> 
             fill(original(layer))
     calls.clear()
     weights = [layer.weight for layer in model]
-    assert calls == [4]
+    assert counts_of(calls) == [4]
     norms = [layer.parametrizations.weight[0].norm(original(layer)) for layer in model]
     for layer, weight, norm, mode in zip(model, weights, norms, ("bound", "bound", "normalise", "bound"), strict=True):
         divisor = norm / BOUND if mode == "normalise" else torch.clamp(norm / BOUND, min=1.0)
         torch.testing.assert_close(weight, original(layer) / divisor, rtol=1e-6, atol=1e-7)
 
 
-def test_a_weight_that_has_no_norm_spoils_no_other(calls: list[int]) -> None:
+def test_a_weight_that_has_no_norm_spoils_no_other(calls: list[tuple[int, bool]]) -> None:
     model = make_model()
     with torch.no_grad():
         fill(original(model[0]))
@@ -142,7 +137,7 @@ def test_a_weight_that_has_no_norm_spoils_no_other(calls: list[int]) -> None:
     torch.testing.assert_close(model[0].weight, alone(model[0]), rtol=1e-6, atol=1e-7)
 
 
-def test_a_model_without_norms_costs_the_others_one_step(calls: list[int]) -> None:
+def test_a_model_without_norms_costs_the_others_one_step(calls: list[tuple[int, bool]]) -> None:
     """Someone keeps a model whose training has diverged, and trains another one."""
     diverged, model = make_model(), make_model()
     with torch.no_grad():
@@ -153,12 +148,12 @@ def test_a_model_without_norms_costs_the_others_one_step(calls: list[int]) -> No
             for layer in model:
                 fill(original(layer))
         assert_current(model)
-    assert calls[-2:] == [3, 3]
+    assert counts_of(calls)[-2:] == [3, 3]
     with pytest.raises(ValueError, match="NaN"):
         _ = diverged[1].weight
 
 
-def test_a_copy_that_is_not_called_costs_nothing(calls: list[int]) -> None:
+def test_a_copy_that_is_not_called_costs_nothing(calls: list[tuple[int, bool]]) -> None:
     model, other = make_model(), make_model()
     calls.clear()
     for _ in range(4):
@@ -167,7 +162,7 @@ def test_a_copy_that_is_not_called_costs_nothing(calls: list[int]) -> None:
                 fill(original(layer))
         for layer in model:
             _ = layer.weight
-    assert calls[-1] == 3
+    assert counts_of(calls)[-1] == 3
     assert_current(other)
 
 
@@ -257,7 +252,7 @@ def test_functions_of_torch_func_take_the_single_norm() -> None:
     torch.testing.assert_close(found, leaf.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_cached_weights_are_computed_once(calls: list[int]) -> None:
+def test_cached_weights_are_computed_once(calls: list[tuple[int, bool]]) -> None:
     model = make_model()
     with torch.no_grad():
         for layer in model:
@@ -268,7 +263,7 @@ def test_cached_weights_are_computed_once(calls: list[int]) -> None:
         fill(original(model[0]))
         assert model[0].weight is model[0].weight  # PyTorch's own cache holds until the context ends.
     assert_current(model)
-    assert sum(calls) == 4
+    assert sum(counts_of(calls)) == 4
 
 
 # ---- the penalty -------------------------------------------------------------------------------------------
@@ -303,7 +298,7 @@ def compiled_norm(weight: torch.Tensor, derivative: bool) -> Any:
 
 
 @pytest.mark.parametrize("derivative", [False, True])
-def test_a_graph_that_hands_on_copies_has_their_norms(calls: list[int], derivative: bool) -> None:
+def test_a_graph_that_hands_on_copies_has_their_norms(calls: list[tuple[int, bool]], derivative: bool) -> None:
     """The C++ compiler hands on copies of a convolution's weight, in the layout that it prefers."""
     model = make_model()
     with torch.no_grad():
@@ -319,8 +314,8 @@ def test_a_graph_that_hands_on_copies_has_their_norms(calls: list[int], derivati
         for slope in slopes:
             (gradient,) = torch.autograd.grad(wanted, weight)
             torch.testing.assert_close(slope, gradient, rtol=0, atol=1e-5)
-    assert calls[0] >= 3
-    assert sum(calls[1:]) == 0
+    assert counts_of(calls)[0] >= 3
+    assert sum(counts_of(calls)[1:]) == 0
     changed = original(model[0]).detach() * 3
     assert float(compiled_norm(changed, False)[0]) == pytest.approx(3 * float(compiled_norm(changed / 3, False)[0]))
 

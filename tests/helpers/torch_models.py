@@ -1,16 +1,18 @@
-"""A PyTorch network with norms above the bounds of the tests, its training, and the norms of its layers."""
+"""A PyTorch network with norms above the bounds of the tests, its training, and the norms that it asks for."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
+import pytest
 import torch
-from convsv_adapters.torch import conv_layers
+from convsv_adapters.torch import _shared_norms, conv_layers
 from torch import nn
 
 import convsv_core as convsv
 
-__all__ = ["DEVICES", "SLACK", "certified", "images", "network", "train"]
+__all__ = ["DEVICES", "SLACK", "certified", "images", "network", "recorded_norms", "train"]
 
 SLACK = 1 + 1e-6
 """Factor by which a certified norm may exceed the bound, as in `convsv_core.project`."""
@@ -55,3 +57,20 @@ def certified(layer: Any) -> float:
     weight = layer.weight.detach()
     extents = None if layer.conv.padding_mode == "zeros" else layer.input_shape
     return float(convsv.norm_bounds(weight, layer.conv, input_shape=extents).upper)
+
+
+def recorded_norms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Return a list to which each computation of shared norms adds the number of kernels, and if it has derivatives.
+
+    The models of other tests, which may not be gone yet, are not known any more.
+    """
+    counts: list[tuple[int, bool]] = []
+    compute = _shared_norms.norms_of_groups
+
+    def counted(groups: Any, *, derivatives: bool) -> Any:
+        counts.append((sum(len(group.kernels) for group in groups), derivatives))
+        return compute(groups, derivatives=derivatives)
+
+    monkeypatch.setattr(_shared_norms, "norms_of_groups", counted)
+    monkeypatch.setattr(_shared_norms, "_askers", weakref.WeakKeyDictionary())
+    return counts
