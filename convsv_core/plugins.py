@@ -287,8 +287,8 @@ def backend_of(array: Array, argument: str = "kernel") -> Backend:
 def on_values(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: compute lazy arguments before calling a function whose control flow depends on array values.
 
-    The function's first argument is a kernel. The kernel's backend computes the arguments if it is lazy. A library that
-    compiles hands arrays in the memory of the host over to NumPy.
+    The function's first argument is a kernel, and its results have no derivatives. The kernel's backend computes the
+    arguments if it is lazy. JAX and PyTorch hand arrays in the memory of the host over to NumPy.
 
     Examples
     --------
@@ -296,7 +296,7 @@ def on_values(function: Callable[P, R]) -> Callable[P, R]:
     >>> on_values(lambda kernel: float(kernel.max()))(np.ones(3))
     1.0
     """
-    return _elsewhere(function, with_lazy=True)
+    return _elsewhere(function, search=True)
 
 
 def on_host(function: Callable[P, R]) -> Callable[P, R]:
@@ -310,19 +310,19 @@ def on_host(function: Callable[P, R]) -> Callable[P, R]:
     >>> on_host(lambda kernel: type(kernel).__name__)(np.ones(3))
     'ndarray'
     """
-    return _elsewhere(function, with_lazy=False)
+    return _elsewhere(function, search=False)
 
 
-def _elsewhere(function: Callable[P, R], *, with_lazy: bool) -> Callable[P, R]:
+def _elsewhere(function: Callable[P, R], *, search: bool) -> Callable[P, R]:
     """Return the function, called in another library where the backend of its first argument wants that."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         # A task on another machine imports the function by its name, and this name is bound to `call`.
         backend = backend_of(arguments[0] if arguments else options.get("kernel"))
-        if backend.lazy and with_lazy:
+        if backend.lazy and search:
             return backend.run_on_values(call, *arguments, **options)
-        if backend.prefers_host((arguments, options)):
+        if backend.prefers_host((arguments, options), search=search):
             return backend.run_on_host(call, *arguments, **options)
         return function(*arguments, **options)
 

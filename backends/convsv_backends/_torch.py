@@ -182,7 +182,12 @@ class TorchBackend(Backend):
         return super().map_groups(function, groups, costs, like) if found is None else found
 
     def prefers_host(self, arguments: Any, *, search: bool = False) -> bool:
-        """Tell whether a search is among tensors on the CPU: NumPy takes two thirds of PyTorch's time for ResNet-32."""
+        """Tell whether a search is among tensors on the CPU.
+
+        NumPy takes two thirds of PyTorch's time for the norms of ResNet-32 in training. For Gaussian 3 x 3 kernels of
+        16, 64 and 128 channels at 32, 16 and 14 pixels it takes 0.65 to 0.8 of the time of `project`, 0.5 to 0.75 of
+        that of `nearest_orthogonal`, and 0.75 to 0.85 of that of `steepest_direction`.
+        """
         import torch
 
         if not search:

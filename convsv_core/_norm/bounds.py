@@ -136,10 +136,6 @@ def norm_bounds(
     (True, True, (0.0, 0.0))
     """
     backend = backend_of(kernel)
-    if backend.prefers_host(kernel, search=True):
-        options = {"input_shape": input_shape, "rtol": rtol, "max_evaluations": max_evaluations}
-        on_host: NormBounds = backend.run_on_host(norm_bounds, kernel, conv, **options)
-        return on_host
     check_positive("rtol", rtol)
     budget = as_int("max_evaluations", max_evaluations, least=1)
     operand = make_operand(backend.stop_gradient(kernel), None, conv, lattice=True)

@@ -163,7 +163,8 @@ def steepest_direction(
     Notes
     -----
     A constant for differentiation. Traceable: a gradient with NaN or infinity then gives NaN. A lazy gradient (Dask) is
-    computed now, as one task in the library of its chunks.
+    computed now, as one task in the library of its chunks. The search for gradients of JAX and PyTorch on one device of
+    a CPU is made with NumPy.
 
     Both bounds include rounding errors. The certified norm of the direction is at most 1, to a relative 1e-6. For every
     input size, the search takes place on a grid, and a certificate for all frequencies scales the direction. If the

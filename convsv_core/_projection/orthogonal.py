@@ -90,7 +90,8 @@ def nearest_orthogonal(
     Notes
     -----
     A constant for differentiation. Not traceable, because it stops when it has converged. A lazy kernel (Dask) is
-    computed now, as one task in the library of its chunks. If the matrix of a frequency is rank-deficient, its polar
+    computed now, as one task in the library of its chunks. Kernels of JAX and PyTorch on one device of a CPU are
+    computed with NumPy. If the matrix of a frequency is rank-deficient, its polar
     factor is not unique and the SVD's is taken. So the zero kernel gives the identity.
 
     Orthogonal convolutions of a given support form several families, which differ in how often their phases turn

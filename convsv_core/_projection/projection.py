@@ -132,8 +132,8 @@ def project(
     the library of its chunks, also with `steps`. The certificate includes rounding errors. ``norm`` is at most
     ``bound * (1 + 1e-6)``, and at most `bound` if the kernel was changed. A second projection changes nothing.
 
-    JAX kernels on one device of a CPU are projected with NumPy, from compiled programs too; `steps` is then the largest
-    number of iterations, on a working set of frequencies.
+    Kernels of JAX and PyTorch on one device of a CPU are projected with NumPy, those of JAX from compiled programs too;
+    there `steps` is the largest number of iterations, on a working set of frequencies.
 
     Traceable with `steps`. The certificate is then the norm over the grid. For every input size it is divided by the
     product of ``cos(d_i pi / N_i)``; see `norm_bounds`. `state` then holds the whole grid.
