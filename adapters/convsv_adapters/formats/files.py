@@ -1,12 +1,17 @@
-"""The beginning of a file, by which a reader recognises its format."""
+"""The beginning of a file, by which a reader recognises its format, and what damaged archives raise."""
 
 from __future__ import annotations
 
 import contextlib
+import lzma
 import zipfile
+import zlib
 from pathlib import Path
 
-__all__ = ["first_bytes", "zip_members"]
+__all__ = ["DAMAGED_ZIP", "first_bytes", "zip_members"]
+
+DAMAGED_ZIP = (EOFError, OSError, RuntimeError, ValueError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+"""What `zipfile` raises for an archive that is damaged, or encrypted, or compressed by a method that it lacks."""
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -17,10 +22,10 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 def zip_members(path: Path) -> list[str]:
     """Return the names in a zip archive; only the first name if it is truncated, [] if the file is no archive."""
-    if zipfile.is_zipfile(path):
-        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-            return archive.namelist()
     with path.open("rb") as file:
+        with contextlib.suppress(*DAMAGED_ZIP), zipfile.ZipFile(file) as archive:
+            return archive.namelist()
+        file.seek(0)
         header = file.read(30)  # a local file header: its signature comes first, the length of the name at byte 26
         if header[:4] != b"PK\x03\x04" or len(header) < 30:
             return []

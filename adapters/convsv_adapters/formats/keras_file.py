@@ -18,7 +18,7 @@ import numpy as np
 
 from convsv_adapters._keras_rules import per_axis, sides, transposed_pads
 from convsv_adapters.formats.errors import damaged, load_library
-from convsv_adapters.formats.files import first_bytes, zip_members
+from convsv_adapters.formats.files import DAMAGED_ZIP, first_bytes, zip_members
 from convsv_adapters.formats.keras_arrays import Arrays, arrays_of, holds_arrays_of_rank, replace_entries
 from convsv_adapters.formats.keras_config import Configured, configured_layers
 from convsv_adapters.formats.keras_shapes import Shape, ShapeMisfit, input_names, inputs_of_layers
@@ -73,7 +73,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
                 layers = list(_Reading(file, archive, options).layers(config))
     except ShapeMisfit as error:
         raise ModelError(f"{path}: {error}") from None
-    except (AttributeError, KeyError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (AttributeError, KeyError, TypeError, *DAMAGED_ZIP) as error:
         raise damaged(path, "a Keras model", error) from None
     if config is None:
         if options.network is not None:

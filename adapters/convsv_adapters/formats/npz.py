@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from convsv_adapters.formats.errors import damaged
-from convsv_adapters.formats.files import zip_members
+from convsv_adapters.formats.files import DAMAGED_ZIP, zip_members
 from convsv_adapters.parameters import (
     HostArray,
     in_natural_order,
@@ -40,7 +39,7 @@ def convsv_read_model(path: Path, options: ReadOptions) -> list[Layer] | None:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ModelError(f"{path}: not an .npz archive")
             arrays = [(name, archive[name]) for name in archive.files]
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED_ZIP as error:
         if "allow_pickle" in str(error):  # NumPy refuses pickled objects by a ValueError that only its text tells apart
             reason = "is no archive, or holds pickled objects, which are never loaded"
             raise ModelError(f"{path}: {reason}") from None

@@ -229,8 +229,8 @@ def _told_by_bias(shape: tuple[int, ...], outputs: int) -> Companions:
         return Companions(layout="transposed")
     if outputs == shape[-1]:
         return Companions(layout="last")
-    groups = outputs // shape[1]
-    if outputs == groups * shape[1] and shape[0] % groups == 0:
+    groups = outputs // shape[1] if shape[1] else 0
+    if groups and outputs == groups * shape[1] and shape[0] % groups == 0:
         return Companions(layout="transposed", groups=groups)
     return Companions(doubt=f"its bias has {outputs} entries, as many as no axis of {_by(shape)} has")
 

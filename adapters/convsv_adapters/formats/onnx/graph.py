@@ -24,6 +24,7 @@ __all__ = [
     "attributes",
     "bodies",
     "constant_tensor",
+    "is_text",
     "operator_name",
 ]
 
@@ -231,6 +232,17 @@ def bodies(node: Node) -> list[Graph]:
     for attribute in node.attribute:
         found += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
     return found
+
+
+def is_text(graph: Graph) -> bool:
+    """Return whether all names in a graph are text. In a damaged file they can be bytes that are no UTF-8."""
+    names = [value.name for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+    return all(isinstance(name, str) for name in names) and all(
+        is_text(body) for node in graph.node for body in bodies(node)
+    )
 
 
 def attributes(node: Node) -> dict[str, Any]:

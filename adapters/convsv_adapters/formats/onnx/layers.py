@@ -53,6 +53,8 @@ def network_layers(
     types, uses = infer_types(root, inputs), Uses(root)
     rows: list[_Found | Layer] = []
     for place in root.walk():
+        if not place.node.output:  # Nobody can read what it computes.
+            continue
         if "Conv" in place.node.op_type:
             rows.append(_find(place, uses))
         elif linear:

@@ -74,9 +74,13 @@ def network_of(model: Any, folder: Path, inputs: Types, path: Path, examples: Ma
             _append(reading, node)
     outputs = tuple(value.name for value in scope.graph.output)
     for name in outputs:
-        if name not in reading.known:
+        if name in reading.known:
+            continue
+        if scope.is_constant(name):
             reading.nodes.append(GraphNode(name, Constant(reading.constant(name)), (), reading.constant(name).shape))
-            reading.known.add(name)
+        else:
+            reading.nodes.append(GraphNode(name, Unsupported("no operator computes it"), (), ()))
+        reading.known.add(name)
     return Graph(tuple(reading.nodes), outputs)
 
 

@@ -139,12 +139,16 @@ def _load(path: Path) -> Any:
     import onnx
     import onnx.defs
 
+    from convsv_adapters.formats.onnx.graph import is_text
+
     try:
         model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one") from None
     if not model.graph.node:
         raise ModelError(f"{path}: not an ONNX model: it holds no graph")
+    if not is_text(model.graph):
+        raise ModelError(f"{path}: a damaged ONNX model: a name in it is no text")
     if model.ir_version > onnx.IR_VERSION:
         raise ModelError(
             f"{path}: too new: its IR version is {model.ir_version}, and onnx {onnx.__version__} reads up to "

@@ -92,8 +92,10 @@ def _dense(sparse: Any) -> HostArray:
 def to_array(tensor: Any, folder: Path) -> HostArray:
     """Return the numbers of a TensorProto; bfloat16 and smaller floats come as float32, which holds them exactly.
 
-    `folder` is where files with external data lie.
+    `folder` is where files with external data lie. A tensor without an element type raises a ValueError.
     """
+    if tensor.data_type == onnx.TensorProto.UNDEFINED:  # onnx raises a TypeError
+        raise ValueError(f"the tensor {tensor.name!r} has no element type")
     if is_external(tensor):
         stored, tensor = tensor, onnx.TensorProto()
         tensor.CopyFrom(stored)  # which gets the numbers, as `to_array` reads the file into the tensor
