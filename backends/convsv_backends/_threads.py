@@ -20,14 +20,7 @@ import numpy as np
 
 from convsv_core.backend import Array, BlockFunction, split_rows
 
-__all__ = [
-    "SharedLimit",
-    "UserLimit",
-    "map_groups_in_threads",
-    "map_in_threads",
-    "usable_processors",
-    "worth_threads",
-]
+__all__ = ["SharedLimit", "UserLimit", "map_groups_in_threads", "map_in_threads", "usable_processors", "worth_threads"]
 
 SMALL_BYTES = 1 << 22
 """Smallest work, in bytes of working memory, that is given to several threads.

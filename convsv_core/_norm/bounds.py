@@ -235,7 +235,7 @@ def _singular_pair(operand: Operand, frequency: tuple[float, ...], square: float
     xp, backend, plan = operand.xp, operand.backend, operand.plan
     polynomial = symbol_polynomial(operand)
     coefficients = polynomial.coefficients
-    offsets = np.asarray(list(itertools.product(*(axis.offsets for axis in plan.axes))), float)
+    offsets = np.asarray(list(itertools.product(*plan.offsets)), float)
     steps = np.asarray([axis.step for axis in plan.axes])
     phases = np.exp(1j * (offsets * steps) @ np.asarray(frequency))
     phases = xp.astype(backend.asarray_like(phases, coefficients), operand.complex_dtype, copy=False)

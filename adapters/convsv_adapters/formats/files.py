@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["DAMAGED_ZIP", "first_bytes", "zip_members"]
 
 DAMAGED_ZIP = (EOFError, OSError, RuntimeError, ValueError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
-"""What `zipfile` raises for an archive that is damaged, or encrypted, or compressed by a method that it lacks."""
+"""These are the errors of `zipfile` for an archive that is damaged, or encrypted, or compressed in an unknown way."""
 
 
 def first_bytes(path: Path, count: int) -> bytes:

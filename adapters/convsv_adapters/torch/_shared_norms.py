@@ -16,7 +16,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,7 +125,7 @@ def shared_norm(owner: object, weight: torch.Tensor, which: NormOf) -> Known:
     asker.which, asker.wanted = which, True
     entries, result = as_numpy(weight), asker.result
     if result is None or not result.answers(which, entries, derivative):
-        result = _computed(asker, entries.copy(), which, derivative)
+        result = _computed(asker, entries.copy(), derivative)
     return Known(result.value, torch.from_numpy(result.slope) if derivative else None)
 
 
@@ -148,31 +147,28 @@ def asked_for(copy: torch.Tensor, which: NormOf) -> Asked | None:
     return None
 
 
-def _computed(asker: _Asker, entries: Any, which: NormOf, derivative: bool) -> _Result:
+def _computed(asker: _Asker, entries: Any, derivative: bool) -> _Result:
     """Return the norm of a weight with these entries, and keep it and those of other weights that may be asked for."""
     work: dict[Any, list[_Work]] = {}
-    _add(work, _Work(asker, entries), which)
+    _add(work, _Work(asker, entries))
     with _lock:
         others = list(_askers.values())
     for other in others:
         if other is not asker and other.wanted:
             array, known = _array_of(other.weight()), other.result
             if array is not None and (known is None or not known.answers(other.which, array, derivative)):
-                _add(work, _Work(other, array.copy()), other.which)
+                other.wanted = False
+                _add(work, _Work(other, array.copy()))
     groups = list(work.values())
     try:
         found = _norms_of(groups, derivative)
     except (ArithmeticError, NotImplementedError, TypeError, ValueError):
         if len(groups) == 1 and len(groups[0]) == 1:
             raise
-        # Another weight may be at fault. Its own layer will say so, and until then nobody asks for it again.
-        for one in chain.from_iterable(groups):
-            one.asker.wanted = False
-        groups = [groups[0][:1]]
+        groups = [groups[0][:1]]  # Another weight may be at fault. Its own layer will say so when it asks.
         found = _norms_of(groups, derivative)
     for group, norms in zip(groups, found, strict=True):
         for one, norm in zip(group, norms.of_each(), strict=True):
-            one.asker.wanted = one.asker is asker
             one.asker.result = _Result(one.asker.which, one.entries, norm.value, norm.slope)
     assert asker.result is not None
     return asker.result
@@ -185,9 +181,9 @@ class _Work(NamedTuple):
     entries: Any
 
 
-def _add(work: dict[Any, list[_Work]], one: _Work, which: NormOf) -> None:
+def _add(work: dict[Any, list[_Work]], one: _Work) -> None:
     """Add a weight to the weights of its shape, dtype and geometry."""
-    work.setdefault((which, one.entries.shape, one.entries.dtype), []).append(one)
+    work.setdefault((one.asker.which, one.entries.shape, one.entries.dtype), []).append(one)
 
 
 def _norms_of(groups: Sequence[Sequence[_Work]], derivatives: bool) -> list[Norms]:

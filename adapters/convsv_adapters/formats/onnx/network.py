@@ -77,7 +77,8 @@ def network_of(model: Any, folder: Path, inputs: Types, path: Path, examples: Ma
         if name in reading.known:
             continue
         if scope.is_constant(name):
-            reading.nodes.append(GraphNode(name, Constant(reading.constant(name)), (), reading.constant(name).shape))
+            value = scope.constant(name)
+            reading.nodes.append(GraphNode(name, Constant(value), (), value.shape))
         else:
             reading.nodes.append(GraphNode(name, Unsupported("no operator computes it"), (), ()))
         reading.known.add(name)
